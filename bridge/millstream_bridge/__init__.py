@@ -1,0 +1,1 @@
+"""Kafka topics into NATS subjects and back."""

@@ -1,0 +1,1 @@
+"""A single-node NATS server with JetStream, in Python."""

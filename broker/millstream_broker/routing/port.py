@@ -1,0 +1,54 @@
+"""What the parts behind the router (JetStream, monitoring) see of it.
+
+Past the wire a subject is ``str`` (UTF-8 with surrogateescape, decoded once per distinct subject by
+the route cache); headers and payload stay the bytes that came.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class Instant(NamedTuple):
+    """One reading of both clocks, taken at the edge: timers use the first, stored times the second."""
+
+    mono_s: float
+    wall_ns: int
+
+
+@dataclass(slots=True)
+class Message:
+    """What was published. ``headers`` is the whole block from ``NATS/1.0`` to the empty line."""
+
+    subject: str
+    reply: str | None
+    headers: bytes | None
+    payload: bytes
+
+
+Sink = Callable[[Sequence[Message], Instant], None]
+"""Takes a run of messages for one internal subscription, in order, from one socket read."""
+
+
+class Bus(Protocol):
+    """An account's subject space, for subscribers that live inside the server."""
+
+    def publish(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        reply: str | None = None,
+        headers: bytes | None = None,
+        deliver_as: str | None = None,
+    ) -> int:
+        """Route by ``subject`` (what MSG shows is ``deliver_as`` or it); returns how many got it.
+
+        ``deliver_as`` is how a consumer's message arrives on an inbox under its stored subject.
+        """
+
+    def has_interest(self, subject: str, queue: str | None = None) -> bool:
+        """Whether anybody (with ``queue``: a member of that queue group) would get the subject."""
+
+    def subscribe(self, pattern: str, sink: Sink) -> Callable[[], None]:
+        """Add an internal subscription; the answer removes it."""

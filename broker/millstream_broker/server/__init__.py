@@ -1,0 +1,1 @@
+"""The edge: sockets, timers, signals (the only folder with asyncio)."""

@@ -1,0 +1,110 @@
+"""What JetStream asks of a store; memory and file stores keep the same contract.
+
+A store keeps the messages of one stream in sequence order and answers by sequence, subject and
+time. It knows nothing of limits, consumers or the API: the stream decides what goes and says so.
+
+What ``append``, ``skip``, ``remove`` and ``purge`` changed is in the operating system when ``flush``
+returns; the stream acknowledges only after that, so that a killed process loses nothing it acked.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """One message of a stream. ``headers`` is the whole block from ``NATS/1.0`` to the empty line."""
+
+    seq: int
+    ts_ns: int
+    subject: str
+    headers: bytes | None
+    payload: bytes
+
+
+class MessageStore(Protocol):
+    """The messages of one stream. Sequences start at 1 unless ``first_seq`` said otherwise."""
+
+    @property
+    def messages(self) -> int: ...
+    @property
+    def size_bytes(self) -> int:
+        """What STREAM.INFO reports as bytes (nats-server's formula for the storage type)."""
+    @property
+    def first_seq(self) -> int:
+        """Sequence of the oldest message; ``last_seq + 1`` when there is none."""
+    @property
+    def last_seq(self) -> int: ...
+    @property
+    def first_ts_ns(self) -> int:
+        """Store time of the oldest message; 0 when there is none."""
+    @property
+    def last_ts_ns(self) -> int: ...
+    @property
+    def num_subjects(self) -> int: ...
+    @property
+    def num_deleted(self) -> int:
+        """How many sequences between ``first_seq`` and ``last_seq`` are gone."""
+
+    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
+        """Store at ``last_seq + 1`` and return that sequence."""
+    def skip(self, count: int, ts_ns: int) -> None:
+        """Use up ``count`` sequences without storing anything (interest streams without interest)."""
+    def flush(self) -> None:
+        """Hand everything changed so far to the operating system. Raises StoreError."""
+    def sync(self) -> None:
+        """``flush``, then make it survive a power loss."""
+
+    def load(self, seq: int) -> StoredMessage | None: ...
+    def remove(self, seq: int, *, erase: bool = False) -> StoredMessage | None:
+        """Remove one message and return it; None when it is not there. ``erase`` overwrites its bytes."""
+    def purge(self, *, subject: str = ">", below_seq: int | None = None, keep: int = 0) -> int:
+        """Remove what matches ``subject``: below ``below_seq``, or all but the newest ``keep``; the count."""
+    def deleted(self) -> Iterator[int]:
+        """The gone sequences between ``first_seq`` and ``last_seq``, ascending."""
+
+    def subject_state(self, subject: str) -> tuple[int, int, int] | None:
+        """(first_seq, last_seq, count) of one literal subject; None when it holds no message."""
+    def subjects(self, pattern: str) -> dict[str, int]:
+        """Literal subjects matching ``pattern`` with their message counts."""
+    def next_match(self, patterns: Sequence[str], start_seq: int) -> int | None:
+        """Sequence of the first message at or after ``start_seq`` on any of ``patterns``."""
+    def count_matches(self, patterns: Sequence[str], start_seq: int) -> int:
+        """How many messages at or after ``start_seq`` match any of ``patterns``."""
+    def last_matches(self, patterns: Sequence[str], *, up_to_seq: int | None = None) -> list[int]:
+        """Per matching subject its last sequence (at or below ``up_to_seq``), ascending."""
+    def seq_at(self, ts_ns: int) -> int:
+        """First sequence stored at or after this time; ``last_seq + 1`` when there is none."""
+
+    def close(self) -> None: ...
+
+
+class StreamDirectory(Protocol):
+    """Where one stream lives: its configuration, its messages and its consumers' files."""
+
+    def save_config(self, document: bytes) -> None:
+        """Replace the stream's configuration atomically (an opaque document of JetStream's)."""
+    def load_config(self) -> bytes: ...
+    def open_messages(self, *, first_seq: int = 1, sync_always: bool = False) -> MessageStore:
+        """Open, or recover after a crash; ``first_seq`` counts only for a new, empty store."""
+    def consumers(self) -> list[str]: ...
+    def save_consumer(self, name: str, document: bytes) -> None:
+        """Replace one consumer's configuration and state atomically, and empty its journal."""
+    def load_consumer(self, name: str) -> tuple[bytes, list[bytes]]:
+        """The document last saved and the journal entries after it, oldest first."""
+    def journal_consumer(self, name: str, entry: bytes) -> None:
+        """Append one entry (buffered until ``flush_consumers``); a torn tail is dropped on load."""
+    def flush_consumers(self) -> None: ...
+    def delete_consumer(self, name: str) -> None: ...
+    def destroy(self) -> None:
+        """Close everything and delete the stream."""
+
+
+class Storage(Protocol):
+    """All streams of one server, by account and name; one for memory, one for a folder."""
+
+    def streams(self, account: str) -> list[str]: ...
+    def create_stream(self, account: str, name: str) -> StreamDirectory:
+        """Raises StoreError when the folder can't be written."""
+    def open_stream(self, account: str, name: str) -> StreamDirectory: ...

@@ -1,0 +1,1 @@
+"""Subjects: validity, matching, transforms."""

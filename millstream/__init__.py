@@ -1,0 +1,1 @@
+"""millstream: Kafka's partitions, per-key order and self-balancing groups on NATS."""

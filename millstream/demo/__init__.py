@@ -1,0 +1,1 @@
+"""The demo: a Kafka topic becomes ordered, self-balancing work on NATS."""
