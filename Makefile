@@ -1,0 +1,79 @@
+# Every command a person or CI runs, by name. `make` lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+PARTS  := pyproject.toml tests/constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos kafka natscli clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "millstream needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 || echo missing). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module; install it (Debian: apt install python3-venv) or name another Python: make PYTHON=… $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.python $(PARTS)
+	$(PIP) install -c tests/constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.python $(PARTS)
+	$(PIP) install -c tests/constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.dev: $(VENV)/.python $(PARTS)
+	$(PIP) install -c tests/constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.test $(VENV)/.runtime
+
+setup: $(VENV)/.dev ## make .venv and install the project with all of its tools
+
+demo: $(VENV)/.runtime ## run the demo: a Kafka topic, ordered and balanced on NATS, with faults (ARGS="--seed 7")
+	$(BIN)/millstream demo $(ARGS)
+
+test: $(VENV)/.test ## run every test that this machine can run (ARGS="-k partition")
+	$(BIN)/python -m pytest $(ARGS)
+
+quick: $(VENV)/.test ## units only: no process, no socket
+	$(BIN)/python -m pytest -q -m "not slow" tests/broker tests/coordinator tests/bridge tests/millstream $(ARGS)
+
+lint: $(VENV)/.dev ## formatting, style, types, import contracts, spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell --skip './.*,*.csv.gz,*.patch' --ignore-words-list nak,te,ans README.md CHANGELOG.md Makefile millstream broker coordinator bridge tests examples
+
+format: $(VENV)/.dev ## let the formatter have its way
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+conformance: $(VENV)/.test ## the same tests on the embedded broker and on nats-server
+	$(BIN)/python -m pytest tests/conformance $(ARGS)
+
+simulate: $(VENV)/.test ## replay the simulated group (SEEDS=1000 SEED=1)
+	$(BIN)/python -m tests.simulation --seeds $(or $(SEEDS),1000) --seed $(or $(SEED),1)
+
+mutate: $(VENV)/.test ## plant each bug of tests/mutants in a copy and see its test go red
+	$(BIN)/python -m tests.mutants.run $(ARGS)
+
+bench: $(VENV)/.test ## measure beside nats-server and print ratios
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+chaos: $(VENV)/.test ## the long forms of the kill -9 tests
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+kafka: $(VENV)/.test ## fetch real Apache Kafka's jars for the tests (needs Maven and Java) into .cache/kafka
+	$(BIN)/python -m tests.helpers.kafka --fetch .cache/kafka
+
+natscli: ## build the nats command for the tests (needs Go) into .cache/bin
+	GOBIN=$(CURDIR)/.cache/bin go install github.com/nats-io/natscli/nats@v0.5.0
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
