@@ -1,8 +1,8 @@
 """What the machine must have for a test, and what happens when it has not.
 
-``need("nats")`` skips the test with the reason, or fails it when ``MILLSTREAM_REQUIRE`` (a list such
-as ``nats,kafka``) names the thing: a bare laptop runs what it can, the build server may not quietly
-run less than everything. ``missing(name)`` is the same question without pytest.
+``need("nats")`` skips the test with the reason, or fails it when ``MILLSTREAM_REQUIRE`` names it (a
+list like ``nats,kafka``): a bare laptop runs what it can, the build server may not quietly run less
+than everything. ``missing(name)`` is the same question without pytest.
 """
 
 import functools
