@@ -1,0 +1,335 @@
+"""Keys and subjects: a key as one subject token and back, and the rule that finds it in a subject.
+
+**Key ↔ token.** A Kafka key is any bytes or null; a NATS token is text without dots, wildcards,
+spaces or controls. The escape is percent-style over bytes: ``. * > %``, everything up to space, DEL
+and every byte from 0x80 become ``%XX`` in upper-case hexadecimal, and so does a leading ``$``,
+which would look like a system subject's. The rest stands for itself, so ordinary keys stay
+readable. In a key's token a ``%`` is followed by two hexadecimal digits, with three exceptions that
+therefore no key can look like:
+
+* ``%null``: the null key (another token may be chosen; a key that looks like it is escaped more),
+* ``%empty``: the empty key, as a token must have a character,
+* ``<start of the key>%-<hash>``: a key over 128 bytes. The token then only tells keys apart (128
+  bits of BLAKE2b) and the whole key travels base64-coded in the header ``Millstream-Key``.
+
+So for every key and null, ``from_token(to_token(key), key_headers(key)) == key``, different keys
+have different tokens, and a token is always legal. `from_token` takes nothing but tokens of this
+form; it checks a header's key against the token's hash.
+
+**Key rule.** One text, by which a group finds a message's key and partition in what it reads:
+
+* ``flights.*.{key}``: a pattern over the subject. Tokens in braces are the key's. The partition's
+  token is ``{partition}``, or the only ``*`` where there is just one; two bare ``*`` would leave
+  open which it is, so that is refused. A last ``>`` stands for any rest. One key token is read with
+  `from_token`; several are the key as they stand, joined by dots.
+* ``header:Customer-Id on flights.*.>``: the key is that header's value; no header is no key.
+* a function (subject, headers, payload) → key, with the pattern given beside it.
+
+Where a rule reads a token that this escape did not write (a producer of one's own may use any
+token), the token itself is the key, as UTF-8: no message is ever refused for its key.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+NULL_TOKEN: Final = "%null"  # noqa: S105 - a token of a subject
+EMPTY_TOKEN: Final = "%empty"  # noqa: S105 - a token of a subject
+_PARTIAL_WILDCARD: Final = "*"
+_FULL_WILDCARD: Final = ">"
+KEY_HEADER: Final = "Millstream-Key"
+KEY_BYTES_MAX: Final = 128
+"""A longer key is not written into its token as a whole."""
+
+_PREFIX_BYTES = 48
+_HASH_MARK = "%-"
+_HASH_BYTES = 16
+_ESCAPED_TEXT = ".*>%"
+_BYTE_TOKENS = tuple(
+    f"%{byte:02X}" if byte <= 0x20 or byte >= 0x7F or chr(byte) in _ESCAPED_TEXT else chr(byte)
+    for byte in range(256)
+)
+_PLAIN = re.compile(rb"(?!\$)[!-~]+")
+_PLAIN_REFUSED = re.compile(rb"[.*>%]")
+
+KeyFunction = Callable[[str, Mapping[str, str], bytes], bytes | None]
+"""(subject, headers, payload) to the key; None for a message without one. Must be pure."""
+
+
+class KeyTokenError(ValueError):
+    """A token is not one that `to_token` writes, or its key is not where it should be."""
+
+    def __init__(self, token: str, reason: str) -> None:
+        super().__init__(f"subject token {token!r} {reason}")
+        self.token = token
+
+
+class KeyRuleError(ValueError):
+    """A key rule cannot be read, or does not fit the subjects it is meant for."""
+
+    def __init__(self, rule: str, reason: str) -> None:
+        super().__init__(f"key rule {rule!r}: {reason}")
+        self.rule = rule
+
+
+def to_token(key: bytes | None, *, null_token: str = NULL_TOKEN) -> str:
+    """Write the key as one literal subject token of at most 384 characters, all of them ASCII.
+
+    A key over `KEY_BYTES_MAX` needs `key_headers` on its message as well. ``null_token`` stands for
+    the null key; the key that would read the same is escaped further. ValueError: ``null_token`` is
+    no plain token.
+    """
+    if null_token != NULL_TOKEN and not _is_plain(null_token.encode()):
+        raise ValueError(f"null token {null_token!r} is not one plain subject token")
+    if key is None:
+        return null_token
+    if not key:
+        return EMPTY_TOKEN
+    if len(key) > KEY_BYTES_MAX:
+        digest = hashlib.blake2b(key, digest_size=_HASH_BYTES).hexdigest()
+        return f"{_escape(key[:_PREFIX_BYTES])}{_HASH_MARK}{digest}"
+    token = _escape(key)
+    if token == null_token:
+        return f"%{key[0]:02X}{token[1:]}"
+    return token
+
+
+def from_token(
+    token: str, headers: Mapping[str, str] | None = None, *, null_token: str = NULL_TOKEN
+) -> bytes | None:
+    """Return the key that `to_token` turned into ``token``; None is the null key.
+
+    ``headers`` are the message's, needed where the token holds only a hash. KeyTokenError: the
+    token is not of this form, or the header's key is missing or not this token's.
+    """
+    if token == null_token:
+        return None
+    if token == EMPTY_TOKEN:
+        return b""
+    if _HASH_MARK in token:
+        key = _key_from_header(token, headers)
+    else:
+        key = unquote_to_bytes(token.encode("utf-8", "surrogateescape"))
+    if to_token(key, null_token=null_token) != token:
+        raise KeyTokenError(token, "is not the escaped form of a key")
+    return key
+
+
+def key_headers(key: bytes | None) -> dict[str, str]:
+    """Return what a message with this key needs beside its token: nothing, or `KEY_HEADER`."""
+    if key is None or len(key) <= KEY_BYTES_MAX:
+        return {}
+    return {KEY_HEADER: base64.b64encode(key).decode("ascii")}
+
+
+def _key_from_header(token: str, headers: Mapping[str, str] | None) -> bytes:
+    value = (headers or {}).get(KEY_HEADER)
+    if value is None:
+        raise KeyTokenError(token, f"holds only a hash and the header {KEY_HEADER} is missing")
+    try:
+        key = base64.b64decode(value, validate=True)
+    except binascii.Error as error:
+        raise KeyTokenError(token, f"has a header {KEY_HEADER} that is not base64") from error
+    return key
+
+
+def _is_plain(data: bytes) -> bool:
+    return _PLAIN.fullmatch(data) is not None and _PLAIN_REFUSED.search(data) is None
+
+
+def _escape(data: bytes) -> str:
+    if _is_plain(data):
+        return data.decode("ascii")
+    token = "".join([_BYTE_TOKENS[byte] for byte in data])
+    return f"%24{token[1:]}" if token[0] == "$" else token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRule:
+    """Where a message's key and partition are; made by `parse` or `for_function`.
+
+    ``text`` is the rule in the form `parse` reads (for a function: its name, which only people
+    read). ``key_places`` and ``partition_place`` count the subject's tokens from 0;
+    ``partition_place`` is None where subjects carry no partition (one stream per partition).
+    """
+
+    text: str
+    pattern: tuple[str, ...]
+    key_places: tuple[int, ...]
+    partition_place: int | None
+    header: str | None = None
+    function: KeyFunction | None = None
+    null_token: str = NULL_TOKEN
+
+    @classmethod
+    def parse(cls, text: str, *, null_token: str = NULL_TOKEN) -> "KeyRule":
+        """Read ``flights.*.{key}`` or ``header:Name on flights.*.>``; or raise KeyRuleError."""
+        header = None
+        subjects = text
+        if text.startswith("header:"):
+            header, found, subjects = text.removeprefix("header:").partition(" on ")
+            if not found or not re.fullmatch(r"[!-9;-~]+", header):
+                raise KeyRuleError(text, "a header rule reads 'header:<name> on <subjects>'")
+        pattern, key_places, partition_place = _parse_pattern(text, subjects)
+        if header is None and not key_places:
+            raise KeyRuleError(text, "no token is marked as the key, as in 'flights.*.{key}'")
+        if header is not None and key_places:
+            raise KeyRuleError(text, "the key is either a header or tokens in braces, not both")
+        return cls(
+            text=text,
+            pattern=pattern,
+            key_places=key_places,
+            partition_place=partition_place,
+            header=header,
+            null_token=null_token,
+        )
+
+    @classmethod
+    def for_function(cls, function: KeyFunction, subjects: str) -> "KeyRule":
+        """Make a rule that asks ``function``; ``subjects`` is a pattern without key tokens."""
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        text = f"function:{name} on {subjects}"
+        pattern, key_places, partition_place = _parse_pattern(text, subjects)
+        if key_places:
+            raise KeyRuleError(text, "the key is either a function's or tokens in braces, not both")
+        return cls(
+            text=text,
+            pattern=pattern,
+            key_places=(),
+            partition_place=partition_place,
+            function=function,
+        )
+
+    def subject_filter(self, partition: int | None = None) -> str:
+        """Return the NATS pattern of what the rule reads; of one partition when it is given."""
+        tokens = ["*" if _is_marked(token) else token for token in self.pattern]
+        if partition is not None and self.partition_place is not None:
+            tokens[self.partition_place] = str(partition)
+        return ".".join(tokens)
+
+    def key_of(self, subject: str, headers: Mapping[str, str], payload: bytes) -> bytes | None:
+        """Return the message's key, None if it has none; KeyRuleError: not the rule's subject."""
+        if self.function is not None:
+            return self.function(subject, headers, payload)
+        if self.header is not None:
+            value = headers.get(self.header)
+            return None if value is None else value.encode("utf-8", "surrogateescape")
+        tokens = subject.split(".")
+        if not _matches(self.pattern, tokens):
+            raise KeyRuleError(self.text, f"subject {subject!r} does not match")
+        chosen = [tokens[place] for place in self.key_places]
+        if len(chosen) == 1:
+            try:
+                return from_token(chosen[0], headers, null_token=self.null_token)
+            except KeyTokenError:
+                return chosen[0].encode("utf-8", "surrogateescape")
+        return ".".join(chosen).encode("utf-8", "surrogateescape")
+
+    def partition_of(self, subject: str) -> int | None:
+        """Return the partition token's number; None if there is no such token, or no number."""
+        tokens = subject.split(".")
+        if self.partition_place is None or not _matches(self.pattern, tokens):
+            return None
+        token = tokens[self.partition_place]
+        if not (token.isascii() and token.isdecimal()):
+            return None
+        number = int(token)
+        return number if str(number) == token else None
+
+    def check(self, subjects: Iterable[str], partitions: int) -> None:
+        """Refuse, with KeyRuleError, a rule that cannot read ``partitions`` partitions of a stream.
+
+        ``subjects`` are the patterns the stream's messages are stored under (`stored_subjects`).
+        Each partition's filter must lie inside one of them, which is what the server demands of a
+        consumer's filter too.
+        """
+        stored = list(subjects)
+        patterns = [subject.split(".") for subject in stored]
+        if self.partition_place is None and partitions > 1:
+            raise KeyRuleError(
+                self.text,
+                f"it marks no partition token, so it cannot tell {partitions} partitions apart"
+                " (write '*' or '{partition}')",
+            )
+        whole = self.subject_filter()
+        if any(_contains(pattern, whole.split(".")) for pattern in patterns):
+            return
+        for partition in range(partitions):
+            wanted = self.subject_filter(partition)
+            if not any(_contains(pattern, wanted.split(".")) for pattern in patterns):
+                raise KeyRuleError(
+                    self.text,
+                    f"it reads {wanted!r} for partition {partition}, which is not inside the"
+                    f" stream's subjects: {', '.join(stored) or 'none'}",
+                )
+
+
+def stored_subjects(subjects: Iterable[str], transform_destination: str | None = None) -> list[str]:
+    """Patterns of the subjects a stream stores, from its config's ``subjects`` and transform.
+
+    A transform leaves what its source does not match as it was, so both forms are listed.
+    """
+    patterns = list(subjects)
+    if transform_destination:
+        spaceless = re.sub(r"\{\{.*?\}\}", "*", transform_destination)
+        tokens = ["*" if re.fullmatch(r"\$\d+", token) else token for token in spaceless.split(".")]
+        patterns.append(".".join(tokens))
+    return patterns
+
+
+def _is_marked(token: str) -> bool:
+    return token.startswith("{")
+
+
+def _parse_pattern(rule: str, subjects: str) -> tuple[tuple[str, ...], tuple[int, ...], int | None]:
+    tokens = tuple(subjects.split("."))
+    marked: dict[str, int] = {}
+    bare = []
+    for place, token in enumerate(tokens):
+        if not token or re.search(r"\s", token):
+            raise KeyRuleError(rule, "a subject token is empty or has a space in it")
+        if token == _FULL_WILDCARD and place != len(tokens) - 1:
+            raise KeyRuleError(rule, "'>' may only be the last token")
+        if token == _PARTIAL_WILDCARD:
+            bare.append(place)
+        elif _is_marked(token):
+            if not re.fullmatch(r"\{[A-Za-z_][A-Za-z0-9_]*\}", token):
+                raise KeyRuleError(rule, f"{token!r} is no name in braces")
+            if token in marked:
+                raise KeyRuleError(rule, f"{token!r} is there twice")
+            marked[token] = place
+    partition_place = marked.pop("{partition}", None)
+    if partition_place is None and len(bare) > 1:
+        raise KeyRuleError(rule, "several '*': mark the partition's token as '{partition}'")
+    if partition_place is None and bare:
+        partition_place = bare[0]
+    return tokens, tuple(marked.values()), partition_place
+
+
+def _matches(pattern: Sequence[str], subject: Sequence[str]) -> bool:
+    if pattern[-1] == ">":
+        if len(subject) < len(pattern):
+            return False
+    elif len(subject) != len(pattern):
+        return False
+    return all(
+        wanted == token or wanted in ("*", ">") or _is_marked(wanted)
+        for wanted, token in zip(pattern, subject, strict=False)
+    )
+
+
+def _contains(wide: Sequence[str], narrow: Sequence[str]) -> bool:
+    """Whether every subject the pattern ``narrow`` matches is matched by ``wide`` too."""
+    for place, token in enumerate(wide):
+        if token == _FULL_WILDCARD:
+            return len(narrow) > place
+        if place == len(narrow) or narrow[place] == _FULL_WILDCARD:
+            return False
+        if token not in ("*", narrow[place]):
+            return False
+    return len(wide) == len(narrow)
