@@ -38,7 +38,7 @@ class Candidate:
 
     member: str
     capacity: int = 1
-    labels: Mapping[str, str] = field(default=_NO_LABELS)
+    labels: Mapping[str, str] = field(default_factory=lambda: _NO_LABELS)
 
     def __post_init__(self) -> None:
         if self.capacity < 0:
