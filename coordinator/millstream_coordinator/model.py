@@ -1,0 +1,209 @@
+"""The values of a partitioned consumer group: what its bucket holds, what a handler gets.
+
+Everything here is a frozen value; the machines that change them are in ``group.py``. Records have
+one wire form, JSON with the fields below (``encode`` and ``decode_*``), so that any tool may read a
+group's bucket. Unknown fields are ignored on reading: a newer member may add some.
+
+``PartitionRecord.epoch`` is the fencing number: it grows by one with every change of owner and with
+nothing else. ``floor`` is a stream sequence below or at which every message of the partition has
+been handled; what is handled above it is in the owner's ``DoneRecord``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import msgspec
+
+from .errors import BadRecord
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class PartitionState(StrEnum):
+    """Where a partition stands; the wire value is what ``part.<n>`` holds."""
+
+    FREE = "free"
+    """Nobody owns it: no member with capacity was there."""
+    OWNED = "owned"
+    """``owner`` serves it, or is on its way to."""
+    MOVING = "moving"
+    """``owner`` drains it for ``next``."""
+
+
+class Retention(StrEnum):
+    """What decides how a consumer is made again: the stream's retention, with the wire's values."""
+
+    LIMITS = "limits"
+    INTEREST = "interest"
+    WORK_QUEUE = "workqueue"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigRecord:
+    """``cfg``: what all members must agree on. ``stream`` None: membership and epochs only."""
+
+    partitions: int
+    stream: str | None
+    filter: str | None
+    """Subject filter with ``{partition}`` where the partition's number stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderRecord:
+    """``leader``: who decides. ``renewed_ns`` is wall clock, only there to change the value."""
+
+    member: str
+    instance: str
+    renewed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberRecord:
+    """``members.<id>``: one member. ``instance`` tells two processes with one member id apart."""
+
+    instance: str
+    capacity: int = 1
+    """Weight in the assignment; 0 takes no partitions (a coordinator that only leads)."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    pid: int = 0
+    joined_ns: int = 0
+    is_leaving: bool = False
+    """The member drains: it gets no more partitions and gives away what it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionRecord:
+    """``part.<n>``: who owns a partition, under which epoch, from where."""
+
+    epoch: int
+    owner: str | None = None
+    instance: str | None = None
+    """The owner's instance: a restarted member is a change of owner, so its epoch grows."""
+    next: str | None = None
+    next_instance: str | None = None
+    floor: int = 0
+    state: PartitionState = PartitionState.FREE
+    done_from: str | None = None
+    """Member whose ``done.<member>`` holds the newest saved done-set of the partition."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DonePosition:
+    """Progress in one partition: ``done`` are closed ranges (first, last) above ``floor``."""
+
+    epoch: int
+    floor: int
+    done: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoneRecord:
+    """``done.<member>``: the progress of all partitions a member owns, in one value."""
+
+    instance: str
+    partitions: Mapping[int, DonePosition] = field(default_factory=dict)
+
+
+Record = ConfigRecord | LeaderRecord | MemberRecord | PartitionRecord | DoneRecord
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind)
+    for kind in (ConfigRecord, LeaderRecord, MemberRecord, PartitionRecord, DoneRecord)
+}
+
+
+def encode(record: Record) -> bytes:
+    """Return the record as JSON, the form in which it is stored."""
+    return _encoder.encode(record)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def decode(kind: type[R], value: bytes) -> R:
+    """Read a stored record; raises ``BadRecord`` when the bytes are no such record."""
+    try:
+        record = _decoders[kind].decode(value)
+    except msgspec.DecodeError as error:
+        raise BadRecord(kind.__name__, str(error)) from error
+    assert isinstance(record, kind)
+    return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The group's clocks, in seconds of the monotonic clock; every member should use the same."""
+
+    heartbeat_interval_s: float = 0.25
+    heartbeat_timeout_s: float = 1.0
+    """Silence after which a member is dead, and after which a member trusts itself no more."""
+    heartbeat_slack_s: float = 0.05
+    """How late a heartbeat may be before its sender is probed."""
+    reconnect_grace_s: float = 0.1
+    """A member whose connection is gone is probed again after this, then it is dead."""
+    restart_grace_s: float = 1.5
+    """After its own reconnect nobody is judged for so long: a server restart is no mass death."""
+    static_grace_s: float = 0.0
+    """A dead member with a name of its own keeps its partitions for so long (rolling restarts)."""
+    lease_s: float = 6.0
+    """Time to live of ``leader`` and ``members.<id>``; renewed at a third of it. The backstop."""
+    drain_timeout_s: float = 30.0
+    """A graceful move that takes longer is forced."""
+    request_timeout_s: float = 1.0
+    save_interval_s: float = 0.1
+    """The done-set is saved this often while it changes."""
+    save_every: int = 1000
+    """… or after so many handled messages, whichever is first."""
+    audit_interval_s: float = 5.0
+    """How often an owner compares its consumer with its own books."""
+    reconcile_interval_s: float = 5.0
+    """How often the leader looks for consumers whose epoch is not current."""
+    ack_wait_s: float = 3600.0
+    retry_min_s: float = 0.1
+    retry_max_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What bounds one member; per partition unless said otherwise."""
+
+    max_ack_pending: int = 256
+    """Messages delivered and not yet acked; 1 is strict mode."""
+    max_lanes: int = 128
+    """Handler calls at one time over all partitions of the member."""
+
+
+@dataclass(slots=True)
+class Message:
+    """What a handler gets. ``data`` and ``headers`` are the stored ones.
+
+    ``key`` is None for a message without a key: no order is claimed for those. ``epoch`` and
+    ``seq`` are what a fenced sink compares. ``timestamp_ns`` is the time the stream stored it.
+    Not frozen: a redelivery gives the same message a new ``reply``.
+    """
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    key: bytes | None
+    partition: int
+    seq: int
+    epoch: int
+    num_delivered: int = 1
+    timestamp_ns: int = 0
+    reply: str = ""
+    """Where the ack goes; handlers have no use for it."""
+    consumer_seq: int = 0
+    attempt: int = 1
+    """Which call of the handler this is, counted by this owner."""
+
+
+def seconds(duration: timedelta) -> float:
+    """Turn a public duration into the core's seconds."""
+    return duration.total_seconds()

@@ -1,0 +1,426 @@
+"""The seam between the group's machines and a server: commands out, happenings in.
+
+A machine never waits. It hands out **commands**; those with an ``id`` are answered by exactly one
+**reply** with that id, sooner or later, whatever happens (the edge answers ``Failed`` when it gave
+up). Everything else that reaches a machine is a **happening**: a key changed, messages came, a
+heartbeat was heard, the connection went or came back, a handler ended.
+
+``Port`` is what an adapter is: it executes commands and calls a listener with happenings and
+replies. There are two, ``jetstream.py`` (a NATS server) and ``memory.py`` (in this process, with a
+virtual clock), and the same machine runs on both.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from .events import GroupEvent
+from .model import Message, Retention
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Make the group's bucket if it is missing and look at server and stream: ``Prepared``."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """(Re)start watching the bucket: every key's newest value, then each change.
+
+    Not answered by a reply but by ``KeyChanged`` … ``WatchCaughtUp``.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadKey:
+    """Read a key from the server, not from a cache: ``KeyRead``."""
+
+    id: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteKey:
+    """Compare-and-set: only if the key's revision is ``revision`` (0: not there).
+
+    ``Written`` or ``Conflict``. ``ttl_s``: the value goes by itself after so long, where the
+    server can; elsewhere it stays.
+    """
+
+    id: int
+    key: str
+    value: bytes
+    revision: int
+    ttl_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteKey:
+    """Compare-and-delete: ``Written`` or ``Conflict``."""
+
+    id: int
+    key: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListConsumers:
+    """Names of the stream's consumers: ``ConsumerNames``."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadConsumer:
+    """Where a consumer stands: ``ConsumerRead``."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateConsumer:
+    """Make a pull consumer: explicit ack, one filter: ``Done`` or ``Overlap``.
+
+    ``start_seq`` is the first sequence wanted (ignored on work-queue streams: the server knows
+    what is left).
+    """
+
+    id: int
+    name: str
+    partition: int
+    start_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteConsumer:
+    """Delete a consumer; one that is not there counts as deleted: ``Done``."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPull:
+    """Keep a standing pull on the consumer; what comes is ``Delivered`` with this ``pull``."""
+
+    pull: int
+    name: str
+    partition: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClosePull:
+    """Stop pulling; what is under way may still be delivered."""
+
+    pull: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """Acknowledge, or with ``is_progress`` start the ack timer anew; not confirmed."""
+
+    message: Message
+    is_progress: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoubleAck:
+    """Acknowledge and have it confirmed: ``Done``, or ``Failed`` (no responders: fenced)."""
+
+    id: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listen:
+    """Hear heartbeats of one member, or with None of everybody; replaces the one before."""
+
+    member: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """Publish this member's heartbeat; it comes back as ``Heard`` like anybody's."""
+
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Ask whether a member's connection is up: ``Alive``, or ``Failed`` (no responders: gone)."""
+
+    id: int
+    member: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """Call the handler; ends in ``Handled``."""
+
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """Tell the world."""
+
+    event: GroupEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """The machine is at its end; ``error`` is why, or None after a drain."""
+
+    error: Exception | None = None
+
+
+Command = (
+    Prepare
+    | Watch
+    | ReadKey
+    | WriteKey
+    | DeleteKey
+    | ListConsumers
+    | ReadConsumer
+    | CreateConsumer
+    | DeleteConsumer
+    | OpenPull
+    | ClosePull
+    | Ack
+    | DoubleAck
+    | Listen
+    | Beat
+    | Probe
+    | Handle
+    | Tell
+    | Stop
+)
+
+# ---- replies -------------------------------------------------------------------------------------
+
+
+class Failure(StrEnum):
+    """Why a command was not carried out, as far as one can know."""
+
+    TIMEOUT = "timeout"
+    """No answer in time: it may or may not have been carried out."""
+    DISCONNECTED = "disconnected"
+    """The connection went before the answer: it may or may not have been carried out."""
+    NO_RESPONDERS = "no responders"
+    """Nobody is there to do it."""
+    REFUSED = "refused"
+    """The server said no; ``detail`` says why."""
+    BUCKET_GONE = "bucket gone"
+    """The group's bucket is not there."""
+    STREAM_GONE = "stream gone"
+    """The data stream is not there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The bucket is there. ``last_seq`` is the data stream's last sequence now."""
+
+    id: int
+    retention: Retention
+    last_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRead:
+    """A key's value; None and revision 0 (or its marker's) when it is not there."""
+
+    id: int
+    value: bytes | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """The write took place and got this revision."""
+
+    id: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conflict:
+    """The key has another revision: nothing was written."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerNames:
+    """All consumers of the stream."""
+
+    id: int
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerRead:
+    """A consumer's books; ``is_there`` False: no such consumer and the rest is 0."""
+
+    id: int
+    is_there: bool
+    ack_floor: int = 0
+    """Stream sequence: everything the consumer delivers up to here is acked."""
+    delivered: int = 0
+    """Consumer sequence of the last delivery."""
+    num_ack_pending: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Carried out."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """A work-queue stream has another consumer for these subjects (10100)."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """A probed member answered."""
+
+    id: int
+    instance: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """Not carried out, or nobody knows."""
+
+    id: int
+    reason: Failure
+    detail: str = ""
+
+
+Reply = (
+    Prepared
+    | KeyRead
+    | Written
+    | Conflict
+    | ConsumerNames
+    | ConsumerRead
+    | Done
+    | Overlap
+    | Alive
+    | Failed
+)
+
+# ---- happenings ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyChanged:
+    """A key of the bucket has a new value; None: it was deleted or ran out."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchCaughtUp:
+    """Every key that is there was told since the watch (re)started; ``keys`` are all of them."""
+
+    keys: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """A heartbeat. ``sent_at`` is on the sender's clock."""
+
+    member: str
+    instance: str
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """Messages of a pull, in the order of delivery."""
+
+    pull: int
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullIdle:
+    """Nothing is under way: the consumer's last delivery has this consumer sequence."""
+
+    pull: int
+    consumer_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullEnded:
+    """The consumer is gone (409 Consumer Deleted, no responders); nothing more will come."""
+
+    pull: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handled:
+    """A handler call ended; ``error`` is what it raised, None when it returned."""
+
+    message: Message
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The connection is back; what was under way is lost."""
+
+
+Happening = (
+    KeyChanged
+    | WatchCaughtUp
+    | Heard
+    | Delivered
+    | PullIdle
+    | PullEnded
+    | Handled
+    | Disconnected
+    | Reconnected
+)
+
+Listener = Callable[[Happening | Reply], None]
+
+
+class Port(Protocol):
+    """One member's way to a server. Not thread-safe; everything happens on one loop."""
+
+    async def open(self, listener: Listener) -> None:
+        """Connect; from now on ``listener`` is told everything, one call at a time.
+
+        Raises ServerUnreachable, StreamMissing or StreamUnfit.
+        """
+
+    def execute(self, command: Command) -> None:
+        """Start carrying a command out; its reply and what follows go to the listener.
+
+        Never raises for what the server says, and never calls the listener before it returns.
+        ``Handle``, ``Tell`` and ``Stop`` are the worker's own and do not come here.
+        """
+
+    async def close(self) -> None:
+        """Give up everything under way, quietly."""
