@@ -27,6 +27,7 @@ class RawClient:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._buffer = bytearray()
         self.info_line = b""
         self.infos: list[dict[str, Any]] = []
 
@@ -36,11 +37,11 @@ class RawClient:
         cls, port: int, connect: Mapping[str, object] | None = None
     ) -> AsyncIterator["RawClient"]:
         """Connect and read INFO; with ``connect`` send CONNECT with these options, too."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=64 * 1024 * 1024)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         client = cls(reader, writer)
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                client._note_info(await reader.readuntil(b"\n"))
+                await client._await_info()
             if connect is not None:
                 await client.send(b"CONNECT " + json.dumps(dict(connect)).encode() + b"\r\n")
             yield client
@@ -57,17 +58,20 @@ class RawClient:
         self._writer.write(data)
         await self._writer.drain()
 
-    async def operation(self) -> bytes:
-        """The next operation with its CRLF, and payload if it has one; empty at end of stream."""
-        async with asyncio.timeout(TIMEOUT_S):
+    async def operation(self, timeout_s: float = TIMEOUT_S) -> bytes:
+        """The next operation with its CRLF, and payload if it has one; empty at end of stream.
+
+        Nothing is lost when this is cancelled or runs out of time (TimeoutError).
+        """
+        async with asyncio.timeout(timeout_s):
             while True:
-                line = await self._line()
-                if line == b"PING\r\n":
+                operation = await self._next()
+                if operation == b"PING\r\n":
                     await self.send(b"PONG\r\n")
-                elif line.startswith(b"INFO "):
-                    self._note_info(line)
+                elif operation.startswith(b"INFO "):
+                    self._note_info(operation)
                 else:
-                    return line + await self._payload_of(line)
+                    return operation
 
     async def expect(self, wanted: bytes) -> None:
         """The next bytes are exactly ``wanted`` (which ends where an operation ends)."""
@@ -103,20 +107,38 @@ class RawClient:
         self._writer.write_eof()
         await self._writer.drain()
 
-    async def _line(self) -> bytes:
-        try:
-            return await self._reader.readuntil(b"\n")
-        except asyncio.IncompleteReadError as error:
-            return error.partial
-        except ConnectionResetError:
-            # A peer that closes with our bytes unread resets: to the test that is a close.
-            return b""
+    async def _await_info(self) -> None:
+        first = await self._next()
+        if not first.startswith(b"INFO "):
+            raise EOFError(f"no INFO, but {first!r}")
+        self._note_info(first)
 
-    async def _payload_of(self, line: bytes) -> bytes:
-        words = line.split()
-        if words and words[0] in (b"MSG", b"HMSG"):
-            return await self._reader.readexactly(int(words[-1]) + 2)
-        return b""
+    async def _next(self) -> bytes:
+        while True:
+            size = self._complete()
+            if size:
+                operation = bytes(self._buffer[:size])
+                del self._buffer[:size]
+                return operation
+            try:
+                data = await self._reader.read(1 << 18)
+            except ConnectionResetError:
+                # A peer that closes with our bytes unread resets: to the test that is a close.
+                data = b""
+            if not data:
+                rest, self._buffer = bytes(self._buffer), bytearray()
+                return rest
+            self._buffer += data
+
+    def _complete(self) -> int:
+        """How many bytes the first whole operation in the buffer takes; 0 when it is not whole."""
+        end = self._buffer.find(b"\n") + 1
+        if not end:
+            return 0
+        words = self._buffer[:end].split()
+        if words and bytes(words[0]) in (b"MSG", b"HMSG"):
+            end += int(words[-1]) + 2
+        return end if len(self._buffer) >= end else 0
 
     def _note_info(self, line: bytes) -> None:
         self.info_line = line
