@@ -1,1 +1,1 @@
-"""Subjects: validity, matching, transforms."""
+"""Subjects: validity and matching (`subject`), the index (`trie`), transforms (`transform`)."""
