@@ -4,30 +4,12 @@ Past the wire a subject is ``str`` (UTF-8 with surrogateescape, decoded once per
 the route cache); headers and payload stay the bytes that came.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
+from ..message import Instant, Message, Sink
 
-class Instant(NamedTuple):
-    """One reading of both clocks, taken at the edge: timers use the first, stored times the second."""
-
-    mono_s: float
-    wall_ns: int
-
-
-@dataclass(slots=True)
-class Message:
-    """What was published. ``headers`` is the whole block from ``NATS/1.0`` to the empty line."""
-
-    subject: str
-    reply: str | None
-    headers: bytes | None
-    payload: bytes
-
-
-Sink = Callable[[Sequence[Message], Instant], None]
-"""Takes a run of messages for one internal subscription, in order, from one socket read."""
+__all__ = ["Bus", "Instant", "Message", "Sink"]
 
 
 class Bus(Protocol):

@@ -5,7 +5,7 @@ source and concatenates what the steps give. A function must be a whole token. W
 counts the ``*`` of the source from 1, never ``>``; number 0, or a negative one, means the first
 token (a quirk of nats-server 2.15.1 that is kept). A ``>`` at the end of both copies the tail.
 
-``partition`` is FNV-1a, 32 bits, over the chosen tokens with nothing between them, or over the whole
+``partition`` is FNV-1a, 32 bits, over the chosen tokens with nothing between, or over the whole
 subject when none is chosen or the source has no wildcard; modulo n. Lengths count bytes, so the
 work is done on UTF-8 and a cut may fall inside a character.
 
@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from ..errors import TransformError
 from . import subject as subjects
+
+__all__ = ["RandomBelow", "Transform", "TransformError", "fnv1a", "partition"]
 
 RandomBelow = Callable[[int], int]
 
