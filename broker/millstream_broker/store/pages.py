@@ -8,6 +8,8 @@ its rows, so a bucket that is overwritten for ever costs what is alive, however 
 spread. An empty page goes.
 """
 
+from __future__ import annotations
+
 from array import array
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
@@ -103,7 +105,7 @@ class Page(Generic[Cell]):
             self.offsets = array("H", range(self.start, self.start + len(self.subjects)))
         return self.offsets
 
-    def pack(self, new_cells: "NewCells[Cell]") -> None:
+    def pack(self, new_cells: NewCells[Cell]) -> None:
         """Forget the rows that are gone."""
         keep = self.subjects
         offsets = self.spell_out()
@@ -119,7 +121,7 @@ class Page(Generic[Cell]):
 class SequenceTable(Generic[Cell]):
     """The rows of one stream by sequence."""
 
-    def __init__(self, new_cells: "NewCells[Cell]") -> None:
+    def __init__(self, new_cells: NewCells[Cell]) -> None:
         self._new_cells = new_cells
         self.pages: dict[int, Page[Cell]] = {}
         self.numbers: list[int] = []

@@ -4,6 +4,8 @@ Removal is cheap at both ends and near them, because that is where limits, purge
 acks remove; in the middle it moves half of the array at most (one memmove).
 """
 
+from __future__ import annotations
+
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
