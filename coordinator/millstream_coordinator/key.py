@@ -38,6 +38,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from .errors import GroupError
+
 NULL_TOKEN: Final = "%null"  # noqa: S105 - a token of a subject
 EMPTY_TOKEN: Final = "%empty"  # noqa: S105 - a token of a subject
 _PARTIAL_WILDCARD: Final = "*"
@@ -61,7 +63,7 @@ KeyFunction = Callable[[str, Mapping[str, str], bytes], bytes | None]
 """(subject, headers, payload) to the key; None for a message without one. Must be pure."""
 
 
-class KeyTokenError(ValueError):
+class KeyTokenError(GroupError, ValueError):
     """A token is not one that `to_token` writes, or its key is not where it should be."""
 
     def __init__(self, token: str, reason: str) -> None:
@@ -69,7 +71,7 @@ class KeyTokenError(ValueError):
         self.token = token
 
 
-class KeyRuleError(ValueError):
+class KeyRuleError(GroupError, ValueError):
     """A key rule cannot be read, or does not fit the subjects it is meant for."""
 
     def __init__(self, rule: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import confluent_kafka
 import pytest
 from hypothesis import given, strategies as st
+
 from millstream_coordinator.partition import (
     PARTITION_FUNCTIONS,
     Partitioner,
