@@ -1,8 +1,13 @@
-"""The ``millstream`` command."""
+"""The ``millstream`` command: what the console script and ``python -m millstream`` run."""
+
+import sys
+
+from .cli import run
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line and leave with its exit code."""
+    raise SystemExit(run(sys.argv[1:]))
 
 
 if __name__ == "__main__":
