@@ -40,8 +40,8 @@ from urllib.parse import unquote_to_bytes
 
 from .errors import GroupError
 
-NULL_TOKEN: Final = "%null"  # noqa: S105 - a token of a subject
-EMPTY_TOKEN: Final = "%empty"  # noqa: S105 - a token of a subject
+NULL_TOKEN: Final = "%null"
+EMPTY_TOKEN: Final = "%empty"
 _PARTIAL_WILDCARD: Final = "*"
 _FULL_WILDCARD: Final = ">"
 KEY_HEADER: Final = "Millstream-Key"

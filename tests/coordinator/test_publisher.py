@@ -1,0 +1,314 @@
+"""The publisher: right subject, nothing sent that cannot arrive, order kept, failures told."""
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, strategies as st
+from nats.aio.client import Client
+from nats.js.api import StreamConfig
+
+from millstream_coordinator.key import KeyRule, from_token, to_token
+from millstream_coordinator.partition import Partitioner, crc32, kafka, nats
+from millstream_coordinator.publisher import (
+    MessageUnfit,
+    Publisher,
+    PublishFailed,
+    SubjectTemplate,
+    TemplateError,
+)
+from tests.helpers.servers import Server
+
+KEYS = st.one_of(st.none(), st.binary(max_size=200))
+
+
+@given(KEYS, st.sampled_from(Partitioner), st.integers(1, 40))
+def test_the_groups_key_rule_reads_what_the_template_writes(
+    key: bytes | None, partitioner: Partitioner, partitions: int
+) -> None:
+    template = SubjectTemplate.parse(
+        "flights.{partition}.{key}", partitions=partitions, partitioner=partitioner
+    )
+    partition = template.partition(key) or 0
+
+    subject = template.subject(key, partition)
+
+    rule = KeyRule.parse("flights.*.{key}")
+    assert rule.partition_of(subject) == partition
+    if key is None or len(key) <= 128:
+        assert rule.key_of(subject, {}, b"") == key
+
+
+def test_the_partition_is_that_of_kafkas_key_not_of_its_token() -> None:
+    template = SubjectTemplate.parse("a.{partition}.{key}", partitions=12)
+
+    assert template.partition(b"a.b") == kafka(b"a.b", 12) != kafka(b"a%2Eb", 12)
+
+
+def test_the_nats_partitioner_hashes_the_token_as_the_server_does() -> None:
+    template = SubjectTemplate.parse("a.{partition}.{key}", partitions=12, partitioner="nats")
+
+    assert template.partition(b"a.b") == nats(b"a%2Eb", 12) != nats(b"a.b", 12)
+
+
+def test_key_and_partition_may_stand_anywhere() -> None:
+    template = SubjectTemplate.parse("{key}.x.{partition}", partitions=3)
+
+    assert template.subject(b"k", 2) == "k.x.2"
+
+
+def test_a_key_that_reads_like_a_field_is_only_a_key() -> None:
+    template = SubjectTemplate.parse("a.{key}.{partition}", partitions=3)
+
+    assert template.subject(b"{partition}", 2) == "a.{partition}.2"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("flights.{key}", "'{partition}' must be there once"),
+        ("flights.{partition}", "'{key}' must be there once"),
+        ("{key}.{partition}.{key}", "'{key}' must be there once"),
+        ("flights.{partition}.a{key}", "as a whole token"),
+        ("flights.{partition}.{tail}.{key}", "as a whole token"),
+        ("flights.*.{partition}.{key}", "wildcard '\\*'"),
+        ("flights.{partition}.{key}.>", "wildcard '>'"),
+        ("flights..{partition}.{key}", "empty"),
+        ("flights .{partition}.{key}", "space"),
+        ("", "empty"),
+    ],
+)
+def test_a_template_that_does_not_fit_is_refused_in_one_line(text: str, reason: str) -> None:
+    with pytest.raises(TemplateError, match=reason) as refused:
+        SubjectTemplate.parse(text, partitions=3)
+
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("partitions", [0, -1, 2**31])
+def test_an_impossible_number_of_partitions_is_refused(partitions: int) -> None:
+    with pytest.raises(TemplateError, match=f"{partitions} partitions"):
+        SubjectTemplate.parse("a.{partition}.{key}", partitions=partitions)
+
+
+def test_an_unknown_partitioner_is_refused_with_those_there_are() -> None:
+    with pytest.raises(TemplateError, match="nats, kafka, murmur3, crc32"):
+        SubjectTemplate.parse("a.{partition}.{key}", partitions=3, partitioner="md5")
+
+
+def test_a_null_token_that_is_none_is_refused() -> None:
+    with pytest.raises(TemplateError, match="null token"):
+        SubjectTemplate.parse("a.{partition}.{key}", partitions=3, null_token="a.b")
+
+
+async def stream(client: Client, name: str) -> str:
+    """A stream for ``<name>.>``; returns the template's text."""
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    return f"{name}.{{partition}}.{{key}}"
+
+
+async def stored(client: Client, name: str, count: int) -> list[tuple[str, bytes]]:
+    """Everything in the stream: subjects without its name, and payloads."""
+    messages = [await client.jetstream().get_msg(name, seq) for seq in range(1, count + 1)]
+    return [(str(it.subject).removeprefix(f"{name}."), it.data or b"") for it in messages]
+
+
+async def test_a_published_message_is_stored_under_its_keys_subject(
+    client: Client, name: str
+) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=12)
+
+    told = await publisher.publish("N1.4", b"payload", headers={"A": "b"})
+
+    assert (told.partition, told.seq, told.stream) == (kafka(b"N1.4", 12), 1, name)
+    message = await client.jetstream().get_msg(name, 1)
+    assert message.subject == told.subject == f"{name}.{told.partition}.N1%2E4"
+    assert (message.data, message.headers) == (b"payload", {"A": "b"})
+
+
+async def test_a_long_key_comes_back_from_token_and_header(client: Client, name: str) -> None:
+    key = b"\xff" * 500
+    publisher = Publisher(client, await stream(client, name), partitions=12)
+
+    told = await publisher.publish(key, b"")
+
+    message = await client.jetstream().get_msg(name, told.seq)
+    assert from_token(told.subject.split(".")[2], message.headers) == key
+
+
+async def test_the_servers_own_partition_agrees_with_the_nats_partitioner(
+    client: Client, name: str
+) -> None:
+    template = SubjectTemplate.parse("a.{partition}.{key}", partitions=10, partitioner="nats")
+    await client.jetstream()._api_request(
+        f"$JS.API.STREAM.CREATE.{name}",
+        (
+            f'{{"name":"{name}","subjects":["{name}.*"],"subject_transform":{{"src":"{name}.*",'
+            f'"dest":"{name}.{{{{partition(10,1)}}}}.{{{{wildcard(1)}}}}"}}}}'
+        ).encode(),
+    )
+    keys = [b"N14228", b"a.b", b"", None, b"\x00\xff", "zürich".encode(), b"k" * 200]
+
+    for key in keys:
+        await client.jetstream().publish(f"{name}.{to_token(key)}", b"")
+
+    partitions = [
+        int(subject.split(".")[0]) for subject, _ in await stored(client, name, len(keys))
+    ]
+    assert partitions == [template.partition(key) for key in keys]
+
+
+async def test_messages_without_a_key_take_turns(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+
+    told = [await publisher.publish(None, b"") for _ in range(8)]
+
+    assert Counter(it.partition for it in told) == dict.fromkeys(range(4), 2)
+    assert {it.subject.split(".")[2] for it in told} == {"%null"}
+
+
+async def test_the_empty_key_takes_turns_with_crc32_only(client: Client, name: str) -> None:
+    text = await stream(client, name)
+    turning = Publisher(client, text, partitions=4, partitioner="crc32")
+    hashing = Publisher(client, text, partitions=4, partitioner="kafka")
+
+    turns = [(await turning.publish(b"", b"")).partition for _ in range(4)]
+    fixed = [(await hashing.publish(b"", b"")).partition for _ in range(2)]
+
+    assert sorted(turns) == [0, 1, 2, 3]
+    assert fixed == [kafka(b"", 4)] * 2
+
+
+async def test_a_partition_may_be_given(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4, partitioner="crc32")
+    other = (crc32(b"k", 4) + 1) % 4
+
+    assert (await publisher.publish(b"k", b"", partition=other)).partition == other
+
+
+async def test_a_partition_that_is_not_there_is_refused(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+
+    with pytest.raises(MessageUnfit, match="no partition 4"):
+        await publisher.publish(b"k", b"", partition=4)
+
+
+async def test_a_repeated_message_id_is_told(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+    await publisher.publish(b"k", b"", headers={"Nats-Msg-Id": "1"})
+
+    told = await publisher.publish(b"k", b"", headers={"Nats-Msg-Id": "1"})
+
+    assert (told.is_duplicate, told.seq) == (True, 1)
+
+
+async def test_sent_messages_are_stored_in_the_order_of_the_calls(
+    client: Client, name: str
+) -> None:
+    async with Publisher(client, await stream(client, name), partitions=4, window=7) as publisher:
+        for number in range(50):
+            await publisher.send(f"k{number % 3}", str(number).encode())
+
+    assert [data for _, data in await stored(client, name, 50)] == [b"%d" % it for it in range(50)]
+
+
+async def test_the_window_bounds_what_is_unconfirmed(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4, window=3)
+    lengths = []
+
+    for _ in range(20):
+        await publisher.send(b"k", b"")
+        lengths.append(len(publisher._unconfirmed))
+    await publisher.flush()
+
+    assert max(lengths) <= 3
+    assert not publisher._unconfirmed
+
+
+async def test_sending_from_many_tasks_loses_nothing(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4, window=4)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(40):
+            tasks.create_task(publisher.send(b"k", str(number).encode()))
+    await publisher.flush()
+
+    payloads = {data for _, data in await stored(client, name, 40)}
+    assert payloads == {b"%d" % number for number in range(40)}
+
+
+async def test_a_subject_no_stream_takes_is_told_at_once(client: Client, name: str) -> None:
+    publisher = Publisher(client, f"{name}.{{partition}}.{{key}}", partitions=4)
+
+    with pytest.raises(PublishFailed, match="no stream takes this subject"):
+        await publisher.publish(b"k", b"")
+
+
+async def test_what_failed_in_the_window_is_raised_by_flush(client: Client, name: str) -> None:
+    publisher = Publisher(client, f"{name}.{{partition}}.{{key}}", partitions=4)
+    for _ in range(3):
+        await publisher.send(b"k", b"")
+
+    with pytest.raises(PublishFailed, match="no stream takes this subject") as failed:
+        await publisher.flush()
+
+    assert failed.value.more == 2
+    await publisher.flush()
+
+
+async def test_a_confirmation_that_does_not_come_is_a_failure(client: Client, name: str) -> None:
+    silent = await client.subscribe(f"{name}.>")
+    publisher = Publisher(
+        client,
+        f"{name}.{{partition}}.{{key}}",
+        partitions=4,
+        timeout=timedelta(milliseconds=20),
+    )
+    await publisher.send(b"k", b"")
+
+    with pytest.raises(PublishFailed, match="no confirmation in time"):
+        await publisher.flush()
+    with pytest.raises(PublishFailed):
+        await publisher.publish(b"k", b"")
+
+    await silent.unsubscribe()
+
+
+async def test_a_message_over_max_payload_is_refused_and_the_connection_stays(
+    client: Client, name: str
+) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+    size = client.max_payload - 10
+
+    with pytest.raises(MessageUnfit, match="max_payload"):
+        await publisher.publish(b"k", b"x" * size, headers={"Long": "y" * 100})
+
+    assert (await publisher.publish(b"k", b"x" * client.max_payload)).seq == 1
+
+
+async def test_headers_over_their_limit_are_refused(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+    fitting = 65_535 - len("NATS/1.0\r\nA: \r\n\r\n")
+
+    with pytest.raises(MessageUnfit, match="65536 bytes of headers"):
+        await publisher.publish(b"k", b"", headers={"A": "y" * (fitting + 1)})
+
+    assert (await publisher.publish(b"k", b"", headers={"A": "y" * fitting})).seq == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "value"), [("a b", "x"), ("a:b", "x"), ("", "x"), ("a", " x"), ("a", "x\ny: z")]
+)
+async def test_a_header_that_would_not_arrive_as_it_is_is_refused(
+    client: Client, name: str, header: str, value: str
+) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+
+    with pytest.raises(MessageUnfit, match="would not arrive as it is"):
+        await publisher.publish(b"k", b"", headers={header: value})
+
+
+async def test_a_window_of_nothing_is_refused(client: Client, server: Server) -> None:
+    with pytest.raises(ValueError, match="window of 0"):
+        Publisher(client, "a.{partition}.{key}", partitions=4, window=0)
