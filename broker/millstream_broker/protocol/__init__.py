@@ -1,1 +1,1 @@
-"""The client protocol: bytes in, operations and bytes out."""
+"""The client protocol without I/O: parser, encoder, headers, session, keep-alive, message core."""

@@ -1,1 +1,1 @@
-"""Who gets a message: accounts, subscriptions, dispatch."""
+"""Accounts: who gets a message (`account`), and what JetStream sees of it (`port`)."""

@@ -1,1 +1,1 @@
-"""The edge: sockets, timers, signals (the only folder with asyncio)."""
+"""The edge: the only place with sockets, clocks, chance, signals and asyncio."""

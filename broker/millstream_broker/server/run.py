@@ -1,0 +1,122 @@
+"""A broker as a process: logging, loop, signals, the end of its parent."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ..errors import StartError
+from .options import VERSION, ServerOptions
+from .server import Broker, core_name
+
+START_ERROR = 3
+
+logger = logging.getLogger("millstream.broker")
+
+_LEVELS = {logging.DEBUG: "DBG", logging.INFO: "INF", logging.WARNING: "WRN", logging.ERROR: "ERR"}
+
+
+class LineFormatter(logging.Formatter):
+    """Lines as nats-server writes them: ``[pid] date time [INF] text``."""
+
+    def __init__(self, *, has_time: bool) -> None:
+        super().__init__()
+        self._has_time = has_time
+        self._pid = os.getpid()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, a traceback after it where there is one."""
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{self.formatException(record.exc_info)}"
+        stamp = ""
+        if self._has_time:
+            date = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(record.created))
+            stamp = f" {date}.{int(record.created % 1 * 1e6):06d}"
+        return f"[{self._pid}]{stamp} [{_LEVELS.get(record.levelno, 'INF')}] {text}"
+
+
+def run(given: dict[str, Any]) -> int:
+    """Run a broker with the flags given until a signal comes; returns the exit code."""
+    given = dict(given)
+    end_with_stdin = given.pop("end_with_stdin", False)
+    trace = given.pop("trace", False)
+    debug = given.pop("debug", False) or trace
+    logtime, log_file = given.pop("logtime", True), given.pop("log_file", None)
+    if given.get("jetstream") and "store_dir" not in given:
+        given["store_dir"] = Path(tempfile.gettempdir(), "millstream", "jetstream")
+    try:
+        _set_up_logging(log_file, debug=debug, logtime=logtime)
+        options = ServerOptions(**given)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(options, end_with_stdin=end_with_stdin))
+    except StartError as error:
+        print(f"millstream broker: {error}", file=sys.stderr)  # noqa: T201 - the command's answer
+        return START_ERROR
+    finally:
+        logging.shutdown()
+    return 0
+
+
+def _set_up_logging(log_file: Path | None, *, debug: bool, logtime: bool) -> None:
+    handler: logging.Handler
+    if log_file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            handler = logging.FileHandler(log_file, encoding="utf-8")
+        except OSError as error:
+            raise StartError(f"log file {log_file}", os.strerror(error.errno or 0)) from error
+    handler.setFormatter(LineFormatter(has_time=logtime))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _loop_factory() -> Any:
+    try:
+        import uvloop  # noqa: PLC0415 - not there on every platform
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _serve(options: ServerOptions, *, end_with_stdin: bool) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(number, stopping.set)
+    logger.info("Starting millstream broker", extra={"event": "starting"})
+    logger.info("  Version: %s (nats-server's behaviour)", VERSION, extra={"event": "version"})
+    logger.info("  core: %s", core_name(), extra={"event": "core"})
+    async with Broker(options=options):
+        if end_with_stdin:
+            _watch_stdin(loop, stopping)
+        await stopping.wait()
+        logger.info("Initiating Shutdown...", extra={"event": "stopping"})
+    logger.info("Server Exiting..", extra={"event": "stopped"})
+
+
+def _watch_stdin(loop: asyncio.AbstractEventLoop, stopping: asyncio.Event) -> None:
+    """Stop at the end of standard input: it ends with the parent, however the parent went.
+
+    A thread, because the loop can't wait for files and terminals alike.
+    """
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 65_536):
+                pass
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stopping.set)
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
