@@ -68,7 +68,7 @@ class MessageIndex(Generic[Cell]):
 
     def roll_back(self, last_seq: int, last_ts_ns: int, removed: Sequence[Entry[Cell]]) -> None:
         """Return to an earlier state: drop what is beyond ``last_seq``, put ``removed`` back."""
-        for seq in list(self.table.seqs_from(last_seq + 1)):
+        for seq in self.table.seqs_between(last_seq + 1, self.table.last_seq):
             self.remove(seq)
         self.table.roll_back(last_seq, last_ts_ns)
         for entry in removed:
@@ -170,7 +170,7 @@ class MessageIndex(Generic[Cell]):
             limit = table.last_seq + 1 if below_seq is None else below_seq
             if keep:
                 limit = min(limit, table.nth_newest(keep))
-            return list(table.seqs_below(limit))
+            return table.seqs_between(1, limit - 1)
         seqs: list[int] = []
         for run in self._runs((subject,)):
             if isinstance(run, int):

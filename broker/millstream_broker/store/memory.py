@@ -8,7 +8,7 @@ from collections.abc import Iterable, MutableSequence
 
 from .errors import StoreError
 from .index import Entry, IndexedStore, MessageIndex
-from .port import Recovery, StoredMessage
+from .port import Recovery, RemovedMessage, StoredMessage
 
 Body = bytes | tuple[bytes, bytes]
 
@@ -56,10 +56,12 @@ class MemoryStore(IndexedStore[Body]):
         entry = self._index.entry(seq)
         return None if entry is None else _message(entry)
 
-    def remove(self, seq: int, *, erase: bool = False) -> StoredMessage | None:
+    def remove(self, seq: int, *, erase: bool = False) -> RemovedMessage | None:
         """``erase`` changes nothing: the bytes are given back to the allocator either way."""
         entry = self._index.remove(seq)
-        return None if entry is None else _message(entry)
+        if entry is None:
+            return None
+        return RemovedMessage(seq, entry.ts_ns, entry.subject, entry.size)
 
     def purge(self, *, subject: str = ">", below_seq: int | None = None, keep: int = 0) -> int:
         seqs = self._index.to_purge(subject, below_seq, keep)

@@ -11,7 +11,7 @@ spread. An empty page goes.
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from itertools import compress
 from typing import Generic, NamedTuple, TypeVar
@@ -278,23 +278,16 @@ class SequenceTable(Generic[Cell]):
             place += 1
         return count + sum(self.pages[later].live for later in numbers[place:])
 
-    def seqs_below(self, seq: int) -> Iterator[int]:
-        """The messages below ``seq``, ascending; the table may be changed while iterating."""
-        for number in list(self.numbers):
-            if number << PAGE_BITS >= seq:
-                return
-            page = self.pages.get(number)
-            if page is not None:
-                for live in page.live_seqs():
-                    if live >= seq:
-                        return
-                    yield live
-
-    def seqs_from(self, seq: int) -> Iterator[int]:
-        """The messages at or after ``seq``, ascending."""
-        for number in self.numbers[bisect_left(self.numbers, seq >> PAGE_BITS) :]:
+    def seqs_between(self, first: int, last: int) -> list[int]:
+        """The messages from ``first`` to ``last``, ascending."""
+        seqs: list[int] = []
+        numbers = self.numbers
+        for number in numbers[bisect_left(numbers, first >> PAGE_BITS) :]:
+            if number << PAGE_BITS > last:
+                break
             live = self.pages[number].live_seqs()
-            yield from live[bisect_left(live, seq) :]
+            seqs += live[bisect_left(live, first) : bisect_right(live, last)]
+        return seqs
 
     def nth_newest(self, count: int) -> int:
         """The sequence of the ``count``-th message from the end (1 is the newest)."""

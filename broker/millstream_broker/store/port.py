@@ -17,7 +17,7 @@ Patterns are never empty: "everything" is ``[">"]``.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .errors import StoreError
 
@@ -59,6 +59,15 @@ class StoredMessage:
     subject: str
     headers: bytes | None
     payload: bytes
+
+
+class RemovedMessage(NamedTuple):
+    """What a removal tells of the message it took; the body is not read for it."""
+
+    seq: int
+    ts_ns: int
+    subject: str
+    size_bytes: int
 
 
 class MessageStore(Protocol):
@@ -111,10 +120,10 @@ class MessageStore(Protocol):
     def load(self, seq: int) -> StoredMessage | None:
         """None when it is not there. Raises DamagedRecord when its bytes went bad on disk."""
 
-    def remove(self, seq: int, *, erase: bool = False) -> StoredMessage | None:
-        """Remove one message and return it; None when it is not there.
+    def remove(self, seq: int, *, erase: bool = False) -> RemovedMessage | None:
+        """Remove one message; None when it is not there. ``load`` it before if the body matters.
 
-        ``erase`` overwrites its bytes.
+        ``erase`` overwrites its bytes, too, after the next flush.
         """
 
     def purge(self, *, subject: str = ">", below_seq: int | None = None, keep: int = 0) -> int:
