@@ -247,27 +247,25 @@ class KeyRule:
         """Refuse, with KeyRuleError, a rule that cannot read ``partitions`` partitions of a stream.
 
         ``subjects`` are the patterns the stream's messages are stored under (`stored_subjects`).
-        Each partition's filter must lie inside one of them, which is what the server demands of a
-        consumer's filter too.
+        Each partition's filter must be able to match some of them. The server would not say so:
+        it takes any filter for a consumer, and one that fits nothing never delivers (seen on
+        2.15.1).
         """
-        stored = list(subjects)
-        patterns = [subject.split(".") for subject in stored]
         if self.partition_place is None and partitions > 1:
             raise KeyRuleError(
                 self.text,
                 f"it marks no partition token, so it cannot tell {partitions} partitions apart"
                 " (write '*' or '{partition}')",
             )
-        whole = self.subject_filter()
-        if any(_contains(pattern, whole.split(".")) for pattern in patterns):
-            return
+        stored = list(subjects)
+        patterns = [subject.split(".") for subject in stored]
         for partition in range(partitions):
             wanted = self.subject_filter(partition)
-            if not any(_contains(pattern, wanted.split(".")) for pattern in patterns):
+            if not any(_overlap(wanted.split("."), pattern) for pattern in patterns):
                 raise KeyRuleError(
                     self.text,
-                    f"it reads {wanted!r} for partition {partition}, which is not inside the"
-                    f" stream's subjects: {', '.join(stored) or 'none'}",
+                    f"no subject of partition {partition} ({wanted!r}) is among the stream's"
+                    f" subjects: {', '.join(stored) or 'none'}",
                 )
 
 
@@ -325,13 +323,11 @@ def _matches(pattern: Sequence[str], subject: Sequence[str]) -> bool:
     )
 
 
-def _contains(wide: Sequence[str], narrow: Sequence[str]) -> bool:
-    """Whether every subject the pattern ``narrow`` matches is matched by ``wide`` too."""
-    for place, token in enumerate(wide):
-        if token == _FULL_WILDCARD:
-            return len(narrow) > place
-        if place == len(narrow) or narrow[place] == _FULL_WILDCARD:
+def _overlap(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether some subject matches both patterns."""
+    for mine, theirs in zip(one, other, strict=False):
+        if _FULL_WILDCARD in (mine, theirs):
+            return True
+        if mine != theirs and _PARTIAL_WILDCARD not in (mine, theirs):
             return False
-        if token not in ("*", narrow[place]):
-            return False
-    return len(wide) == len(narrow)
+    return len(one) == len(other)

@@ -255,18 +255,24 @@ def test_a_token_that_is_no_plain_number_is_no_partition(token: str) -> None:
         ["other", "flights.*.*"],
         ["flights.0.*", "flights.1.*"],
         ["flights.0.>", "flights.*.*"],
+        ["flights.*.a"],
+        ["*.*.*"],
     ],
 )
-def test_a_rule_inside_the_streams_subjects_fits(subjects: list[str]) -> None:
+def test_a_rule_that_can_match_the_streams_subjects_in_each_partition_fits(
+    subjects: list[str],
+) -> None:
     KeyRule.parse("flights.*.{key}").check(subjects, 2)
 
 
 @pytest.mark.parametrize(
     "subjects",
-    [["flights.*"], ["flights.*.*.*"], ["trains.>"], [], ["flights.0.*"], ["flights.*.a"]],
+    [["flights.*"], ["flights.*.*.*"], ["trains.>"], [], ["flights.0.*"], ["flights.*.*.>"]],
 )
-def test_a_rule_outside_the_streams_subjects_is_refused_in_one_line(subjects: list[str]) -> None:
-    with pytest.raises(KeyRuleError, match="not inside the stream's subjects") as caught:
+def test_a_rule_that_matches_nothing_in_some_partition_is_refused_in_one_line(
+    subjects: list[str],
+) -> None:
+    with pytest.raises(KeyRuleError, match="among the stream's subjects") as caught:
         KeyRule.parse("flights.*.{key}").check(subjects, 2)
 
     assert "\n" not in str(caught.value)
