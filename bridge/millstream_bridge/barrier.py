@@ -1,0 +1,96 @@
+"""The barrier: what a producer waits for after its last Kafka record, before its first message.
+
+It notes the topic's high watermarks and returns when the stream holds everything below them. So
+whatever the producer wrote to Kafka is in the stream before what it publishes there itself, and the
+order of its keys holds across the move.
+"""
+
+import asyncio
+
+from .connection import Connection
+from .errors import ConnectionLost, Unreachable
+from .kafka_source import KafkaSource
+from .mapping import Mapping
+from .model import Positions, Route
+from .stream import Stream
+
+POLL_FIRST_S, POLL_MOST_S = 0.01, 0.25
+_LOOK_S = 0.2
+
+
+async def barrier(
+    *,
+    kafka: str,
+    nats: str,
+    route: Route,
+    timeout_s: float = 60.0,
+    kafka_options: dict[str, str] | None = None,
+) -> Positions:
+    """Wait until all that is in the topic now is stored; per partition, the offset reached.
+
+    TimeoutError says which partition is how far behind. Unreachable, ConfigurationError as for a
+    run.
+    """
+    mapping = Mapping(route)
+    source = KafkaSource(kafka, route.topic, options=kafka_options)
+    connection: Connection | None = None
+    waiting: dict[int, int] = {}
+    stored: dict[int, int] = {}
+    try:
+        marks = await source.watermarks()
+        connection = await Connection.open(nats, name=f"millstream barrier {route.name}")
+        stream = Stream(connection, mapping)
+        goal = {partition: mark.high for partition, mark in marks.items()}
+        waiting = {p: mark.high for p, mark in marks.items() if mark.high > mark.low}
+        async with asyncio.timeout(timeout_s):
+            wait_s = POLL_FIRST_S
+            before: dict[int, int] = {}
+            while waiting:
+                for partition in list(waiting):
+                    position = await _position(stream, partition)
+                    stored[partition] = marks[partition].low if position is None else position
+                    if stored[partition] >= waiting[partition] or (
+                        stored[partition] == before.get(partition)
+                        and await _is_only_gap(
+                            source, partition, stored[partition], waiting[partition]
+                        )
+                    ):
+                        del waiting[partition]
+                before = dict(stored)
+                if waiting:
+                    await asyncio.sleep(wait_s)
+                    wait_s = min(2 * wait_s, POLL_MOST_S)
+    except TimeoutError as error:
+        behind = ", ".join(
+            f"partition {p}: {stored.get(p, 0)} of {high}" for p, high in sorted(waiting.items())
+        )
+        raise TimeoutError(
+            f"topic {route.topic} is not wholly in stream {route.stream}"
+            f" after {timeout_s:g} s ({behind})"
+        ) from error
+    except ConnectionLost as lost:
+        raise Unreachable("JetStream", nats, str(lost)) from lost
+    finally:
+        await source.close()
+        if connection is not None:
+            await connection.close()
+    return goal
+
+
+async def _position(stream: Stream, partition: int) -> int | None:
+    if stream.mapping.route.shared:
+        _, checkpoint = await stream.checkpoint(partition)
+        if checkpoint is not None and checkpoint.next_offset is not None:
+            return checkpoint.next_offset
+    return await stream.position(partition)
+
+
+async def _is_only_gap(source: KafkaSource, partition: int, start: int, end: int) -> bool:
+    """Whether Kafka holds no record from ``start`` to ``end``.
+
+    Compaction and transactions leave such gaps: the last offset before a high watermark may be a
+    transaction's marker, which no record ever has.
+    """
+    await source.assign({partition: start}, [partition])
+    polled = await source.poll(1, _LOOK_S)
+    return not polled.records and polled.ends.get(partition, -1) >= end

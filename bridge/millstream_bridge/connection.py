@@ -1,0 +1,361 @@
+"""One plain connection to a NATS server: whole blocks of frames out, acknowledgements counted in.
+
+A backfill publishes with no object per message. The caller writes joined frames whose reply is this
+connection's acknowledgement subject; what comes back is found by one regular expression that spans
+a whole run of good acknowledgements, counted, and reported as (count, last sequence). Everything
+else (answers to requests, refusals, messages of a subscription, PING) is parsed one by one.
+
+Every session has an acknowledgement subject of its own under one inbox, so that late answers to a
+session that is over cannot be taken for the next one's.
+"""
+
+import asyncio
+import json
+import re
+import secrets
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+from urllib.parse import unquote, urlsplit
+
+from .errors import ConfigurationError, ConnectionLost, Unreachable
+from .headers import HeaderError, parse_block
+
+WRITE_BUFFER_BYTES = 1 << 20
+PROTOCOL_LINE_BYTES_MAX = 1 << 20
+
+
+class Message(NamedTuple):
+    """A delivered message; ``block`` is the raw header block, empty if it has none."""
+
+    subject: str
+    reply: str
+    block: bytes
+    payload: bytes
+
+    @property
+    def status(self) -> int | None:
+        """The status code of a header-only answer of the server, such as 503."""
+        return parse_block(self.block)[0] if self.block else None
+
+
+class AckSink(NamedTuple):
+    """Who hears of the current session's answers."""
+
+    on_acks: Callable[[int, int], None]
+    on_other: Callable[[Message], None]
+
+
+class Connection(asyncio.Protocol):
+    """Made by `open`; ends with `close` or when the server goes away (`lost`)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.info: dict[str, Any] = {}
+        self.is_open = False
+        self.lost_reason = ""
+        self._inbox = f"_INBOX.{secrets.token_hex(6)}"
+        self._transport: asyncio.Transport | None = None
+        self._rest = b""
+        self._ready: asyncio.Future[None] | None = None
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._requests: dict[str, asyncio.Future[Message]] = {}
+        self._handlers: dict[str, Callable[[Message], None]] = {}
+        self._next_id = 1
+        self._ack_subject = ""
+        self._ack_run: re.Pattern[bytes] | None = None
+        self._ack_sink: AckSink | None = None
+        self._closed = asyncio.Event()
+        self._connect = b""
+
+    @classmethod
+    async def open(cls, url: str, *, name: str, timeout_s: float = 5.0) -> "Connection":
+        """Connect and shake hands. Unreachable says why not; ConfigurationError: a bad URL."""
+        host, port, credentials = _parse_url(url)
+        connection = cls(_without_password(url))
+        connection._connect = _connect_operation(name, credentials)
+        loop = asyncio.get_running_loop()
+        connection._ready = loop.create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await loop.create_connection(lambda: connection, host, port)
+                await connection._ready
+        except TimeoutError as error:
+            connection._abort()
+            raise Unreachable("NATS", connection.url, "no answer in time") from error
+        except OSError as error:
+            raise Unreachable("NATS", connection.url, str(error) or repr(error)) from error
+        return connection
+
+    @property
+    def max_payload(self) -> int:
+        """The server's limit for headers and payload together, in bytes."""
+        return int(self.info.get("max_payload", 1 << 20))
+
+    def write(self, data: bytes) -> None:
+        """Send whole operations; await `writable` before the next large block."""
+        if self._transport is None or not self.is_open:
+            raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
+        self._transport.write(data)
+
+    async def writable(self) -> None:
+        """Return when the send buffer is below its limit; ConnectionLost if it never will be."""
+        await self._writable.wait()
+        if not self.is_open:
+            raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
+
+    def new_ack_subject(self, sink: AckSink) -> str:
+        """A fresh reply subject for a session; answers to the one before are dropped now."""
+        self._ack_subject = self._new_reply()
+        subject = re.escape(self._ack_subject.encode())
+        self._ack_run = re.compile(
+            rb"(?:MSG " + subject + rb' 1 \d+\r\n\{"stream": ?"[^"]*", ?(?:"domain": ?"[^"]*", ?)?'
+            rb'"seq": ?\d+\}\r\n)++'
+        )
+        self._ack_sink = sink
+        return self._ack_subject
+
+    async def request(
+        self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0
+    ) -> Message:
+        """Send a request, return the answer. ConnectionLost also stands for no answer in time."""
+        reply = self._new_reply()
+        self.write(
+            b"PUB %b %b %d\r\n%b\r\n" % (subject.encode(), reply.encode(), len(payload), payload)
+        )
+        return await self.answer(reply, timeout_s=timeout_s)
+
+    async def publish_and_wait(
+        self, make: Callable[[str], bytes], *, timeout_s: float = 10.0
+    ) -> Message:
+        """Write what ``make`` returns for a fresh reply subject, return the one answer to it."""
+        reply = self._new_reply()
+        await self.writable()
+        self.write(make(reply))
+        return await self.answer(reply, timeout_s=timeout_s)
+
+    async def answer(self, reply: str, *, timeout_s: float) -> Message:
+        """The message that comes to ``reply``; ConnectionLost if none does."""
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._requests[reply] = future
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future
+        except TimeoutError as error:
+            raise ConnectionLost(f"{self.url} gave no answer within {timeout_s:g} s") from error
+        finally:
+            self._requests.pop(reply, None)
+
+    def subscribe(self, subject: str, handler: Callable[[Message], None]) -> str:
+        """Hand every message of ``subject`` to ``handler``, in the read loop. Returns the sid."""
+        self._next_id += 1
+        sid = str(self._next_id)
+        self._handlers[sid] = handler
+        self.write(f"SUB {subject} {sid}\r\n".encode())
+        return sid
+
+    def unsubscribe(self, sid: str) -> None:
+        """End a subscription."""
+        self._handlers.pop(sid, None)
+        self.write(f"UNSUB {sid}\r\n".encode())
+
+    def new_inbox(self) -> str:
+        """A subject for a subscription of one's own."""
+        return f"_INBOX.{secrets.token_hex(8)}"
+
+    async def close(self) -> None:
+        """Flush what was written and close; returns when the socket is closed."""
+        if self._transport is not None:
+            self.lost_reason = self.lost_reason or "closed here"
+            self._transport.close()
+            try:
+                async with asyncio.timeout(1.0):
+                    await self._closed.wait()
+            except TimeoutError:
+                self._abort()
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _new_reply(self) -> str:
+        self._next_id += 1
+        return f"{self._inbox}.{self._next_id}"
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; the server speaks first."""
+        # A cast: uvloop's transports are none of asyncio's classes.
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Fail everybody who waits."""
+        self.is_open = False
+        self.lost_reason = self.lost_reason or (str(exc) if exc else "closed by the server")
+        self._writable.set()
+        self._closed.set()
+        lost = ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_exception(ConnectionResetError(self.lost_reason))
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(lost)
+        if self._ack_sink is not None:
+            self._ack_sink.on_other(Message("", "", b"", b""))
+
+    def pause_writing(self) -> None:
+        """The send buffer is over its limit."""
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        """The send buffer has drained."""
+        self._writable.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what one read of the socket brought."""
+        buffer = self._rest + data if self._rest else bytes(data)
+        at = 0
+        while True:
+            if self._ack_run is not None and (run := self._ack_run.match(buffer, at)):
+                self._on_ack_run(buffer, at, run.end())
+                at = run.end()
+            after = self._one_operation(buffer, at)
+            if after < 0:
+                break
+            at = after
+        self._rest = buffer[at:]
+
+    def _on_ack_run(self, buffer: bytes, start: int, end: int) -> None:
+        count = buffer.count(b"MSG ", start, end)
+        last = buffer.rfind(b":", start, end)
+        if self._ack_sink is not None:
+            self._ack_sink.on_acks(count, int(buffer[last + 1 : end - 3]))
+
+    def _one_operation(self, buffer: bytes, at: int) -> int:
+        """Handle the operation at ``at``; where the next begins, or -1 if this one is not whole."""
+        line_end = buffer.find(b"\r\n", at)
+        if line_end < 0:
+            if len(buffer) - at > PROTOCOL_LINE_BYTES_MAX:
+                self._fail("the peer does not speak the NATS protocol")
+            return -1
+        line = buffer[at:line_end]
+        word, _, rest = line.partition(b" ")
+        word = word.upper()
+        if word in (b"MSG", b"HMSG"):
+            return self._message(word, rest, buffer, line_end + 2)
+        if word == b"PING":
+            self.write(b"PONG\r\n")
+        elif word == b"PONG":
+            if self._ready is not None and not self._ready.done():
+                self._ready.set_result(None)
+        elif word == b"INFO":
+            self._on_info(rest)
+        elif word == b"-ERR":
+            self.lost_reason = rest.decode("utf-8", "replace").strip("' ")
+        elif word != b"+OK":
+            self._fail("the peer does not speak the NATS protocol")
+        return line_end + 2
+
+    def _on_info(self, text: bytes) -> None:
+        try:
+            self.info = json.loads(text)
+        except ValueError:
+            self._fail("the peer's INFO is no JSON")
+            return
+        if self.is_open or self._transport is None:
+            return
+        if self.info.get("tls_required"):
+            self._fail("the server demands TLS, which the bridge does not speak yet")
+            return
+        self.is_open = True
+        self._transport.write(self._connect + f"SUB {self._inbox}.* 1\r\nPING\r\n".encode())
+
+    def _message(self, word: bytes, arguments: bytes, buffer: bytes, at: int) -> int:
+        fields = arguments.split()
+        size = int(fields[-1])
+        end = at + size
+        if len(buffer) < end + 2:
+            return -1
+        header_size = int(fields[-2]) if word == b"HMSG" else 0
+        fixed = 4 if word == b"HMSG" else 3
+        message = Message(
+            fields[0].decode("utf-8", "replace"),
+            fields[2].decode("utf-8", "replace") if len(fields) > fixed else "",
+            buffer[at : at + header_size],
+            buffer[at + header_size : end],
+        )
+        self._dispatch(fields[1], message)
+        return end + 2
+
+    def _dispatch(self, sid: bytes, message: Message) -> None:
+        if sid != b"1":
+            handler = self._handlers.get(sid.decode())
+            if handler is not None:
+                handler(message)
+        elif message.subject == self._ack_subject:
+            if self._ack_sink is not None:
+                self._ack_sink.on_other(message)
+        elif (future := self._requests.get(message.subject)) is not None and not future.done():
+            future.set_result(message)
+
+    def _fail(self, reason: str) -> None:
+        self.lost_reason = reason
+        self._abort()
+
+
+def parse_answer(message: Message) -> dict[str, Any]:
+    """The JSON object of a JetStream answer. ConnectionLost: none there (503, empty, no JSON).
+
+    A server that has lost its leader, or has no JetStream, answers with a bare status.
+    """
+    if message.payload:
+        try:
+            answer = json.loads(message.payload)
+        except ValueError as error:
+            raise ConnectionLost("an answer of JetStream is no JSON") from error
+        if isinstance(answer, dict):
+            return answer
+    try:
+        status = message.status
+    except HeaderError:
+        status = None
+    raise ConnectionLost(f"JetStream gave no answer (status {status})")
+
+
+def _parse_url(url: str) -> tuple[str, int, dict[str, str]]:
+    text = url if "://" in url else f"nats://{url}"
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port or 4222
+    except ValueError as error:
+        raise ConfigurationError(f"{url!r} is no NATS URL: {error}") from error
+    if parts.scheme != "nats" or not host:
+        raise ConfigurationError(f"{_without_password(url)!r} is no NATS URL like nats://host:4222")
+    credentials = {}
+    if parts.username is not None and parts.password is None:
+        credentials = {"auth_token": unquote(parts.username)}
+    elif parts.username is not None:
+        credentials = {"user": unquote(parts.username), "pass": unquote(parts.password or "")}
+    return host, port, credentials
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^@/]*@", "//…@", url)
+
+
+def _connect_operation(name: str, credentials: dict[str, str]) -> bytes:
+    options = {
+        "verbose": False,
+        "pedantic": False,
+        "lang": "python",
+        "version": "0.1.0",
+        "protocol": 1,
+        "headers": True,
+        "no_responders": True,
+        "echo": False,
+        "name": name,
+        **credentials,
+    }
+    return b"CONNECT " + json.dumps(options).encode() + b"\r\n"

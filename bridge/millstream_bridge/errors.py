@@ -1,0 +1,51 @@
+"""What can go wrong in the bridge, as one tree; each error knows the exit code of its command."""
+
+from typing import ClassVar
+
+
+class BridgeError(Exception):
+    """The bridge cannot go on; the text is one line naming what and where."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(BridgeError):
+    """The route, the topic or the stream is not what the bridge can work with."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class Unreachable(BridgeError):
+    """Kafka or NATS does not answer."""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, what: str, where: str, reason: str) -> None:
+        super().__init__(f"{what} at {where} is unreachable: {reason}")
+        self.what, self.where, self.reason = what, where, reason
+
+
+class RecordError(BridgeError):
+    """One record cannot be moved; everything before it in its partition is stored."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, topic: str, kafka_partition: int, offset: int, reason: str) -> None:
+        super().__init__(f"topic {topic} partition {kafka_partition} offset {offset}: {reason}")
+        self.topic, self.kafka_partition, self.offset = topic, kafka_partition, offset
+        self.reason = reason
+
+
+class SessionLost(Exception):
+    """The publishing session is over, what was in flight is void; read the stream and open another.
+
+    Never seen outside the runner.
+    """
+
+    def __init__(self, reason: str, *, rival: bool = False) -> None:
+        super().__init__(reason)
+        self.rival = rival
+
+
+class ConnectionLost(SessionLost):
+    """The connection to NATS went away; the next session needs a new one."""

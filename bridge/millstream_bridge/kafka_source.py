@@ -1,0 +1,253 @@
+"""The Kafka side on confluent-kafka: one topic, partitions assigned by hand, positions of our own.
+
+No consumer group is joined and nothing is committed: the stream says where to go on. Offsets that
+Kafka no longer has are an error (``auto.offset.reset`` is ``error``), never a jump. Only what
+transactions committed is read. The client blocks, so each source has one thread, which also keeps
+its calls in order.
+
+librdkafka's mock cluster is the same client against another bootstrap. It has no transactions to
+abort and always answers -1 when a timestamp is looked up; neither is asked of it here.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+
+from .errors import BridgeError, ConfigurationError, RecordError, Unreachable
+from .model import Positions, Record, TimestampType, Watermarks
+from .ports import Polled
+
+logger = logging.getLogger(__name__)
+_client_logger = logging.getLogger(f"{__name__}.librdkafka")
+# Its complaints of every connection attempt are of use to who debugs it; set the level for them.
+_client_logger.setLevel(logging.CRITICAL)
+
+T = TypeVar("T")
+
+GONE = "Kafka no longer has this offset (its log begins at {}); going on would leave a gap"
+
+_TYPES = {TIMESTAMP_LOG_APPEND_TIME: TimestampType.LOG_APPEND}
+
+
+class KafkaSource:
+    """A `Source` over one topic. ``options`` are librdkafka's, for security and the like."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+        queued_kbytes_max: int = 16_384,
+    ) -> None:
+        self.bootstrap = bootstrap
+        self._topic = topic
+        self._timeout_s = timeout_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka")
+        self._consumer: Consumer | None = None
+        self._is_heard = False
+        self._config: dict[str, Any] = {
+            "bootstrap.servers": bootstrap,
+            "group.id": f"millstream-bridge-{topic}",
+            "client.id": "millstream-bridge",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "allow.auto.create.topics": False,
+            "fetch.wait.max.ms": 50,
+            "fetch.message.max.bytes": 4 << 20,
+            "queued.max.messages.kbytes": queued_kbytes_max,
+            "queued.min.messages": 50_000,
+            "reconnect.backoff.max.ms": 1_000,
+            "topic.metadata.refresh.interval.ms": 10_000,
+            **(options or {}),
+        }
+
+    async def watermarks(self) -> dict[int, Watermarks]:
+        """Low and high of every partition of the topic."""
+        return await self._run(self._watermarks)
+
+    async def partition_count(self) -> int:
+        """How many partitions the topic has now."""
+        return len(await self._run(self._partitions))
+
+    async def assign(self, positions: Positions, partitions: Sequence[int]) -> None:
+        """Read from these positions on; a partition without one from its first kept record."""
+        await self._run(lambda: self._assign(positions, partitions))
+
+    async def poll(self, records_max: int, wait_s: float) -> Polled:
+        """What is there now, or the first to come within ``wait_s``."""
+        return await self._run(lambda: self._poll(records_max, wait_s))
+
+    async def close(self) -> None:
+        """Close the client and end its thread."""
+        consumer, self._consumer = self._consumer, None
+        loop = asyncio.get_running_loop()
+        if consumer is not None:
+            await loop.run_in_executor(self._thread, consumer.close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    # in the thread
+
+    def _client(self) -> Consumer:
+        if self._consumer is None:
+            try:
+                self._consumer = Consumer(
+                    {**self._config, "error_cb": self._on_error}, logger=_client_logger
+                )
+            except KafkaException as error:
+                raise ConfigurationError(f"Kafka client: {_text(error)}") from error
+        return self._consumer
+
+    def _on_error(self, error: KafkaError) -> None:
+        """Say once that Kafka is away, until it is heard of again; the client tries by itself."""
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._is_heard:
+            self._is_heard = False
+            logger.warning(
+                "kafka at %s is away: %s",
+                self.bootstrap,
+                error.str(),
+                extra={"event": "kafka_away"},
+            )
+        else:
+            logger.debug("kafka: %s", error.str(), extra={"event": "kafka_error"})
+
+    def _partitions(self) -> list[int]:
+        try:
+            metadata = self._client().list_topics(self._topic, timeout=self._timeout_s)
+        except KafkaException as error:
+            raise self._unreachable(error) from error
+        self._is_heard = True
+        topic = metadata.topics[self._topic]
+        fault: KafkaError | None = topic.error
+        if fault is not None or not topic.partitions:
+            reason = fault.str() if fault is not None else "it has no partitions"
+            raise ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {reason}")
+        return sorted(topic.partitions)
+
+    def _watermarks(self) -> dict[int, Watermarks]:
+        marks = {}
+        for partition in self._partitions():
+            place = TopicPartition(self._topic, partition)
+            try:
+                found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
+            except KafkaException as error:
+                raise self._unreachable(error) from error
+            if found is None:
+                raise Unreachable("Kafka", self.bootstrap, f"no offsets of partition {partition}")
+            marks[partition] = Watermarks(*found)
+        return marks
+
+    def _assign(self, positions: Positions, partitions: Sequence[int]) -> None:
+        self._client().assign(
+            [
+                TopicPartition(self._topic, partition, positions.get(partition, OFFSET_BEGINNING))
+                for partition in partitions
+            ]
+        )
+
+    def _poll(self, records_max: int, wait_s: float) -> Polled:
+        consumer = self._client()
+        messages: list[Any] = consumer.consume(1, wait_s)
+        if messages and records_max > 1:
+            self._is_heard = True
+            messages += consumer.consume(records_max - 1, 0)
+        records: list[Record] = []
+        ends: dict[int, int] = {}
+        append, types = records.append, _TYPES
+        for message in messages:
+            error = message.error()
+            if error is not None:
+                failure = self._on_message_error(error, message, ends)
+                if failure is not None:
+                    return Polled(records, ends, failure)
+                continue
+            try:
+                headers = message.headers()
+            except (KafkaException, UnicodeDecodeError) as unreadable:
+                reason = f"its headers cannot be read: {unreadable}"
+                return Polled(records, ends, RecordError(self._topic, *_place(message), reason))
+            kind, timestamp_ms = message.timestamp()
+            append(
+                Record(
+                    message.partition(),
+                    message.offset(),
+                    timestamp_ms,
+                    types.get(kind, TimestampType.CREATE),
+                    message.key(),
+                    message.value(),
+                    tuple(headers) if headers else (),
+                )
+            )
+        return Polled(records, ends)
+
+    def _on_message_error(
+        self, error: KafkaError, message: Message, ends: dict[int, int]
+    ) -> BridgeError | None:
+        """Note an end of a partition, log what passes, return what does not."""
+        code, (partition, offset) = error.code(), _place(message)
+        if code == KafkaError._PARTITION_EOF:
+            ends[partition] = offset
+            return None
+        if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            return RecordError(self._topic, partition, offset, GONE.format(self._low_of(partition)))
+        if code in _FINAL_ERRORS:
+            return ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {error.str()}")
+        return self._unless_passing(error)
+
+    def _unless_passing(self, error: KafkaError) -> BridgeError | None:
+        if error.fatal():
+            return Unreachable("Kafka", self.bootstrap, error.str())
+        self._on_error(error)
+        return None
+
+    def _low_of(self, partition: int) -> str:
+        place = TopicPartition(self._topic, partition)
+        try:
+            found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
+        except KafkaException:
+            return "?"
+        return str(found[0])
+
+    def _unreachable(self, error: KafkaException) -> BridgeError:
+        return Unreachable("Kafka", self.bootstrap, _text(error))
+
+
+_FINAL_ERRORS = frozenset(
+    {
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError._UNKNOWN_TOPIC,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.SASL_AUTHENTICATION_FAILED,
+    }
+)
+
+
+def _place(message: Message) -> tuple[int, int]:
+    """Partition and offset, -1 where the client has none."""
+    partition, offset = message.partition(), message.offset()
+    return -1 if partition is None else partition, -1 if offset is None else offset
+
+
+def _text(error: KafkaException) -> str:
+    detail = error.args[0] if error.args else error
+    return detail.str() if isinstance(detail, KafkaError) else str(detail)

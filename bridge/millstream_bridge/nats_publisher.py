@@ -1,0 +1,218 @@
+"""Publishing a route that only bridges write: a pipeline under the chain (see `window`).
+
+One session: read the stream's last sequence, then each partition's position, then send. Read in
+this order, a message stored in between moves the last sequence, and the session's first frame is
+refused.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Iterator, Sequence
+
+from .connection import AckSink, Connection, Message, parse_answer
+from .errors import ConnectionLost, RecordError, SessionLost
+from .frames import Frames
+from .mapping import Mapping
+from .model import Positions, Record
+from .stream import Stream
+from .window import SessionState, Window
+
+logger = logging.getLogger(__name__)
+
+STALL_S = 5.0
+"""Frames are out and no acknowledgement came for so long: the session is over."""
+
+_CHUNK_RECORDS = 500
+_CHUNK_BYTES = 1 << 20
+
+
+class ChainPublisher:
+    """A `Publisher` for a route nobody but bridges writes.
+
+    ``window_type`` is there for the test that shows what a weaker guard does.
+    """
+
+    batch_records = 2 * _CHUNK_RECORDS
+
+    def __init__(
+        self,
+        connection: Connection,
+        mapping: Mapping,
+        *,
+        window_type: type[Window] = Window,
+        stall_s: float = STALL_S,
+    ) -> None:
+        self._connection = connection
+        self._mapping = mapping
+        self._stream = Stream(connection, mapping)
+        self._window_type = window_type
+        self._stall_s = stall_s
+        self._frames: Frames | None = None
+        self._window: Window | None = None
+        self._reply = ""
+        self._moved = asyncio.Event()
+        self._moved_at = 0.0
+        self._stored = (0, 0)
+        self._positions: dict[int, int] = {}
+        self.foreign_seqs: list[int] = []
+
+    async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
+        """Read the positions from the stream and begin a session; see `Publisher`.
+
+        ConfigurationError: the stream cannot take the route.
+        """
+        await self._explain_last_session()
+        await self._stream.ensure(may_create=may_create)
+        config = self._stream.config
+        limits = [self._connection.max_payload, int(config.get("max_msg_size", -1))]
+        self._frames = Frames(self._mapping, min(limit for limit in limits if limit > 0))
+        last_seq = await self._stream.last_seq()
+        await self._stream.refuse_other_form(last_seq)
+        found = await asyncio.gather(*map(self._stream.position, partitions))
+        positions = {p: at for p, at in zip(partitions, found, strict=True) if at is not None}
+        self._positions = dict(positions)
+        self._window = self._window_type(secrets.token_hex(6), last_seq)
+        self._reply = self._connection.new_ack_subject(AckSink(self._on_acks, self._on_other))
+        return positions
+
+    async def send(self, records: Sequence[Record]) -> None:
+        """Write the records' frames as soon as the window has room for them."""
+        for chunk in _chunks(records):
+            window = await self._wait_for_room(len(chunk))
+            assert self._frames is not None
+            data, count, error = self._frames.chained(chunk, window, self._reply)
+            if count:
+                if window.in_flight == 0:
+                    self._moved_at = asyncio.get_running_loop().time()
+                await self._connection.writable()
+                self._connection.write(data)
+                window.on_sent(chunk[:count], len(data))
+            if error is not None:
+                await self.drain()
+                raise error
+
+    def check(self) -> None:
+        """Raise SessionLost, or RecordError when the server cannot take a record."""
+        window = self._window
+        if window is None:
+            raise SessionLost("no session is open")
+        if not self._connection.is_open:
+            raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
+        if window.state is SessionState.REFUSED:
+            raise SessionLost(window.reason, rival=True)
+        if window.state is SessionState.BROKEN:
+            raise SessionLost(window.reason)
+        if window.state is SessionState.UNSTORABLE and (record := window.first_unstored):
+            raise RecordError(
+                self._mapping.route.topic,
+                record.kafka_partition,
+                record.offset,
+                f"the server refuses it: {window.reason}",
+            )
+        waited_s = asyncio.get_running_loop().time() - self._moved_at
+        if window.in_flight and waited_s > self._stall_s:
+            raise ConnectionLost(
+                f"{window.in_flight} frames are out, no acknowledgement for {waited_s:.1f} s"
+            )
+
+    async def drain(self) -> None:
+        """Wait until all that was sent is stored."""
+        self.check()
+        while self._window is not None and self._window.in_flight:
+            await self._wait_for_answer()
+
+    async def progress_mark(self) -> int:
+        """The stream's last sequence."""
+        return await self._stream.last_seq()
+
+    @property
+    def positions(self) -> Positions:
+        """Per partition, one past the last offset known to be stored."""
+        return self._positions
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Records and payload bytes acknowledged in all sessions."""
+        return self._stored
+
+    async def _wait_for_room(self, count: int) -> Window:
+        while True:
+            self.check()
+            assert self._window is not None
+            if self._window.room >= count:
+                return self._window
+            await self._wait_for_answer()
+
+    async def _wait_for_answer(self) -> None:
+        self._moved.clear()
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await self._moved.wait()
+        except TimeoutError:
+            pass
+        self.check()
+
+    def _on_acks(self, count: int, seq: int) -> None:
+        window = self._window
+        assert window is not None
+        records, size = window.stored_count, window.stored_bytes
+        window.on_acks(count, seq)
+        self._stored = (
+            self._stored[0] + window.stored_count - records,
+            self._stored[1] + window.stored_bytes - size,
+        )
+        self._positions.update(window.positions)
+        self._moved_at = asyncio.get_running_loop().time()
+        self._moved.set()
+
+    def _on_other(self, message: Message) -> None:
+        window = self._window
+        assert window is not None
+        try:
+            answer = parse_answer(message)
+        except ConnectionLost as error:
+            window.on_strange_answer(str(error))
+        else:
+            refusal = answer.get("error")
+            if refusal:
+                window.on_refusal(int(refusal.get("err_code", 0)), str(refusal.get("description")))
+            else:
+                window.on_strange_answer(f"unexpected answer {message.payload[:200]!r}")
+        self._moved.set()
+
+    async def _explain_last_session(self) -> None:
+        """Name the stray message that ended the last session, if one did."""
+        window = self._window
+        self._window = None
+        if window is None or window.state is not SessionState.REFUSED:
+            return
+        seq = window.stored_seq + 1
+        culprit = await self._stream.message(seq)
+        if culprit is None or self._mapping.source_in(culprit.headers) is not None:
+            return
+        if seq not in self.foreign_seqs and len(self.foreign_seqs) < _FOREIGN_SEQS_MAX:
+            self.foreign_seqs.append(seq)
+        logger.warning(
+            "stream %s seq %d: a message on %s that is not this bridge's; the route is not shared",
+            self._mapping.route.stream,
+            seq,
+            culprit.subject,
+            extra={"event": "foreign_message", "seq": seq},
+        )
+
+
+_FOREIGN_SEQS_MAX = 100
+
+
+def _chunks(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+    """Pieces of at most so many records and, but for a single larger one, so many bytes."""
+    start = size = 0
+    for place, record in enumerate(records):
+        length = len(record.value or b"")
+        if place > start and (place - start >= _CHUNK_RECORDS or size + length > _CHUNK_BYTES):
+            yield records[start:place]
+            start, size = place, 0
+        size += length
+    if start < len(records):
+        yield records[start:]

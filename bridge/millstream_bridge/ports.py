@@ -1,0 +1,85 @@
+"""What the runner needs of its two ends, so that either can be another one or a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from .errors import BridgeError
+from .model import Positions, Record, Watermarks
+
+
+class Polled(NamedTuple):
+    """What one poll brought. ``ends``: partitions now read to their end, and the offset of it.
+
+    Offsets may have gaps (transactions, compaction), so an end is not known from records alone.
+    ``error`` came after the records.
+    """
+
+    records: Sequence[Record]
+    ends: Mapping[int, int]
+    error: BridgeError | None = None
+
+
+class Source(Protocol):
+    """The Kafka side: one topic, read by explicit positions."""
+
+    async def watermarks(self) -> dict[int, Watermarks]:
+        """Every partition of the topic; Unreachable, or ConfigurationError for an unknown topic."""
+        ...
+
+    async def assign(self, positions: Positions, partitions: Sequence[int]) -> None:
+        """Read these partitions from these positions on; what was fetched before is dropped."""
+        ...
+
+    async def poll(self, records_max: int, wait_s: float) -> Polled:
+        """Records in order per partition, none after ``wait_s``; the error if one ended it."""
+        ...
+
+    async def close(self) -> None:
+        """Leave; may be called twice."""
+        ...
+
+
+class Publisher(Protocol):
+    """The NATS side: one route, one session at a time. All of it may raise SessionLost."""
+
+    batch_records: int
+    """How many records one `send` should get for full speed."""
+    foreign_seqs: list[int]
+    """The first hundred stray messages that ended a session."""
+
+    async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
+        """Read the positions of these partitions from the stream and begin a session after them.
+
+        Only with ``may_create`` a missing stream is made. ConfigurationError: the stream cannot
+        take the route.
+        """
+        ...
+
+    async def send(self, records: Sequence[Record]) -> None:
+        """Publish in this order; may return before they are stored.
+
+        RecordError: one cannot be moved; all before it are stored.
+        """
+        ...
+
+    def check(self) -> None:
+        """Raise if the session is over or its answers are overdue."""
+        ...
+
+    async def drain(self) -> None:
+        """Return when all that was sent is stored."""
+        ...
+
+    async def progress_mark(self) -> int:
+        """A number that moves whenever any bridge of this route stores something."""
+        ...
+
+    @property
+    def positions(self) -> Positions:
+        """Per partition, one past the last offset known to be stored."""
+        ...
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Records and payload bytes acknowledged in all sessions of this publisher."""
+        ...

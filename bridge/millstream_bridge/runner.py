@@ -1,0 +1,348 @@
+"""The bridge of one route: backfill, then live tail, one loop without a seam.
+
+A run is a row of sessions. Each begins by reading the stream (where does every partition stand?),
+points the Kafka side there, and moves records until it is told to stop, until the end that was
+noted at the start, or until something ends the session: a refusal, a lost connection, silence, a
+topic that grew. Then everything in flight is forgotten and the next session begins. Nothing is kept
+in memory that the stream does not know better, so a kill at any moment is just the end of a
+session.
+
+**Giving way.** When a session ends because another bridge of the same route wrote, this one stands
+back: it waits until the stream has been quiet for `STAND_BACK_S` before it begins again. So of two
+live bridges one works and the other waits, and takes over when the first falls silent. They may
+both be awake on a quiet topic; the next record then decides which of the two goes on. After a stray
+message the session begins again at once, but a run of sessions that store nothing stands back too.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from .checkpoint_publisher import CheckpointPublisher
+from .connection import Connection
+from .errors import BridgeError, ConnectionLost, RecordError, SessionLost, Unreachable
+from .kafka_source import GONE, KafkaSource
+from .mapping import Mapping
+from .model import BridgeReport, Positions, Route, Watermarks
+from .nats_publisher import ChainPublisher
+from .ports import Polled, Publisher, Source
+
+logger = logging.getLogger(__name__)
+
+STAND_BACK_S = 1.0
+RECONNECT_FIRST_S, RECONNECT_MOST_S = 0.05, 1.0
+FRUITLESS_SESSIONS_MAX = 3
+DRAIN_S = 10.0
+GREW_CHECK_S = 10.0
+_POLL_S = 0.2
+
+
+class Ended(StrEnum):
+    """Why a run ended well."""
+
+    STOPPED = "stopped"
+    END = "end"
+
+
+@dataclass(slots=True)
+class Progress:
+    """Live figures of a run; read it at any time, from the loop's thread."""
+
+    records: int = 0
+    payload_bytes: int = 0
+    sessions: int = 0
+    refusals: int = 0
+    stood_back: int = 0
+    lag: int = 0
+    positions: dict[int, int] = field(default_factory=dict)
+    foreign_seqs: list[int] = field(default_factory=list)
+
+
+class Bridge:
+    """Moves one route. One `run` at a time; `stop` from the same loop (or a signal handler of it).
+
+    ``kafka_options`` are librdkafka's (security and the like). ``make_publisher`` is for tests.
+    """
+
+    def __init__(
+        self,
+        *,
+        kafka: str,
+        nats: str,
+        route: Route,
+        kafka_options: dict[str, str] | None = None,
+        stand_back_s: float = STAND_BACK_S,
+        make_publisher: Callable[[Connection, Mapping], "Publisher"] | None = None,
+        on_ready: Callable[[Positions], None] | None = None,
+    ) -> None:
+        """ConfigurationError: the route's template cannot be used."""
+        self.route = route
+        self.progress = Progress()
+        self._nats = nats
+        self._kafka = kafka
+        self._kafka_options = kafka_options
+        self._mapping = Mapping(route)
+        self._stand_back_s = stand_back_s
+        self._make_publisher = make_publisher or _publisher
+        self._on_ready = on_ready
+        self._stopping = asyncio.Event()
+        self._before = (0, 0)
+
+    def stop(self) -> None:
+        """Finish what is in flight, then end the run."""
+        self._stopping.set()
+
+    async def run(self, *, stop_at_end: bool = False) -> BridgeReport:
+        """Move records until `stop`, or until all that was in Kafka at the start is stored.
+
+        Unreachable: Kafka or NATS did not answer at the start (later they are waited for).
+        ConfigurationError: topic or stream cannot be used. RecordError: a record cannot be moved.
+        """
+        started = time.monotonic()
+        source = KafkaSource(self._kafka, self.route.topic, options=self._kafka_options)
+        try:
+            marks = await source.watermarks()
+            connection = await self._connect()
+            goal = {p: mark.high for p, mark in marks.items()} if stop_at_end else None
+            ended = await self._sessions(source, connection, goal)
+        finally:
+            await source.close()
+        return BridgeReport(
+            topic=self.route.topic,
+            stream=self.route.stream,
+            ended=ended,
+            records=self.progress.records,
+            payload_bytes=self.progress.payload_bytes,
+            seconds=time.monotonic() - started,
+            sessions=self.progress.sessions,
+            refusals=self.progress.refusals,
+            stood_back=self.progress.stood_back,
+            foreign_seqs=tuple(self.progress.foreign_seqs),
+            positions=dict(sorted(self.progress.positions.items())),
+        )
+
+    async def _connect(self) -> Connection:
+        return await Connection.open(self._nats, name=f"millstream bridge {self.route.name}")
+
+    async def _sessions(
+        self, source: Source, connection: Connection | None, goal: Positions | None
+    ) -> Ended:
+        """One session after the other until one ends well."""
+        fruitless = 0
+        publisher: Publisher | None = None
+        try:
+            while not self._stopping.is_set():
+                if connection is None:
+                    connection, publisher = await self._reconnect(fruitless), None
+                    if connection is None:
+                        break
+                if publisher is None:
+                    publisher = self._make_publisher(connection, self._mapping)
+                    self._before = (self.progress.records, self.progress.payload_bytes)
+                before = self.progress.records
+                try:
+                    return await self._session(source, publisher, goal)
+                except (ConnectionLost, Unreachable) as lost:
+                    if self.progress.sessions == 0:
+                        raise _as_unreachable(lost, connection) from lost
+                    logger.warning("%s; trying again", lost, extra={"event": "connection_lost"})
+                    await connection.close()
+                    connection = None
+                except SessionLost as lost:
+                    logger.info("session over: %s", lost, extra={"event": "session_over"})
+                    self.progress.refusals += lost.rival
+                    if self._is_giving_way(lost, publisher, fruitless):
+                        connection = await self._stand_back(publisher, connection)
+                finally:
+                    self._note(publisher)
+                    fruitless = 0 if self.progress.records > before else fruitless + 1
+            return Ended.STOPPED
+        finally:
+            if connection is not None:
+                await connection.close()
+
+    async def _session(self, source: Source, publisher: Publisher, goal: Positions | None) -> Ended:
+        marks = await source.watermarks()
+        partitions = sorted(marks)
+        positions = await publisher.open(partitions, may_create=not self.progress.sessions)
+        self._check_positions(positions, marks)
+        await source.assign(positions, partitions)
+        self.progress.sessions += 1
+        if self._on_ready is not None:
+            self._on_ready(positions)
+            self._on_ready = None
+        reader = _Reader(source, publisher.batch_records, positions, marks)
+        try:
+            return await self._move(reader, publisher, goal)
+        finally:
+            await reader.close()
+
+    async def _move(self, reader: "_Reader", publisher: Publisher, goal: Positions | None) -> Ended:
+        while True:
+            if self._stopping.is_set():
+                await self._drain_for_stop(publisher)
+                return Ended.STOPPED
+            if goal is not None and reader.has_reached(goal):
+                await publisher.drain()
+                return Ended.END
+            polled = await reader.next()
+            if polled.records:
+                await publisher.send(polled.records)
+            if polled.error is not None:
+                await publisher.drain()
+                raise polled.error
+            publisher.check()
+            self._note(publisher)
+            self.progress.lag = reader.lag
+
+    async def _drain_for_stop(self, publisher: Publisher) -> None:
+        """Wait a while for what is in flight; if it does not come, the next run reads it again."""
+        with suppress(SessionLost, TimeoutError):
+            async with asyncio.timeout(DRAIN_S):
+                await publisher.drain()
+
+    def _note(self, publisher: Publisher | None) -> None:
+        if publisher is None:
+            return
+        records, size = publisher.stored
+        self.progress.records = self._before[0] + records
+        self.progress.payload_bytes = self._before[1] + size
+        for partition, position in publisher.positions.items():
+            if position > self.progress.positions.get(partition, -1):
+                self.progress.positions[partition] = position
+        for seq in publisher.foreign_seqs:
+            if seq not in self.progress.foreign_seqs:
+                self.progress.foreign_seqs.append(seq)
+
+    def _check_positions(self, positions: Positions, marks: dict[int, Watermarks]) -> None:
+        for partition, position in positions.items():
+            mark = marks.get(partition)
+            if mark is None or position > mark.high:
+                end = "it has no such partition" if mark is None else f"its log ends at {mark.high}"
+                raise RecordError(
+                    self.route.topic,
+                    partition,
+                    position,
+                    f"stream {self.route.stream} is ahead of Kafka: {end};"
+                    " this is not the topic it was filled from",
+                )
+            if position < mark.low:
+                raise RecordError(self.route.topic, partition, position, GONE.format(mark.low))
+
+    async def _reconnect(self, fruitless: int) -> Connection | None:
+        """Try until NATS answers; None when told to stop first. Waits longer after each failure."""
+        while True:
+            wait_s = min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), RECONNECT_MOST_S)
+            await self._sleep(wait_s if fruitless else 0)
+            if self._stopping.is_set():
+                return None
+            try:
+                return await self._connect()
+            except Unreachable as error:
+                logger.info("%s", error, extra={"event": "reconnect_failed"})
+            fruitless += 1
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, but not longer than until told to stop."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+    def _is_giving_way(self, lost: SessionLost, publisher: Publisher, fruitless: int) -> bool:
+        """Whether to stand back: a rival wrote, or too many sessions in a row stored nothing."""
+        self._note(publisher)
+        return lost.rival or fruitless >= FRUITLESS_SESSIONS_MAX
+
+    async def _stand_back(self, publisher: Publisher, connection: Connection) -> Connection | None:
+        """Wait until no bridge of this route has stored anything for a while."""
+        self.progress.stood_back += 1
+        mark = -1
+        with suppress(SessionLost):
+            while not self._stopping.is_set():
+                now = await publisher.progress_mark()
+                if now == mark:
+                    return connection
+                mark = now
+                await self._sleep(self._stand_back_s)
+            return connection
+        await connection.close()
+        return None
+
+
+class _Reader:
+    """Polls one batch ahead of what is being published; knows how far each partition was read."""
+
+    def __init__(
+        self,
+        source: Source,
+        batch_records: int,
+        positions: Positions,
+        marks: dict[int, Watermarks],
+    ) -> None:
+        self._source = source
+        self._batch_records = batch_records
+        self._read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
+        self._high = {p: mark.high for p, mark in marks.items()}
+        self._polling: asyncio.Task[Polled] | None = None
+        self._checked_at = asyncio.get_running_loop().time()
+
+    @property
+    def lag(self) -> int:
+        """Offsets between what was read and the highest end known."""
+        return sum(max(0, high - self._read[p]) for p, high in self._high.items())
+
+    def has_reached(self, goal: Positions) -> bool:
+        """Whether everything below these offsets was read."""
+        return all(self._read.get(p, 0) >= offset for p, offset in goal.items())
+
+    async def next(self) -> Polled:
+        """The next batch, perhaps empty; the one after it is already being fetched."""
+        await self._look_for_new_partitions()
+        if self._polling is None:
+            self._polling = self._poll()
+        polled = await self._polling
+        self._polling = None if polled.error else self._poll()
+        for record in polled.records:
+            self._read[record.kafka_partition] = record.offset + 1
+        for partition, end in polled.ends.items():
+            self._read[partition] = max(self._read[partition], end)
+            self._high[partition] = max(self._high[partition], end)
+        return polled
+
+    async def close(self) -> None:
+        """Wait for the poll under way; it is short."""
+        if self._polling is not None:
+            with suppress(BridgeError):
+                await self._polling
+
+    def _poll(self) -> asyncio.Task[Polled]:
+        return asyncio.create_task(
+            self._source.poll(self._batch_records, _POLL_S), name="kafka poll"
+        )
+
+    async def _look_for_new_partitions(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._checked_at < GREW_CHECK_S:
+            return
+        self._checked_at = now
+        with suppress(Unreachable):
+            marks = await self._source.watermarks()
+            if marks.keys() - self._read.keys():
+                raise SessionLost(f"the topic has {len(marks)} partitions now")
+            self._high.update({p: mark.high for p, mark in marks.items()})
+
+
+def _as_unreachable(lost: Exception, connection: Connection) -> Unreachable:
+    if isinstance(lost, Unreachable):
+        return lost
+    return Unreachable("JetStream", connection.url, str(lost))
+
+
+def _publisher(connection: Connection, mapping: Mapping) -> Publisher:
+    if mapping.route.shared:
+        return CheckpointPublisher(connection, mapping)
+    return ChainPublisher(connection, mapping)
