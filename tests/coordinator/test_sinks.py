@@ -1,7 +1,9 @@
 """The rule of fenced sinks, the contract on each of ours, and what only the key-value sink has."""
 
 import asyncio
+import random
 import re
+from collections.abc import Callable
 from typing import Any
 
 import nats
@@ -55,6 +57,61 @@ def test_an_effect_is_judged_by_epoch_and_seq(epoch: int, seq: int, verdict: Ver
 
 def test_the_first_effect_of_a_key_is_applied() -> None:
     assert judge(None, 1, 1) is Verdict.APPLY
+
+
+def without_epoch(mark: Mark | None, epoch: int, seq: int) -> Verdict:
+    """What `judge` would be if it forgot epochs."""
+    return Verdict.REPEAT if mark is not None and seq <= mark.seq else Verdict.APPLY
+
+
+def without_seq(mark: Mark | None, epoch: int, seq: int) -> Verdict:
+    """What `judge` would be if it forgot sequences."""
+    return Verdict.STALE if mark is not None and epoch < mark.epoch else Verdict.APPLY
+
+
+def wrongs(rule: Callable[[Mark | None, int, int], Verdict], seed: int) -> set[str]:
+    """One key under three owners, the earlier ones still at it, in an order drawn from ``seed``.
+
+    Each owner handles the messages in order, from the last one its predecessor is known to have
+    finished. What is wrong with the effects in the end, by the three promises.
+    """
+    chance = random.Random(seed)
+    messages = range(1, 13)
+    at: dict[int, int] = {1: 0}
+    effects: list[tuple[int, int]] = []
+    mark: Mark | None = None
+    while max(at) < 3 or at[max(at)] < len(messages):
+        if chance.random() < 0.1 and max(at) < 3:
+            at[max(at) + 1] = chance.randint(0, at[max(at)])
+        epoch = chance.choice([it for it in at if at[it] < len(messages)] or [max(at)])
+        if at[epoch] == len(messages):
+            continue
+        seq = messages[at[epoch]]
+        at[epoch] += 1
+        if rule(mark, epoch, seq) is Verdict.APPLY:
+            mark = Mark(epoch, seq)
+            effects.append((epoch, seq))
+    found = set()
+    sequences, epochs = [seq for _, seq in effects], [epoch for epoch, _ in effects]
+    if sorted(sequences) != list(messages):
+        found.add("not exactly once")
+    if sequences != sorted(sequences):
+        found.add("out of order")
+    if epochs != sorted(epochs):
+        found.add("stale")
+    return found
+
+
+def test_one_key_under_several_owners_is_applied_once_in_order_and_never_stale() -> None:
+    assert [seed for seed in range(500) if wrongs(judge, seed)] == []
+
+
+def test_without_the_epoch_stale_effects_come_through() -> None:
+    assert set().union(*(wrongs(without_epoch, seed) for seed in range(500))) == {"stale"}
+
+
+def test_without_the_seq_effects_are_repeated() -> None:
+    assert "not exactly once" in set().union(*(wrongs(without_seq, it) for it in range(500)))
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 8))))
