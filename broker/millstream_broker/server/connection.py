@@ -9,7 +9,7 @@ the transport and counts against ``max_pending``; a client over it, or one that 
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..errors import AuthenticationTimeout, ClientError, SlowConsumer, StaleConnection
 from ..protocol.core import Connection
@@ -51,9 +51,10 @@ class ClientSocket(asyncio.Protocol):
 
     # Called by the loop
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, base: asyncio.BaseTransport) -> None:
         """Greet the client with INFO and start its timers."""
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports have the methods, not the base class.
+        transport = cast("asyncio.Transport", base)
         self._transport = transport
         address = transport.get_extra_info("peername")
         self.peer = str(address[0]) if address else ""
