@@ -146,12 +146,10 @@ def _check_payload_end(rest: bytes) -> None:
 
 def _check_length(line: bytes, limits: Limits) -> None:
     """Only the arguments count, not the verb and the white space after it."""
-    verb = _SPACE.search(line)
-    arguments = 0 if verb is None else len(line) - verb.end()
+    line = line.rstrip(b"\r\n")
+    space = _SPACE.search(line)
     # nats-server has no limit on what follows PING; a buffer needs one.
-    if arguments > limits.max_control_line or (
-        verb is None and len(line) > limits.max_control_line
-    ):
+    if len(line) - (0 if space is None else space.end()) > limits.max_control_line:
         raise ControlLineTooLong
 
 
