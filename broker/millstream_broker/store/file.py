@@ -439,7 +439,10 @@ class FileStore(IndexedStore[int]):
         if len(group) == 1 and size * 5 > block.size * 3:
             block.check_below = block.live_bytes * 3 // 4
             return False
-        merged = rewrite_blocks(self._files, self._folder, self._label, self._index, group, graves)
+        last_seq = ordered[place + len(group)].base_seq
+        merged = rewrite_blocks(
+            self._files, self._folder, self._label, self._index, group, graves, last_seq
+        )
         self._blocks = {
             merged.number if other is block else other.number: merged if other is block else other
             for other in ordered

@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from ..subjects.subject import is_literal
 from .pages import NewCells, Page, Row, SequenceTable
-from .pattern import is_literal
 from .runs import SeqRun
 from .subject_table import SubjectTable
 from .views import MatchView
@@ -55,9 +55,12 @@ class MessageIndex(Generic[Cell]):
         name = self.subjects.names[page.subjects[row]]
         return Entry(seq, name, page.times[row], page.sizes[row], page.cells[row])
 
-    def cell(self, seq: int) -> tuple[Page[Cell], int] | None:
-        """The page and row of a message, for the store that moves bodies."""
-        return self.table.find(seq)
+    def row(self, seq: int) -> tuple[Page[Cell], int]:
+        """The page and row of a message that is there, for the store that moves bodies."""
+        found = self.table.find(seq)
+        if found is None:
+            raise KeyError(seq)
+        return found
 
     def remove(self, seq: int) -> Entry[Cell] | None:
         row = self.table.remove(seq)

@@ -10,14 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 
 
-def is_literal(pattern: str) -> bool:
-    """Whether the pattern names exactly one subject."""
-    if "*" not in pattern and ">" not in pattern:
-        return True
-    tokens = pattern.split(".")
-    return "*" not in tokens and tokens[-1] != ">"
-
-
 def compile_patterns(patterns: Sequence[str]) -> Callable[[str], object]:
     """One question for all patterns: truthy when a (valid) subject matches any of them."""
     if not patterns:

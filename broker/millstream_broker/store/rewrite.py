@@ -31,9 +31,11 @@ def rewrite_blocks(
     index: MessageIndex[int],
     group: Sequence[Block],
     graves: array[int],
+    last_seq: int,
 ) -> Block:
     """Replace the file of the newest of ``group`` by all that lives in the group, plus ``graves``.
 
+    ``last_seq`` is where the block after the group begins, less one.
     The index points to the new places afterwards; the other files are the caller's to delete.
     Raises StoreError (DamagedRecord when a record went bad meanwhile) with everything as it was.
     """
@@ -49,16 +51,10 @@ def rewrite_blocks(
     buffer = bytearray(merged.header())
     moves: list[tuple[int, int]] = []
     old = {block.number: (block, _read(files, block)) for block in group}
-    for seq in index.table.seqs_between(first.base_seq + 1, index.table.last_seq):
-        found = index.table.find(seq)
-        if found is None:
-            continue
-        page, row = found
+    for seq in index.table.seqs_between(first.base_seq + 1, last_seq):
+        page, row = index.row(seq)
         cell, size = page.cells[row], page.sizes[row]
-        source = old.get(cell >> POSITION_BITS)
-        if source is None:
-            break
-        block, data = source
+        block, data = old[cell >> POSITION_BITS]
         position = cell & POSITION_MASK
         if position + size > len(data) or not is_whole(data, position, size, block.seed + position):
             raise DamagedRecord(str(block.path), position, seq)
@@ -72,9 +68,8 @@ def rewrite_blocks(
     merged.size = len(buffer)
     _replace(files, merged, buffer)
     for seq, position in moves:
-        found = index.table.find(seq)
-        if found is not None:
-            found[0].cells[found[1]] = merged.number << POSITION_BITS | position
+        page, row = index.row(seq)
+        page.cells[row] = merged.number << POSITION_BITS | position
     return merged
 
 

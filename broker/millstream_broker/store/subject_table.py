@@ -11,7 +11,7 @@ The tree is built when the first wildcard is listed; streams that never see one 
 
 from collections.abc import Iterator, Sequence
 
-from .pattern import is_literal
+from ..subjects.subject import is_literal
 from .runs import SeqRun
 
 _RETIRED_MIN = 1024
