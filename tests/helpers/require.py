@@ -64,12 +64,12 @@ def nats_server() -> Path:
 
 @functools.cache
 def nats_cli() -> Path:
-    """The ``nats`` command: the file ``NATS_CLI`` names, else the one on PATH."""
-    named = os.environ.get("NATS_CLI")
-    found = named if named and Path(named).is_file() else shutil.which("nats")
-    if found is None:
-        raise MissingError("no nats command (neither NATS_CLI nor on PATH)")
-    return Path(found)
+    """The ``nats`` command: what ``NATS_CLI`` names, what ``make natscli`` built, or on PATH."""
+    built = Path(__file__).parents[2] / ".cache" / "bin" / "nats"
+    for candidate in (os.environ.get("NATS_CLI"), str(built), shutil.which("nats")):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    raise MissingError("no nats command (NATS_CLI, make natscli, or PATH)")
 
 
 @functools.cache

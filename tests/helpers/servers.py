@@ -121,6 +121,7 @@ class Server:
         if self.is_running:
             raise ServerFailed(f"the {self.kind} server runs already", self.log)
         self.store_dir.mkdir(parents=True, exist_ok=True)
+        is_first_start = self._run_dir is None
         if self._run_dir is None:
             self._run_dir = tempfile.TemporaryDirectory(prefix="millstream-server-")
         for stale in Path(self._ports_dir()).glob("*.ports"):
@@ -139,6 +140,8 @@ class Server:
             self._port = self._await_port(self._process)
         except BaseException:
             self.kill()
+            if is_first_start:
+                self.close()  # nobody entered the block, so nobody will
             raise
         return self
 
