@@ -31,6 +31,14 @@ class BadRecord(GroupError):
         self.kind, self.reason = kind, reason
 
 
+class GroupMissing(GroupError):
+    """The group has no bucket on this server."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__(f"group {group!r} not found")
+        self.group = group
+
+
 class ConfigMismatch(GroupError):
     """The group is there already, with another number of partitions, stream or filter."""
 

@@ -54,11 +54,10 @@ class ConfigRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderRecord:
-    """``leader``: who decides. ``renewed_ns`` is wall clock, only there to change the value."""
+    """``leader``: who decides. Written anew (the same) to renew its time to live."""
 
     member: str
     instance: str
-    renewed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +71,8 @@ class MemberRecord:
     host: str = ""
     pid: int = 0
     joined_ns: int = 0
+    is_static: bool = False
+    """The name was given by the user and outlives the process."""
     is_leaving: bool = False
     """The member drains: it gets no more partitions and gives away what it has."""
 
@@ -177,6 +178,25 @@ class Limits:
     """Messages delivered and not yet acked; 1 is strict mode."""
     max_lanes: int = 128
     """Handler calls at one time over all partitions of the member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSettings:
+    """Everything a member's machine is told at its start."""
+
+    group: str
+    member: str
+    instance: str
+    config: ConfigRecord
+    is_static: bool = False
+    capacity: int = 1
+    labels: Mapping[str, str] = field(default_factory=dict)
+    host: str = ""
+    pid: int = 0
+    joined_ns: int = 0
+    can_lead: bool = True
+    timing: Timing = Timing()
+    limits: Limits = Limits()
 
 
 @dataclass(slots=True)

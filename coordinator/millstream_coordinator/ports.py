@@ -10,11 +10,12 @@ replies. There are two, ``jetstream.py`` (a NATS server) and ``memory.py`` (in t
 virtual clock), and the same machine runs on both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from .errors import GroupError
 from .events import GroupEvent
 from .model import Message, Retention
 
@@ -140,7 +141,10 @@ class DoubleAck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listen:
-    """Hear heartbeats of one member, or with None of everybody; replaces the one before."""
+    """Hear heartbeats of one member, or with None of everybody; replaces the one before.
+
+    A member hears its own in any case.
+    """
 
     member: str | None
 
@@ -225,11 +229,10 @@ class Failure(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The bucket is there. ``last_seq`` is the data stream's last sequence now."""
+    """The bucket is there, and the stream (if the group has one) can carry the group."""
 
     id: int
     retention: Retention
-    last_seq: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,11 +336,14 @@ class KeyChanged:
     revision: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class WatchCaughtUp:
-    """Every key that is there was told since the watch (re)started; ``keys`` are all of them."""
+    """Every key that is there was told since the watch started."""
 
-    keys: frozenset[str]
+
+@dataclass(frozen=True, slots=True)
+class BucketGone:
+    """The group's bucket is not there any more, or is another one by the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -375,10 +381,14 @@ class PullEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handled:
-    """A handler call ended; ``error`` is what it raised, None when it returned."""
+    """A handler call ended; ``error`` is what it raised, None when it returned.
+
+    ``seen_epoch``: it raised because a sink holds an effect of this higher epoch.
+    """
 
     message: Message
     error: str | None = None
+    seen_epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,9 +401,18 @@ class Reconnected:
     """The connection is back; what was under way is lost."""
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Nothing can go on: what arrives cannot be read (a key function raised, a foreign ack)."""
+
+    error: GroupError
+
+
 Happening = (
     KeyChanged
     | WatchCaughtUp
+    | BucketGone
+    | Broken
     | Heard
     | Delivered
     | PullIdle
@@ -404,12 +423,14 @@ Happening = (
 )
 
 Listener = Callable[[Happening | Reply], None]
+Spawn = Callable[[Coroutine[None, None, None], str], None]
+"""Starts a named task that ends with the member."""
 
 
 class Port(Protocol):
     """One member's way to a server. Not thread-safe; everything happens on one loop."""
 
-    async def open(self, listener: Listener) -> None:
+    async def open(self, listener: Listener, spawn: Spawn) -> None:
         """Connect; from now on ``listener`` is told everything, one call at a time.
 
         Raises ServerUnreachable, StreamMissing or StreamUnfit.

@@ -1,0 +1,137 @@
+"""JetStream's API over a nats-py connection: requests, buckets, and errors as values.
+
+nats-py's own JetStream layer lacks fields (priority groups), validates keys of its own and hides
+which error came; a group needs the wire's error codes. So this speaks the JSON API directly; its
+shapes are the server's. Durations there are nanoseconds.
+"""
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+
+from .errors import GroupError
+from .ports import Failure
+
+STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
+MESSAGE_NOT_FOUND = 10037
+WRONG_LAST_SEQUENCE = (10071, 10164)
+FILTER_OVERLAP = (10099, 10100)
+STREAM_NAME_IN_USE = 10058
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
+
+
+class RequestFailed(GroupError):
+    """A request was not carried out. ``code`` is JetStream's error code, 0 if it gave none."""
+
+    def __init__(self, reason: Failure, detail: str, code: int = 0) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail, self.code = reason, detail, code
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A key of a bucket; ``value`` None: deleted, or never there (then ``revision`` is 0)."""
+
+    value: bytes | None
+    revision: int
+
+
+class Api:
+    """JetStream as one connection sees it."""
+
+    def __init__(self, connection: Client, timeout_s: float) -> None:
+        self.connection = connection
+        self._timeout_s = timeout_s
+
+    async def request(
+        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None
+    ) -> bytes:
+        """Send one request; raises RequestFailed for anything but an answer.
+
+        An answer that comes over another connection than the request went out on is no answer:
+        what the request found may be gone.
+        """
+        connection = self.connection
+        if not connection.is_connected:
+            raise RequestFailed(Failure.DISCONNECTED, subject)
+        generation = connection.stats["reconnects"]
+        try:
+            reply = await connection.request(
+                subject, payload, timeout=self._timeout_s, headers=headers
+            )
+        except nats.errors.NoRespondersError as error:
+            if connection.stats["reconnects"] != generation or not connection.is_connected:
+                raise RequestFailed(Failure.DISCONNECTED, subject) from error
+            raise RequestFailed(Failure.NO_RESPONDERS, subject) from error
+        except nats.errors.TimeoutError as error:
+            raise RequestFailed(Failure.TIMEOUT, subject) from error
+        except (nats.errors.Error, OSError) as error:
+            raise RequestFailed(Failure.DISCONNECTED, f"{subject}: {error}") from error
+        return reply.data
+
+    async def call(self, subject: str, body: object = None) -> dict[str, Any]:
+        """Ask ``$JS.API.<subject>``; raises RequestFailed, with the code of an error answer."""
+        payload = b"" if body is None else _encode(body)
+        return _result(await self.request(f"$JS.API.{subject}", payload), subject)
+
+    async def read(self, bucket: str, key: str) -> Entry:
+        """Read a key's newest value from the stream's leader."""
+        subject = f"$KV.{bucket}.{key}"
+        try:
+            answer = await self.call(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": subject})
+        except RequestFailed as error:
+            if error.code == MESSAGE_NOT_FOUND:
+                return Entry(None, 0)
+            raise
+        return _entry(answer["message"])
+
+    async def write(
+        self, bucket: str, key: str, value: bytes, revision: int, headers: dict[str, str]
+    ) -> int:
+        """Compare-and-set; returns the new revision. RequestFailed's code tells a conflict."""
+        subject = f"$KV.{bucket}.{key}"
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision), **headers}
+        answer = _result(await self.request(subject, value, headers), subject)
+        return int(answer["seq"])
+
+
+def marks_deletion(headers: dict[str, str] | None) -> bool:
+    """Whether a bucket's message says that the key is not there any more."""
+    return headers is not None and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)
+
+
+def parse_headers(block: bytes) -> dict[str, str]:
+    """Read a header block as STREAM.MSG.GET returns it; the first of repeated names counts."""
+    headers: dict[str, str] = {}
+    for line in block.split(b"\r\n")[1:]:
+        name, found, value = line.partition(b":")
+        if found:
+            headers.setdefault(name.decode("latin-1"), value.strip().decode("utf-8", "replace"))
+    return headers
+
+
+def _entry(message: dict[str, Any]) -> Entry:
+    headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
+    data = base64.b64decode(message.get("data", ""))
+    return Entry(None if marks_deletion(headers) else data, int(message["seq"]))
+
+
+def _result(payload: bytes, subject: str) -> dict[str, Any]:
+    try:
+        answer = _decode(payload)
+    except msgspec.DecodeError as error:
+        raise RequestFailed(Failure.REFUSED, f"{subject}: answer is no JSON") from error
+    if not isinstance(answer, dict):
+        raise RequestFailed(Failure.REFUSED, f"{subject}: answer is no object")
+    fault = answer.get("error")
+    if fault:
+        code = int(fault.get("err_code", 0))
+        raise RequestFailed(Failure.REFUSED, str(fault.get("description", "refused")), code)
+    return answer

@@ -1,0 +1,177 @@
+"""Who is dead: heartbeats, probes, and patience after a reconnect.
+
+A watched member is **late** when its heartbeat is ``heartbeat_slack_s`` overdue. Then it is probed:
+
+* somebody answers: its process and its connection are well, the heartbeat was only late;
+* **no responders**: its connection is gone. It gets ``reconnect_grace_s`` to come back, is probed
+  once more, and a second no-responders is the verdict. So a crash is known in well under half a
+  second without any timeout having run out;
+* nothing: the process hangs or is cut off. The verdict comes after ``heartbeat_timeout_s`` of
+  silence. A member trusts itself no longer than that either, counted from when it *sent* the
+  heartbeat that was heard, so it has stopped before anybody takes over.
+
+Two things must not look like death. After the watcher's own reconnect everybody may still be on
+their way back, so nobody is judged for ``restart_grace_s``. And a watcher that was stopped itself
+(SIGSTOP, a busy loop) has heard nobody: a tick that comes much too late starts everyone's time
+anew.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from .model import Timing
+
+
+class _Suspicion(Enum):
+    NONE = auto()
+    PROBED = auto()
+    """A probe is under way."""
+    ANSWERED = auto()
+    """The last probe was answered or lost; the next one has its time."""
+    GONE = auto()
+    """No responders once; to be probed again at ``next_at``."""
+    PROBED_AGAIN = auto()
+
+
+@dataclass(slots=True)
+class _Watched:
+    instance: str
+    heard_at: float
+    suspicion: _Suspicion = _Suspicion.NONE
+    next_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A member is dead; ``reason`` is ``no responders`` or ``silent``."""
+
+    member: str
+    instance: str
+    reason: str
+
+
+class Detector:
+    """Watches members for one watcher (the leader: all others; the rest: the leader)."""
+
+    def __init__(self, timing: Timing) -> None:
+        self._timing = timing
+        self._watched: dict[str, _Watched] = {}
+        self._is_connected = True
+        self._quiet_until = 0.0
+        self._ticked_at: float | None = None
+
+    @property
+    def members(self) -> set[str]:
+        """Who is watched."""
+        return set(self._watched)
+
+    def watch(self, instances: dict[str, str], now: float) -> None:
+        """Watch exactly these members (id → instance); new ones have been heard just now."""
+        for member in self._watched.keys() - instances.keys():
+            del self._watched[member]
+        for member, instance in instances.items():
+            known = self._watched.get(member)
+            if known is None or known.instance != instance:
+                self._watched[member] = _Watched(instance, now, next_at=self._late_at(now))
+
+    def suspect_all(self, now: float) -> None:
+        """Probe everybody at the next tick: a new leader does not know who is there."""
+        for one in self._watched.values():
+            one.next_at = now
+
+    def heard(self, member: str, instance: str, now: float) -> None:
+        """Note a heartbeat."""
+        one = self._watched.get(member)
+        if one is not None and one.instance == instance:
+            one.heard_at = now
+            one.suspicion = _Suspicion.NONE
+            one.next_at = self._late_at(now)
+
+    def disconnected(self) -> None:
+        """Stop judging: the watcher itself is cut off."""
+        self._is_connected = False
+
+    def reconnected(self, now: float) -> None:
+        """Give everybody a grace: they may be on their way back too."""
+        self._is_connected = True
+        self._quiet_until = now + self._timing.restart_grace_s
+        self._restart(now)
+
+    def probe_answered(self, member: str, instance: str, now: float) -> None:
+        """Note a probe's answer; one of another instance says nothing about this one."""
+        one = self._watched.get(member)
+        if one is None:
+            return
+        if one.instance == instance:
+            one.heard_at = now
+        one.suspicion = _Suspicion.ANSWERED
+        one.next_at = now + self._timing.heartbeat_interval_s
+
+    def probe_lost(self, member: str, now: float) -> None:
+        """Note that a probe got neither an answer nor a no-responders."""
+        one = self._watched.get(member)
+        if one is not None:
+            one.suspicion = _Suspicion.ANSWERED
+            one.next_at = now + self._timing.heartbeat_interval_s
+
+    def probe_unheard(self, member: str, now: float) -> Verdict | None:
+        """Note a no-responders; the second one in a row is a verdict."""
+        one = self._watched.get(member)
+        if one is None or not self._is_connected:
+            return None
+        if now < self._quiet_until:
+            one.suspicion = _Suspicion.ANSWERED
+            one.next_at = self._quiet_until
+            return None
+        if one.suspicion is _Suspicion.PROBED_AGAIN:
+            return Verdict(member, one.instance, "no responders")
+        one.suspicion = _Suspicion.GONE
+        one.next_at = now + self._timing.reconnect_grace_s
+        return None
+
+    def tick(self, now: float) -> tuple[list[str], list[Verdict]]:
+        """Return whom to probe now and who has been silent for too long."""
+        timing = self._timing
+        last, self._ticked_at = self._ticked_at, now
+        if last is not None and now - last > timing.heartbeat_timeout_s / 2:
+            self._restart(now)
+        if not self._is_connected:
+            return [], []
+        probes = []
+        verdicts = []
+        for member, one in self._watched.items():
+            silent_at = max(one.heard_at + timing.heartbeat_timeout_s, self._quiet_until)
+            if now >= silent_at:
+                verdicts.append(Verdict(member, one.instance, "silent"))
+            elif now >= one.next_at and one.suspicion not in (
+                _Suspicion.PROBED,
+                _Suspicion.PROBED_AGAIN,
+            ):
+                is_second = one.suspicion is _Suspicion.GONE
+                one.suspicion = _Suspicion.PROBED_AGAIN if is_second else _Suspicion.PROBED
+                probes.append(member)
+        return probes, verdicts
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do; None while nobody is watched or nobody may be judged."""
+        if not self._watched or not self._is_connected:
+            return None
+        timeout = self._timing.heartbeat_timeout_s
+        return min(
+            min(max(one.heard_at + timeout, self._quiet_until), self._probe_at(one))
+            for one in self._watched.values()
+        )
+
+    def _probe_at(self, one: _Watched) -> float:
+        is_asked = one.suspicion in (_Suspicion.PROBED, _Suspicion.PROBED_AGAIN)
+        return float("inf") if is_asked else one.next_at
+
+    def _late_at(self, now: float) -> float:
+        return now + self._timing.heartbeat_interval_s + self._timing.heartbeat_slack_s
+
+    def _restart(self, now: float) -> None:
+        for one in self._watched.values():
+            one.heard_at = now
+            one.suspicion = _Suspicion.NONE
+            one.next_at = max(self._late_at(now), self._quiet_until)

@@ -1,0 +1,105 @@
+"""Who leads: any member may, and the ``leader`` key says who does.
+
+Everybody watches the leader as the leader watches everybody (`Detector`). When it is found dead, or
+nobody leads, the others take the key by compare-and-set: the first in line (longest in the group)
+at once, the others a little later each, so that there is rarely a conflict and never a wait for a
+candidate that died too. It is no election in the strict sense, and need not be: two that both
+believe to lead can do no harm, for each of their writes is compare-and-set, too.
+
+A leader that leaves deletes the key. Its time to live is only the backstop.
+"""
+
+from .context import Context
+from .detector import Detector, Verdict
+from .handoff import RETRY_S
+from .model import LeaderRecord, encode
+from .naming import LEADER_KEY
+from .ports import Listen, WriteKey, Written
+from .steps import Pause, Script
+
+STAGGER_S = 0.03
+"""How much later than the one before it each member in line takes the key."""
+
+
+class Election:
+    """A member's part in it, while it does not lead."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.detector = Detector(context.settings.timing)
+        self.dead: dict[str, str] = {}
+        """Leaders found dead here, member → instance: what a new leader knows from the start."""
+        self._campaign_at: float | None = None
+        self._listening_to: str | None = None
+
+    def on_leader(self) -> None:
+        """The ``leader`` key changed."""
+        leader = self.context.book.leader
+        now = self.context.now
+        if leader is None or self._is_old_self(leader):
+            self.detector.watch({}, now)
+            self._plan_campaign()
+            return
+        if self.dead.get(leader.member) == leader.instance:
+            return
+        self._campaign_at = None
+        self.detector.watch({leader.member: leader.instance}, now)
+        if self._listening_to != leader.member:
+            self._listening_to = leader.member
+            self.context.out.append(Listen(member=leader.member))
+
+    def on_verdict(self, verdict: Verdict) -> None:
+        """The leader is dead."""
+        self.dead[verdict.member] = verdict.instance
+        self.detector.watch({}, self.context.now)
+        self._plan_campaign()
+
+    def tick(self) -> None:
+        """Take the key if it is this member's turn."""
+        now = self.context.now
+        if self._campaign_at is None or now < self._campaign_at or not self.context.is_connected:
+            return
+        self._campaign_at = now + self.context.settings.timing.heartbeat_timeout_s
+        if "campaign" not in self.context.steps:
+            self.context.steps.start("campaign", self._campaign(), now)
+
+    @property
+    def next_deadline(self) -> float:
+        """When `tick` has something to do."""
+        if self._campaign_at is None or not self.context.is_connected:
+            return float("inf")
+        return self._campaign_at
+
+    def _plan_campaign(self) -> None:
+        if self.context.settings.can_lead and self._campaign_at is None:
+            self._campaign_at = self.context.now + STAGGER_S * self._place_in_line()
+
+    def _place_in_line(self) -> int:
+        members = self.context.book.members
+        line = sorted(
+            (member for member in members if member not in self.dead),
+            key=lambda member: (members[member].joined_ns, member),
+        )
+        me = self.context.settings.member
+        return line.index(me) if me in line else len(line)
+
+    def _is_old_self(self, leader: LeaderRecord) -> bool:
+        settings = self.context.settings
+        return leader.member == settings.member and leader.instance != settings.instance
+
+    def _campaign(self) -> Script:
+        context = self.context
+        settings = context.settings
+        value = encode(LeaderRecord(member=settings.member, instance=settings.instance))
+        reply = yield WriteKey(
+            id=context.steps.take_id(),
+            key=LEADER_KEY,
+            value=value,
+            revision=context.book.revision(LEADER_KEY),
+            ttl_s=settings.timing.lease_s,
+        )
+        if isinstance(reply, Written):
+            context.note(LEADER_KEY, value, reply.revision)
+            return
+        while not (yield from context.refresh_key(LEADER_KEY)):
+            yield Pause(RETRY_S)

@@ -1,0 +1,280 @@
+"""Change of owner: the six steps, whoever takes them.
+
+======= ============================================ =============================================
+step    what                                         by
+======= ============================================ =============================================
+1       read the old consumer (CONSUMER.INFO)        the owner that gives away (`release`), or the
+2       compare-and-set ``part.<n>``: epoch + 1,     leader when that owner is dead or too slow
+        new owner, floor                             (`take_away`)
+3       delete the old consumer                      the new owner (`serve`)
+4       create its own, from the floor on
+5       read ``part.<n>`` again: still mine? else
+        delete what was just made
+6       pull, skipping what the done-set holds
+======= ============================================ =============================================
+
+Step 2 decides; everything before it may be repeated by anybody, everything after it is owed by
+whom ``part.<n>`` names. So a crash between any two steps leaves either the old state, in which the
+leader starts again at 1, or the new one, in which the new owner (or, if it is dead, the next
+change) starts again at 3. Acks that arrive between 1 and 3 cause repeats, which a fenced sink
+refuses.
+
+The floor of step 2 is the highest of three, each of which is true by itself: the old consumer's ack
+floor, the floor the owner saved, and the one of the record before.
+
+A graceful release waits only for handler calls that are running. What waits in lanes was not
+touched and is left for the new owner, so a move takes as long as one handler call and not as long
+as a backlog.
+
+``done_from`` names whose ``done.<member>`` has the partition's newest done-set. It is handed on
+unchanged past an owner that died before it saved anything. A release with nothing done above the
+floor leaves None: there is nothing to read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .context import Context, Part
+from .errors import BadRecord
+from .model import DonePosition, DoneRecord, PartitionRecord, PartitionState, decode, encode
+from .naming import done_key, parse_consumer, partition_key
+from .ports import (
+    ConsumerNames,
+    ConsumerRead,
+    CreateConsumer,
+    DeleteConsumer,
+    Done,
+    DoubleAck,
+    Failed,
+    Failure,
+    KeyRead,
+    ListConsumers,
+    Overlap,
+    ReadConsumer,
+    ReadKey,
+    WriteKey,
+    Written,
+)
+from .steps import Pause, Script
+
+if TYPE_CHECKING:
+    from .owner import Owner
+    from .ownership import Ownership
+
+RETRY_S = 0.1
+"""Pause before a failed step is tried again."""
+
+
+def take_away(context: Context, partition: int, owner: str | None, instance: str | None) -> Script:
+    """Steps 1 and 2 by the leader; ``owner`` None: nobody is there to take it.
+
+    Does nothing if the record changed meanwhile: the leader looks at it again.
+    """
+    record = context.book.partitions[partition]
+    revision = context.book.revision(partition_key(partition))
+    floor = record.floor
+    if context.has_stream:
+        name = context.consumer(partition, record.epoch)
+        info = yield ReadConsumer(id=context.steps.take_id(), name=name)
+        if not isinstance(info, ConsumerRead):
+            yield Pause(RETRY_S)
+            return
+        floor = max(floor, info.ack_floor)
+    done_from = record.done_from
+    if record.owner is not None and context.has_stream:
+        saved = yield ReadKey(id=context.steps.take_id(), key=done_key(record.owner))
+        if not isinstance(saved, KeyRead):
+            yield Pause(RETRY_S)
+            return
+        position = saved_position(saved.value, partition)
+        if position is not None and position.epoch == record.epoch:
+            floor = max(floor, position.floor)
+            done_from = record.owner
+    new = PartitionRecord(
+        epoch=record.epoch + 1,
+        owner=owner,
+        instance=instance,
+        floor=floor,
+        state=PartitionState.FREE if owner is None else PartitionState.OWNED,
+        done_from=done_from,
+    )
+    yield from write_partition(context, partition, new, revision)
+
+
+def write_partition(
+    context: Context, partition: int, record: PartitionRecord, revision: int
+) -> Part:
+    """Compare-and-set a partition's record; True if it is the record now.
+
+    On a conflict, or when nobody knows, the record is read again, so the book is right either way.
+    """
+    key = partition_key(partition)
+    value = encode(record)
+    reply = yield WriteKey(id=context.steps.take_id(), key=key, value=value, revision=revision)
+    if isinstance(reply, Written):
+        context.note(key, value, reply.revision)
+        return True
+    if isinstance(reply, Failed):
+        yield Pause(RETRY_S)
+    yield from context.refresh(partition)
+    return False
+
+
+def release(owner: Owner, one: Ownership) -> Script:
+    """Steps 1 and 2 by the owner, after its running handler calls have ended.
+
+    Tried again until it succeeds; whoever sees that the record changed meanwhile abandons it.
+    """
+    while not (yield from _release_once(owner, one)):
+        yield Pause(RETRY_S)
+
+
+def _release_once(owner: Owner, one: Ownership) -> Part:
+    context = owner.context
+    floor = 0
+    if context.has_stream:
+        if one.last_acked is not None:
+            acked = yield DoubleAck(id=context.steps.take_id(), message=one.last_acked)
+            if isinstance(acked, Failed):
+                if acked.reason is Failure.NO_RESPONDERS:
+                    one.last_acked = None
+                return (yield from context.refresh(one.partition)) and False
+        name = context.consumer(one.partition, one.epoch)
+        info = yield ReadConsumer(id=context.steps.take_id(), name=name)
+        if not isinstance(info, ConsumerRead):
+            return False
+        floor = info.ack_floor
+    position = one.position()
+    if position.done and not (yield from owner.save()):
+        return False
+    record = context.book.partitions.get(one.partition)
+    if record is None or record.epoch != one.epoch or record.state is not PartitionState.MOVING:
+        return False
+    new = PartitionRecord(
+        epoch=record.epoch + 1,
+        owner=record.next,
+        instance=record.next_instance,
+        floor=max(record.floor, position.floor, floor),
+        state=PartitionState.FREE if record.next is None else PartitionState.OWNED,
+        done_from=context.settings.member if position.done else None,
+    )
+    revision = context.book.revision(partition_key(one.partition))
+    one.given_away = new
+    return (yield from write_partition(context, one.partition, new, revision))
+
+
+def raise_epoch(owner: Owner, one: Ownership, seen_epoch: int) -> Script:
+    """A sink holds an effect of a higher epoch than the owner's, which only a lost bucket explains.
+
+    If the record, read again, still names this owner, its epoch is raised above the sink's; the
+    owner then begins anew under that one.
+    """
+    context = owner.context
+    while not (yield from context.refresh(one.partition)):
+        yield Pause(RETRY_S)
+    if not owner.is_mine(one):
+        return
+    record = context.book.partitions[one.partition]
+    new = replace(record, epoch=seen_epoch + 1, floor=max(record.floor, one.floor.floor))
+    revision = context.book.revision(partition_key(one.partition))
+    yield from write_partition(context, one.partition, new, revision)
+
+
+def serve(owner: Owner, one: Ownership, *, is_again: bool) -> Script:
+    """Steps 3 to 6, until they succeed or the partition is somebody else's.
+
+    ``is_again``: the consumer of this epoch may be there already (after a reconnect, a hole, or an
+    attempt whose end is unknown) and is made anew.
+    """
+    while not (yield from _serve_once(owner, one, is_again)):
+        is_again = True
+        yield Pause(RETRY_S)
+
+
+def _serve_once(owner: Owner, one: Ownership, is_again: bool) -> Part:
+    context = owner.context
+    own = context.consumer(one.partition, one.epoch)
+    if is_again:
+        if not (yield from context.refresh(one.partition)):
+            return False
+        if not owner.is_mine(one):
+            return True
+    if context.has_stream and not (yield from _make_consumer(context, one, own, is_again)):
+        return False
+    if not (yield from context.refresh(one.partition)):
+        return False
+    if not owner.is_mine(one):
+        if context.has_stream:
+            yield DeleteConsumer(id=context.steps.take_id(), name=own)
+        return True
+    owner.open(one)
+    return True
+
+
+def _make_consumer(context: Context, one: Ownership, own: str, is_again: bool) -> Part:
+    old = [context.consumer(one.partition, one.epoch - 1)]
+    if is_again:
+        old.append(own)
+    for name in old:
+        deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
+        if not isinstance(deleted, Done):
+            return False
+    if not one.has_progress and not (yield from _read_progress(context, one)):
+        return False
+    for _ in range(2):
+        made = yield CreateConsumer(
+            id=context.steps.take_id(),
+            name=own,
+            partition=one.partition,
+            start_seq=one.floor.floor + 1,
+        )
+        if isinstance(made, Done):
+            return True
+        if not isinstance(made, Overlap):
+            return False
+        if not (yield from _delete_older(context, one)):
+            return False
+    return False
+
+
+def _read_progress(context: Context, one: Ownership) -> Part:
+    record = context.book.partitions.get(one.partition)
+    if record is None or record.done_from is None:
+        one.inherit(one.floor.floor, ())
+        return True
+    saved = yield ReadKey(id=context.steps.take_id(), key=done_key(record.done_from))
+    if not isinstance(saved, KeyRead):
+        return False
+    position = saved_position(saved.value, one.partition)
+    if position is None or position.epoch >= one.epoch:
+        one.inherit(one.floor.floor, ())
+    else:
+        one.inherit(position.floor, position.done)
+    return True
+
+
+def _delete_older(context: Context, one: Ownership) -> Part:
+    """Delete what is left of earlier epochs: on a work-queue stream it blocks the new consumer."""
+    listed = yield ListConsumers(id=context.steps.take_id())
+    if not isinstance(listed, ConsumerNames):
+        return False
+    for name in listed.names:
+        found = parse_consumer(context.settings.group, name)
+        if found is None or found.partition != one.partition or found.epoch >= one.epoch:
+            continue
+        deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
+        if not isinstance(deleted, Done):
+            return False
+    return True
+
+
+def saved_position(value: bytes | None, partition: int) -> DonePosition | None:
+    """Return one partition's progress from a ``done.<member>`` value; None if it has none."""
+    if value is None:
+        return None
+    try:
+        return decode(DoneRecord, value).partitions.get(partition)
+    except BadRecord:
+        return None

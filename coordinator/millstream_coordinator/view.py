@@ -1,0 +1,98 @@
+"""A whole group as its bucket says it, for whoever looks from outside."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nats.aio.client import Client
+
+from . import naming
+from .api import STREAM_NOT_FOUND, Api, RequestFailed
+from .errors import BadRecord, GroupMissing, ServerUnreachable
+from .model import (
+    ConfigRecord,
+    DoneRecord,
+    LeaderRecord,
+    MemberRecord,
+    PartitionRecord,
+    decode,
+)
+
+_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """The records of a group, read one after another: together they are no snapshot."""
+
+    config: ConfigRecord
+    leader: LeaderRecord | None = None
+    members: Mapping[str, MemberRecord] = field(default_factory=dict)
+    partitions: Mapping[int, PartitionRecord] = field(default_factory=dict)
+    done: Mapping[str, DoneRecord] = field(default_factory=dict)
+
+
+async def read_view(connection: Client, name: str) -> GroupView:
+    """Read every record of the group ``name``.
+
+    Raises GroupMissing when there is no such group, ServerUnreachable when JetStream does not
+    answer, BadRecord for a value that is none.
+    """
+    api = Api(connection, _TIMEOUT_S)
+    bucket = naming.bucket(naming.check_name("group", name))
+    values: dict[str, bytes] = {}
+    try:
+        for key in await _keys(api, bucket):
+            entry = await api.read(bucket, key)
+            if entry.value is not None:
+                values[key] = entry.value
+    except RequestFailed as error:
+        if error.code == STREAM_NOT_FOUND:
+            raise GroupMissing(name) from error
+        raise ServerUnreachable(_url(connection), f"JetStream does not answer: {error}") from error
+    if naming.CONFIG_KEY not in values:
+        raise GroupMissing(name)
+    return _view(values)
+
+
+def _view(values: Mapping[str, bytes]) -> GroupView:
+    members: dict[str, MemberRecord] = {}
+    partitions: dict[int, PartitionRecord] = {}
+    done: dict[str, DoneRecord] = {}
+    for key, value in values.items():
+        head, _, name = key.partition(".")
+        match f"{head}.":
+            case naming.MEMBER_PREFIX:
+                members[name] = decode(MemberRecord, value)
+            case naming.PARTITION_PREFIX:
+                if not name.isdecimal():
+                    raise BadRecord("partition", f"key {key!r} has no number")
+                partitions[int(name)] = decode(PartitionRecord, value)
+            case naming.DONE_PREFIX:
+                done[name] = decode(DoneRecord, value)
+            case _:
+                pass
+    leader = values.get(naming.LEADER_KEY)
+    return GroupView(
+        config=decode(ConfigRecord, values[naming.CONFIG_KEY]),
+        leader=None if leader is None else decode(LeaderRecord, leader),
+        members=dict(sorted(members.items())),
+        partitions=dict(sorted(partitions.items())),
+        done=dict(sorted(done.items())),
+    )
+
+
+async def _keys(api: Api, bucket: str) -> list[str]:
+    prefix = f"$KV.{bucket}."
+    keys: list[str] = []
+    while True:
+        body: dict[str, Any] = {"subjects_filter": f"{prefix}>", "offset": len(keys)}
+        answer = await api.call(f"STREAM.INFO.KV_{bucket}", body)
+        page = answer["state"].get("subjects") or {}
+        keys += [subject.removeprefix(prefix) for subject in page]
+        if not page or len(keys) >= answer.get("total", 0):
+            return sorted(keys)
+
+
+def _url(connection: Client) -> str:
+    return connection.connected_url.netloc if connection.connected_url else "?"
