@@ -1,10 +1,10 @@
 """Settings of ``millstream coordinator``: environment variables, overridden by the command line."""
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -34,9 +34,7 @@ class CoordinatorSettings(BaseSettings):
     )
 
     nats_url: str = Field("nats://127.0.0.1:4222", min_length=1)
-    """One URL, or several separated by commas; user and password may be in it."""
-    credentials: Path | None = None
-    """A credentials file (``.creds``) for servers that want one."""
+    """One URL, or several separated by commas; user and password, or a token, may be in it."""
     connect_timeout: Duration = timedelta(seconds=2)
     member: str | None = None
     """Name of this coordinator in its groups; a random one if not set."""
@@ -45,3 +43,13 @@ class CoordinatorSettings(BaseSettings):
     static_grace: Grace = timedelta(0)
     """How long a dead member with a name of its own keeps its partitions."""
     drain_timeout: Duration = timedelta(seconds=30)
+
+    @field_validator("nats_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        """Refuse here what the client would only find out halfway through connecting."""
+        for url in value.split(","):
+            parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+            if not parts.hostname or (parts.port is not None and parts.port < 1):
+                raise ValueError(f"{url!r} has no host")
+        return value
