@@ -1,0 +1,73 @@
+"""NATS and Kafka for the bridge's tests: each runs on every server and every Kafka there is."""
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, mock_kafka, real_kafka
+from tests.helpers.require import need
+from tests.helpers.servers import EMBEDDED, REAL, Server, embedded_server, real_server
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=[EMBEDDED, pytest.param(REAL, marks=pytest.mark.real_server)])
+async def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
+    """A server of its own, with JetStream on file storage."""
+    if request.param == REAL:
+        need("nats")
+        async with real_server(tmp_path / "nats") as server:
+            yield server
+    else:
+        async with embedded_server(tmp_path / "nats") as server:
+            yield server
+
+
+@pytest.fixture
+async def real_nats_server(tmp_path: Path) -> AsyncIterator[Server]:
+    """The real nats-server."""
+    need("nats")
+    async with real_server(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _real_kafka_node() -> Iterator[Kafka]:
+    """One real Kafka for the whole session: it takes seconds to start."""
+    need("kafka")
+    with real_kafka() as kafka:
+        yield kafka
+
+
+@pytest.fixture(params=[MOCK, pytest.param(REAL_KAFKA, marks=pytest.mark.kafka)])
+def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """A mock of its own, or the session's real Kafka."""
+    with ExitStack() as stack:
+        if request.param == MOCK:
+            yield stack.enter_context(mock_kafka())
+        else:
+            node: Kafka = request.getfixturevalue("_real_kafka_node")
+            yield node
+
+
+@pytest.fixture
+def mock() -> Iterator[Kafka]:
+    """librdkafka's mock, where the Kafka side does not matter."""
+    with mock_kafka() as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def a_real_kafka(_real_kafka_node: Kafka) -> Kafka:
+    """A real Kafka, for what the mock cannot do."""
+    return _real_kafka_node
+
+
+@pytest.fixture
+def topic() -> str:
+    """A topic name nobody else uses, also on a Kafka that other runs share."""
+    return f"flights-{os.getpid()}-{next(_numbers)}"

@@ -1,0 +1,71 @@
+"""What the bridge's tests do again and again: records to move, routes, reading a stream back."""
+
+from collections.abc import Mapping as AbcMapping, Sequence
+from typing import Any
+
+from millstream_bridge import Bridge, BridgeReport, Record, Route
+from millstream_bridge.connection import Connection
+from millstream_bridge.headers import parse_block
+from millstream_bridge.mapping import Mapping
+from millstream_bridge.stream_reader import read_stream
+
+STRANGE_HEADERS: Sequence[tuple[str, bytes | None]] = [
+    ("trace-id", b"00-ab"),
+    ("twice", b"1"),
+    ("twice", b"2"),
+    ("null", None),
+    ("binary", b"\x00\xff\r\n"),
+    ("Nats-Msg-Id", b"not the server's"),
+    ("", b"no name"),
+    ("ключ", b""),
+]
+KEYS: Sequence[bytes | None] = [b"N14228", None, b"", b"a.b*c >", b"\xff\x00", b"x" * 300, b"%null"]
+
+
+def some_records(count: int, partitions: int) -> list[dict[str, Any]]:
+    """Keywords for ``produce``: all kinds of keys, values and headers, spread over partitions."""
+    return [
+        {
+            "partition": n % partitions,
+            "key": KEYS[n % len(KEYS)],
+            "value": None if n % 11 == 0 else b"" if n % 13 == 0 else b"leg %d" % n,
+            "timestamp": 1_357_034_400_000 + n,
+            "headers": list(STRANGE_HEADERS) if n % 3 == 0 else [("n", b"%d" % n)],
+        }
+        for n in range(count)
+    ]
+
+
+def a_route(topic: str, **changes: Any) -> Route:
+    """``flights.{partition}.{key}`` into FLIGHTS."""
+    settings = {"stream": "FLIGHTS", "subject": "flights.{partition}.{key}", **changes}
+    return Route(topic=topic, **settings)
+
+
+async def move_all(kafka: str, nats: str, route: Route, **options: Any) -> BridgeReport:
+    """Run a bridge until all that is in the topic now is stored."""
+    return await Bridge(kafka=kafka, nats=nats, route=route, **options).run(stop_at_end=True)
+
+
+async def stored_records(nats: str, route: Route) -> AbcMapping[int, list[Record]]:
+    """All records of the route as the stream holds them, per partition, in the stream's order."""
+    mapping = Mapping(route)
+    found: dict[int, list[Record]] = {}
+    connection = await Connection.open(nats, name="test")
+    try:
+        async for messages in read_stream(
+            connection, route.stream, mapping.route_filter, last_seq=1 << 62
+        ):
+            for _, message in messages:
+                headers = parse_block(message.block)[1] if message.block else []
+                if mapping.source_in(headers) is not None:
+                    record = mapping.record(message.subject, headers, message.payload)
+                    found.setdefault(record.kafka_partition, []).append(record)
+    finally:
+        await connection.close()
+    return found
+
+
+def offsets(records: AbcMapping[int, Sequence[Record]]) -> dict[int, list[int]]:
+    """The offsets per partition, in the stream's order."""
+    return {p: [record.offset for record in of_p] for p, of_p in sorted(records.items())}
