@@ -1,0 +1,104 @@
+"""How long a partition stands still when its worker is killed: ``python -m tests.chaos.takeover``.
+
+Five workers, ten partitions, each with a backlog. A random worker (the leader like any other) gets
+SIGKILL; for each partition it owned, the time from kill(2) having returned to the first handler
+call at the new owner is taken. Then a new worker joins, the group balances, and the next one goes.
+
+    python -m tests.chaos.takeover --kills 100 --server real
+"""
+
+import argparse
+import asyncio
+import random
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass, field
+
+from tests.chaos.group_cluster import Cluster, Worker, cluster
+from tests.helpers.servers import EMBEDDED, REAL, Server
+
+PARTITIONS = 10
+WORKERS = 5
+BACKLOG = 4000
+
+
+@dataclass(slots=True)
+class Takeovers:
+    """What was measured, in seconds."""
+
+    moved: list[float] = field(default_factory=list)
+    leader_kills: int = 0
+    kills: int = 0
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.moved)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
+    """Kill a worker and wait until each partition it owned was entered elsewhere."""
+    view = await group.view()
+    epochs = {n: record.epoch for n, record in view.partitions.items()}
+    lost = {n for n, record in view.partitions.items() if record.owner == victim.member}
+    results.kills += 1
+    results.leader_kills += view.leader is not None and view.leader.member == victim.member
+
+    killed_at = await group.kill(victim)
+    entered: dict[int, float] = {}
+
+    def is_taken_over() -> bool:
+        for worker in group.running():
+            for at, partition, epoch, _ in reversed(worker.handled()):
+                if at < killed_at:
+                    break
+                if partition in lost and epoch > epochs[partition]:
+                    entered[partition] = min(at, entered.get(partition, at))
+        return set(entered) == lost
+
+    await group.until(is_taken_over, 20, f"partitions {lost} taken over from {victim.member}")
+    results.moved += [at - killed_at for at in entered.values()]
+
+
+async def measure(url: str, kills: int, seed: int, results: Takeovers) -> None:
+    """Kill ``kills`` workers one after the other."""
+    chance = random.Random(seed)
+    async with cluster(url, "takeover", PARTITIONS) as group:
+        published = 0
+        for _ in range(WORKERS):
+            await group.start()
+        for _ in range(kills):
+            done = sum(len(worker.handled()) for worker in group.workers)
+            if published - done < BACKLOG:
+                await group.publish(published, BACKLOG)
+                published += BACKLOG
+            await group.until_balanced()
+            await group.until(
+                lambda: all(worker.handled() for worker in group.running()), 20, "all at work"
+            )
+            await asyncio.sleep(chance.uniform(0.3, 0.6))  # any phase of the heartbeat
+            await kill_one(group, chance.choice(group.running()), results)
+            await group.start()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--server", choices=(REAL, EMBEDDED), default=REAL)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    results = Takeovers()
+    with tempfile.TemporaryDirectory() as store, Server(given.server, store) as server:
+        asyncio.run(measure(server.url, given.kills, given.seed, results))
+    milliseconds = [at * 1000 for at in results.moved]
+    print(
+        f"{given.server}: {results.kills} kills ({results.leader_kills} of the leader),"
+        f" {len(results.moved)} partitions taken over;"
+        f" p50 {statistics.median(milliseconds):.0f} ms,"
+        f" p95 {results.percentile(0.95) * 1000:.0f} ms, max {max(milliseconds):.0f} ms"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
