@@ -1,0 +1,322 @@
+"""Ingest: what happens to messages published to a stream, from the wire to the acks.
+
+A run of messages of one socket read is checked and stored one by one, flushed once, and only
+then acknowledged. A plain message (no headers, no limit that could refuse it) takes the short
+way through ``receive``; everything else is *staged* first: all checks in nats-server's order,
+with nothing changed until they are passed. An atomic batch stages its members one after the
+other against what is stored plus what is staged, and stores them all or not at all.
+
+If the flush fails nothing of the run is stored, and every ack of it becomes an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ..protocol import headers as header_blocks
+from ..routing.port import Message
+from ..store.errors import StoreError
+from ..subjects import subject as subjects
+from .batch import Batches
+from .codes import ApiError
+from .expiry import ROLLUP, TTL
+from .model import Discard, Retention
+from .staging import Staged, Staging
+from .stream import BATCH_ID, MSG_ID, Stream
+from .ttl import NEVER, duration_text, parse_ttl
+
+EXPECTED_STREAM: Final = "Nats-Expected-Stream"
+EXPECTED_LAST_SEQ: Final = "Nats-Expected-Last-Sequence"
+EXPECTED_LAST_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+EXPECTED_LAST_MSG_ID: Final = "Nats-Expected-Last-Msg-Id"
+STREAM_SOURCE: Final = "Nats-Stream-Source"
+HEADER_BYTES_MAX: Final = 65_535
+_SERVER_HEADER: Final = b"\r\nNats-"
+
+
+class _Duplicate(Exception):
+    """The message id was stored before, under this sequence."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(seq)
+        self.seq = seq
+
+
+class _Ack(NamedTuple):
+    """An answer owed; ``seq`` is the sequence it promises, 0 when it promises none."""
+
+    reply: str
+    seq: int
+    document: bytes
+
+
+class Ingest:
+    """Takes what is published to one stream's subjects."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.batches = Batches(stream, self)
+        self.configure()
+
+    def configure(self) -> None:
+        """Take over the stream's configuration."""
+        config = self._stream.config
+        name = msgspec.json.encode(config.name)
+        self._ack_head = b'{"stream":%b,"seq":' % name
+        self._answers = not config.no_ack
+        self._is_plain = not (
+            config.sealed
+            or config.discard is Discard.NEW
+            or config.retention is Retention.INTEREST
+            or config.subject_transform is not None
+            or config.max_msg_size >= 0
+        )
+
+    def receive(self, messages: Sequence[Message]) -> None:
+        """Store a run of published messages and acknowledge them."""
+        stream = self._stream
+        if stream.is_closed:
+            return
+        acks: list[_Ack] = []
+        is_plain, answers, head = self._is_plain, self._answers, self._ack_head
+        plain: dict[str, None] = {}
+        for message in messages:
+            if is_plain and message.headers is None:
+                try:
+                    seq = stream.append(message.subject, None, message.payload)
+                except StoreError as error:
+                    self._refuse(message, ApiError(10077, err=str(error)), acks)
+                    continue
+                stream.last_msg_id = ""
+                plain[message.subject] = None
+                if answers and message.reply is not None:
+                    acks.append(_Ack(message.reply, seq, b"%b%d}" % (head, seq)))
+                continue
+            if plain:
+                stream.enforce(plain)
+                plain = {}
+            self._receive_checked(message, acks)
+        if plain:
+            stream.enforce(plain)
+        self._finish(acks)
+
+    def _receive_checked(self, message: Message, acks: list[_Ack]) -> None:
+        """Take one message the long way."""
+        try:
+            batch_id = header_blocks.get(message.headers, BATCH_ID)
+            if batch_id:
+                document, seq = self.batches.receive(batch_id, message)
+            else:
+                staged = self.stage(message)
+                seq = self.store([staged])
+                document = b"%b%d}" % (self._ack_head, seq)
+        except _Duplicate as duplicate:
+            seq = duplicate.seq
+            document = b'%b%d,"duplicate": true}' % (self._ack_head, seq)
+        except StoreError as error:
+            self._refuse(message, ApiError(10077, err=str(error)), acks)
+            return
+        except ApiError as error:
+            self._refuse(message, error, acks)
+            return
+        if self._answers and message.reply is not None:
+            acks.append(_Ack(message.reply, seq, document))
+
+    def _refuse(self, message: Message, error: ApiError, acks: list[_Ack]) -> None:
+        if self._answers and message.reply is not None:
+            acks.append(_Ack(message.reply, 0, self._error_document(error)))
+
+    def _error_document(self, error: ApiError) -> bytes:
+        name = self._stream.config.name
+        return msgspec.json.encode({"error": error.document(), "stream": name, "seq": 0})
+
+    def _finish(self, acks: list[_Ack]) -> None:
+        """Flush, then answer."""
+        stream = self._stream
+        failure: bytes | None = None
+        try:
+            stream.announce()
+        except StoreError as error:
+            stream.host.report("store_failed", {"stream": stream.name, "error": str(error)})
+            failure = self._error_document(ApiError(10077, err=str(error)))
+        publish = stream.host.bus.publish
+        last_seq = stream.store.last_seq
+        for reply, seq, document in acks:
+            publish(reply, failure if failure is not None and seq > last_seq else document)
+
+    def accept(self, subject: str, headers: bytes | None, payload: bytes) -> int:
+        """Store one message that comes from inside (a source); visible after ``announce``.
+
+        Raises ApiError and StoreError.
+        """
+        message = Message(subject, None, headers, payload)
+        try:
+            return self.store([self.stage(message, is_sourced=True)])
+        except _Duplicate as duplicate:
+            return duplicate.seq
+
+    # Checks
+
+    def stage(
+        self, message: Message, staging: Staging | None = None, *, is_sourced: bool = False
+    ) -> Staged:
+        """Check a message in nats-server's order. Raises ApiError, _Duplicate for a known id."""
+        stream = self._stream
+        config = stream.config
+        subject, headers = message.subject, message.headers
+        if stream.transform is not None:
+            subject = stream.transform.apply(subject) or subject
+        if config.sealed:
+            raise ApiError(10109)
+        staged = Staged(subject, headers, message.payload)
+        if headers is not None and _SERVER_HEADER in headers:
+            self._check_headers(staged, staging, is_sourced=is_sourced)
+        self.check_size(headers, message.payload)
+        stream.admit(staged, staging)
+        if staging is not None:
+            size = stream.size_of(subject, staged.headers, staged.payload)
+            staging.add(staged, size)
+        return staged
+
+    def check_size(self, headers: bytes | None, payload: bytes) -> None:
+        """Refuse what is too large for the stream or for any stream. Raises ApiError."""
+        limit = self._stream.config.max_msg_size
+        header_size = len(headers) if headers else 0
+        if 0 <= limit < header_size + len(payload):
+            raise ApiError(10054)
+        if header_size > HEADER_BYTES_MAX:
+            raise ApiError(10097)
+
+    def _check_headers(self, staged: Staged, staging: Staging | None, *, is_sourced: bool) -> None:
+        config, headers = self._stream.config, staged.headers
+        wanted_stream = header_blocks.get(headers, EXPECTED_STREAM)
+        if wanted_stream and wanted_stream != config.name:
+            raise ApiError(10060)
+        self._check_ttl(staged, is_sourced=is_sourced)
+        self._check_expected(staged, staging)
+        if not is_sourced and header_blocks.get(headers, STREAM_SOURCE) is not None:
+            raise ApiError(10227)
+        self._check_msg_id(staged, staging)
+        wanted_id = header_blocks.get(headers, EXPECTED_LAST_MSG_ID)
+        if wanted_id:
+            if staging is not None:
+                raise ApiError(10177, header=EXPECTED_LAST_MSG_ID)
+            if wanted_id != self._stream.last_msg_id:
+                raise ApiError(10070, id=self._stream.last_msg_id)
+        self._check_rollup(staged, staging, is_sourced=is_sourced)
+
+    def _check_ttl(self, staged: Staged, *, is_sourced: bool) -> None:
+        """Read Nats-TTL; on a sourced message it counts only where it is allowed."""
+        text = header_blocks.get(staged.headers, TTL)
+        if not text:
+            return
+        config = self._stream.config
+        if is_sourced and not config.allow_msg_ttl:
+            return
+        ttl_ns = parse_ttl(text)
+        if not config.allow_msg_ttl:
+            raise ApiError(10166)
+        shortest_ns = config.subject_delete_marker_ttl_ns
+        if ttl_ns != NEVER and ttl_ns < shortest_ns and config.max_msgs_per_subject != 1:
+            ttl_ns = shortest_ns
+            block = header_blocks.remove(staged.headers, [TTL])
+            staged.headers = header_blocks.add(block, [(TTL, duration_text(ttl_ns))])
+        staged.ttl_ns = ttl_ns
+
+    def _check_expected(self, staged: Staged, staging: Staging | None) -> None:
+        """The compare-and-set headers: last sequence of the subject, then of the stream."""
+        store, headers = self._stream.store, staged.headers
+        text = header_blocks.get(headers, EXPECTED_LAST_SUBJECT_SEQ)
+        pattern = header_blocks.get(headers, EXPECTED_SUBJECT)
+        if text:
+            tested = pattern or staged.subject
+            if staging is not None and tested in staging.subjects:
+                raise ApiError(10164)
+            last = self._last_of(tested)
+            if _sequence(text) != last:
+                raise ApiError(10071, seq=last)
+        elif pattern:
+            raise ApiError(10193)
+        text = header_blocks.get(headers, EXPECTED_LAST_SEQ)
+        if text:
+            last = store.last_seq + (staging.count if staging is not None else 0)
+            if _sequence(text) != last:
+                raise ApiError(10071, seq=last)
+
+    def _last_of(self, pattern: str) -> int:
+        """Give the last sequence on a subject, or on any subject of a pattern; 0 for none."""
+        store = self._stream.store
+        if subjects.is_literal(pattern):
+            state = store.subject_state(pattern)
+            return state[1] if state is not None else 0
+        if not subjects.is_valid(pattern):
+            return 0
+        found = store.last_matches([pattern])
+        return found[-1] if found else 0
+
+    def _check_msg_id(self, staged: Staged, staging: Staging | None) -> None:
+        stream = self._stream
+        staged.msg_id = header_blocks.get(staged.headers, MSG_ID) or ""
+        if not staged.msg_id:
+            return
+        now_ns = stream.now_ns()
+        stream.window.expire(now_ns)
+        seq = stream.window.find(staged.msg_id, now_ns)
+        if staging is not None:
+            if seq is not None or staged.msg_id in staging.msg_ids:
+                raise ApiError(10201)
+        elif seq is not None:
+            raise _Duplicate(seq)
+
+    def _check_rollup(self, staged: Staged, staging: Staging | None, *, is_sourced: bool) -> None:
+        text = header_blocks.get(staged.headers, ROLLUP)
+        if not text:
+            return
+        config = self._stream.config
+        if not config.allow_rollup_hdrs or config.deny_purge:
+            if is_sourced:
+                return
+            raise ApiError(10111, err="rollup not permitted")
+        rollup = text.lower()
+        if rollup not in ("sub", "all"):
+            raise ApiError(10111, err=f'rollup value invalid: "{text}"')
+        if staging is not None and (
+            staging.count if rollup == "all" else staged.subject in staging.subjects
+        ):
+            raise ApiError(10111, err=f"batch rollup {rollup} invalid")
+        staged.rollup = rollup
+
+    # Storing
+
+    def store(self, batch: Sequence[Staged]) -> int:
+        """Store staged messages in order and apply limits and rollups; the last sequence.
+
+        All messages come before anything that removes, so that a crash in between can only take
+        away the end: the commit of an atomic batch, never what it replaced. Raises StoreError.
+        """
+        stream = self._stream
+        placed: list[tuple[int, Staged]] = []
+        ts_ns = stream.now_ns()
+        for staged in batch:
+            seq = stream.append(staged.subject, staged.headers, staged.payload)
+            placed.append((seq, staged))
+            if staged.msg_id:
+                stream.window.add(staged.msg_id, seq, ts_ns)
+            if staged.ttl_ns:
+                stream.expiry.add(seq, staged.ttl_ns, ts_ns)
+            stream.last_msg_id = staged.msg_id
+        for seq, staged in placed:
+            if staged.rollup:
+                pattern = staged.subject if staged.rollup == "sub" else ">"
+                stream.purge(subject=pattern, below_seq=seq)
+        stream.enforce({staged.subject: None for staged in batch})
+        return placed[-1][0]
+
+
+def _sequence(text: str) -> int:
+    """Read a sequence from a header; what is no number can match none and is -1."""
+    return int(text) if text.isascii() and text.isdigit() else -1
