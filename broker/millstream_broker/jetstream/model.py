@@ -9,12 +9,10 @@ is decided in ``stream_config`` and ``consumer_config``.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final
 
 API_LEVEL: Final = 5
 SERVER_VERSION: Final = "2.15.1"
-NO_METADATA: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Retention(StrEnum):
@@ -192,7 +190,7 @@ class StreamConfig:
     allow_msg_schedules: bool = False
     persist_mode: PersistMode = PersistMode.DEFAULT
     allow_batched: bool = False
-    metadata: Mapping[str, str] = NO_METADATA
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,7 +227,7 @@ class ConsumerConfig:
     mem_storage: bool = False
     direct: bool = False
     sourcing: bool = False
-    metadata: Mapping[str, str] = NO_METADATA
+    metadata: Mapping[str, str] = field(default_factory=dict)
     pause_until_ns: int | None = None
     priority_groups: tuple[str, ...] = ()
     priority_policy: str = ""

@@ -129,6 +129,8 @@ class Table:
             if field.always or (raw is not None and raw != 0 and raw != "" and raw != ()):
                 if isinstance(raw, Mapping) and not raw:
                     continue
+                if not field.always and field.enum is not None and raw == next(iter(field.enum)):
+                    continue
                 document[field.name] = _write(field, raw)
         return document
 
