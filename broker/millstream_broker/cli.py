@@ -26,7 +26,7 @@ Server:
 
 JetStream:
   -js, --jetstream           turn JetStream on
-  -sd, --store_dir DIR       its folder (default: millstream/jetstream in the temporary folder)
+  -sd, --store_dir DIR       its folder (default: millstream in the temporary folder)
 
 Authorization:
       --user USER  --pass PASSWORD

@@ -51,7 +51,7 @@ def run(given: dict[str, Any]) -> int:
     debug = given.pop("debug", False) or trace
     logtime, log_file = given.pop("logtime", True), given.pop("log_file", None)
     if given.get("jetstream") and "store_dir" not in given:
-        given["store_dir"] = Path(tempfile.gettempdir(), "millstream", "jetstream")
+        given["store_dir"] = Path(tempfile.gettempdir(), "millstream")
     try:
         _set_up_logging(log_file, debug=debug, logtime=logtime)
         options = ServerOptions(**given)

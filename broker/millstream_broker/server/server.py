@@ -18,7 +18,7 @@ import string
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ..auth.credentials import Credentials
 from ..errors import ClientError, StartError, TooManyConnections
@@ -31,6 +31,9 @@ from .connection import ClientSocket
 from .files import PublishedFiles
 from .monitor import Monitor
 from .options import API_LEVEL, VERSION, ServerOptions, python_version
+
+if TYPE_CHECKING:
+    from .jetstream import JetStreamDriver
 
 logger = logging.getLogger("millstream.broker")
 
@@ -83,10 +86,7 @@ class Broker:
         self._files = PublishedFiles()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._port = 0
-        self._jetstream: Any = None
-        self._storage: Any = None
-        self._jetstream_timer: asyncio.TimerHandle | None = None
-        self._jetstream_due: float | None = None
+        self.jetstream: JetStreamDriver | None = None
 
     # Life cycle
 
@@ -144,7 +144,9 @@ class Broker:
         if self._monitor is not None:
             await self._monitor.close()
             self._monitor = None
-        self._stop_jetstream()
+        if self.jetstream is not None:
+            self.jetstream.stop()
+            self.jetstream = None
         if self._loop is not None:
             self._end_round()
         for client in list(self._clients.values()):
@@ -194,7 +196,7 @@ class Broker:
     @property
     def has_jetstream(self) -> bool:
         """Whether JetStream runs."""
-        return self._jetstream is not None
+        return self.jetstream is not None
 
     def _reachable_host(self) -> str:
         host = self.options.host
@@ -297,53 +299,21 @@ class Broker:
             for reader in self._readers:
                 reader.stall(STALL_S)
         self._readers.clear()
-        self._schedule_jetstream()
-
-    # JetStream
+        if self.jetstream is not None:
+            self.jetstream.schedule()
 
     def _start_jetstream(self) -> None:
-        from .jetstream import open_jetstream  # noqa: PLC0415 - not needed without -js
+        from ..jetstream.model import Identity  # noqa: PLC0415 - not needed without -js
+        from .jetstream import JetStreamDriver  # noqa: PLC0415 - not needed without -js
 
-        self._jetstream, self._storage = open_jetstream(self.account, self.options)
-        now = self.now()
-        self._jetstream.start(now)
-        self.account.settle(now)
-
-    def _schedule_jetstream(self) -> None:
-        if self._jetstream is None:
-            return
-        due = self._jetstream.next_deadline()
-        if due == self._jetstream_due:
-            return
-        self._jetstream_due = due
-        if self._jetstream_timer is not None:
-            self._jetstream_timer.cancel()
-            self._jetstream_timer = None
-        if due is not None:
-            # The loop's clock may differ from the monotonic one: only the distance counts.
-            delay = max(0.0, due - time.monotonic())
-            self._jetstream_timer = self.loop.call_later(delay, self._advance_jetstream)
-
-    def _advance_jetstream(self) -> None:
-        self._jetstream_timer = None
-        self._jetstream_due = None
-        now = self.now()
-        self._jetstream.advance(now)
-        self.account.settle(now)
-        self._end_round()
-
-    def _stop_jetstream(self) -> None:
-        if self._jetstream_timer is not None:
-            self._jetstream_timer.cancel()
-            self._jetstream_timer = None
-        if self._jetstream is not None:
-            now = self.now()
-            self._jetstream.stop(now)
-            self.account.settle(now)
-            self._jetstream = None
-        if self._storage is not None:
-            self._storage.close()
-            self._storage = None
+        self.jetstream = JetStreamDriver(
+            self.account,
+            self.options,
+            loop=self.loop,
+            identity=Identity(server_id=self.server_id, server_name=self.server_name),
+            now=self.now,
+            flush=self._end_round,
+        )
 
 
 def core_name() -> str:
