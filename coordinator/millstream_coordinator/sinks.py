@@ -371,10 +371,9 @@ class KvSink:
         """See `Sink`. Raises StaleEpoch, SinkUnavailable, SinkContended or BadMark."""
         self.counters.attempts += 1
         where = entry_key(message)
-        for attempt in range(self._attempts_max):
-            entry = self._remembered.get(where) if attempt == 0 else None
-            if entry is None:
-                entry = await self.load(where)
+        for _ in range(self._attempts_max):
+            # What failed its compare-and-set is remembered no more.
+            entry = self._remembered.get(where) or await self.load(where)
             if self._was_ours(where, entry, message):
                 self.counters.applied += 1
                 return Verdict.APPLY

@@ -186,6 +186,22 @@ def test_a_new_member_takes_exactly_its_share() -> None:
     assert Counter(after.values())["w2"] == 3
 
 
+def test_a_member_gives_up_its_highest_partitions_and_a_new_one_takes_them_in_order() -> None:
+    before = dict.fromkeys(range(6), "a")
+
+    after = assigned(({"a": 1, "b": 1, "c": 1}, 6, before))
+
+    assert after == {0: "a", 1: "a", 2: "b", 3: "b", 4: "c", 5: "c"}
+
+
+def test_free_partitions_go_lowest_first_whatever_freed_them() -> None:
+    before = {0: "gone", 1: "a", 2: "a", 3: "a", 4: "a", 5: "gone"}
+
+    after = assigned(({"a": 1, "b": 1, "c": 1}, 6, before))
+
+    assert after == {0: "b", 1: "a", 2: "a", 3: "b", 4: "c", 5: "c"}
+
+
 def test_the_left_over_partition_stays_where_it_is() -> None:
     before = {0: "b", 1: "b", 2: "a"}
 

@@ -191,6 +191,18 @@ async def test_the_value_is_plain_to_any_key_value_client(client: Client, name: 
     assert await bucket.keys() == ["N1=2Ea"]
 
 
+async def test_a_long_key_can_be_read_back_from_its_entry(client: Client, name: str) -> None:
+    key = b"tenant/7 " + b"k" * 300
+    sink = await KvSink.open(client, name)
+    await sink.apply(Delivery(key=key), lambda _: b"x")
+
+    (entry,) = await (await client.jetstream().key_value(name)).keys()
+    stored = await client.jetstream().get_msg(f"KV_{name}", subject=f"$KV.{name}.{entry}")
+
+    assert entry.startswith("tenant/7=20kkk")
+    assert key_of_entry(entry, stored.headers) == key
+
+
 async def test_a_value_somebody_else_put_is_taken_as_unmarked(client: Client, name: str) -> None:
     sink = await KvSink.open(client, name)
     bucket = await client.jetstream().key_value(name)
