@@ -105,6 +105,10 @@ class CheckpointPublisher:
         """Nothing to wait for: `send` returns when its records are stored."""
         self.check()
 
+    async def met_rival(self) -> bool:
+        """Always: nobody but a bridge of this route writes its checkpoints."""
+        return True
+
     async def progress_mark(self) -> int:
         """The sum of the checkpoints' sequences: native publishing does not move it."""
         seqs = [(await self._stream.checkpoint(partition))[0] for partition in self._partitions]
@@ -177,7 +181,9 @@ class CheckpointPublisher:
             return
         code, description = int(str(error.get("err_code", 0))), str(error.get("description"))
         if code in CHAIN_REFUSALS:
-            raise SessionLost(f"checkpoint of partition {partition}: {description}", rival=True)
+            raise SessionLost(
+                f"checkpoint of partition {partition}: {description}", is_refused=True
+            )
         if code in _BATCH_FAILED:
             raise SessionLost(f"batch of partition {partition}: {description}")
         raise RecordError(

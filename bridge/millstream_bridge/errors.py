@@ -39,12 +39,13 @@ class RecordError(BridgeError):
 class SessionLost(Exception):
     """The publishing session is over, what was in flight is void; read the stream and open another.
 
-    Never seen outside the runner.
+    ``is_refused``: the server refused a frame because somebody else wrote. Never seen outside the
+    runner.
     """
 
-    def __init__(self, reason: str, *, rival: bool = False) -> None:
+    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
         super().__init__(reason)
-        self.rival = rival
+        self.is_refused = is_refused
 
 
 class ConnectionLost(SessionLost):

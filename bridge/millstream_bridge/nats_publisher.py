@@ -62,7 +62,6 @@ class ChainPublisher:
 
         ConfigurationError: the stream cannot take the route.
         """
-        await self._explain_last_session()
         await self._stream.ensure(may_create=may_create)
         config = self._stream.config
         limits = [self._connection.max_payload, int(config.get("max_msg_size", -1))]
@@ -100,7 +99,7 @@ class ChainPublisher:
         if not self._connection.is_open:
             raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
         if window.state is SessionState.REFUSED:
-            raise SessionLost(window.reason, rival=True)
+            raise SessionLost(window.reason, is_refused=True)
         if window.state is SessionState.BROKEN:
             raise SessionLost(window.reason)
         if window.state is SessionState.UNSTORABLE and (record := window.first_unstored):
@@ -121,6 +120,28 @@ class ChainPublisher:
         self.check()
         while self._window is not None and self._window.in_flight:
             await self._wait_for_answer()
+
+    async def met_rival(self) -> bool:
+        """Look at the message that came after the session's last: a bridge's, or a stray one.
+
+        A stray message is logged with its sequence.
+        """
+        window = self._window
+        assert window is not None
+        seq = window.stored_seq + 1
+        culprit = await self._stream.message(seq)
+        if culprit is None or self._mapping.source_in(culprit.headers) is not None:
+            return culprit is not None
+        if seq not in self.foreign_seqs and len(self.foreign_seqs) < _FOREIGN_SEQS_MAX:
+            self.foreign_seqs.append(seq)
+        logger.warning(
+            "stream %s seq %d: a message on %s that is not this bridge's; the route is not shared",
+            self._mapping.route.stream,
+            seq,
+            culprit.subject,
+            extra={"event": "foreign_message", "seq": seq},
+        )
+        return False
 
     async def progress_mark(self) -> int:
         """The stream's last sequence."""
@@ -180,26 +201,6 @@ class ChainPublisher:
             else:
                 window.on_strange_answer(f"unexpected answer {message.payload[:200]!r}")
         self._moved.set()
-
-    async def _explain_last_session(self) -> None:
-        """Name the stray message that ended the last session, if one did."""
-        window = self._window
-        self._window = None
-        if window is None or window.state is not SessionState.REFUSED:
-            return
-        seq = window.stored_seq + 1
-        culprit = await self._stream.message(seq)
-        if culprit is None or self._mapping.source_in(culprit.headers) is not None:
-            return
-        if seq not in self.foreign_seqs and len(self.foreign_seqs) < _FOREIGN_SEQS_MAX:
-            self.foreign_seqs.append(seq)
-        logger.warning(
-            "stream %s seq %d: a message on %s that is not this bridge's; the route is not shared",
-            self._mapping.route.stream,
-            seq,
-            culprit.subject,
-            extra={"event": "foreign_message", "seq": seq},
-        )
 
 
 _FOREIGN_SEQS_MAX = 100

@@ -70,6 +70,10 @@ class Publisher(Protocol):
         """Return when all that was sent is stored."""
         ...
 
+    async def met_rival(self) -> bool:
+        """After a refusal: whether another bridge of this route ended the session."""
+        ...
+
     async def progress_mark(self) -> int:
         """A number that moves whenever any bridge of this route stores something."""
         ...

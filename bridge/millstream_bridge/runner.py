@@ -154,9 +154,8 @@ class Bridge:
                     connection = None
                 except SessionLost as lost:
                     logger.info("session over: %s", lost, extra={"event": "session_over"})
-                    self.progress.refusals += lost.rival
-                    if self._is_giving_way(lost, publisher, fruitless):
-                        connection = await self._stand_back(publisher, connection)
+                    self.progress.refusals += lost.is_refused
+                    connection = await self._give_way(lost, publisher, connection, fruitless)
                 finally:
                     self._note(publisher)
                     fruitless = 0 if self.progress.records > before else fruitless + 1
@@ -252,25 +251,32 @@ class Bridge:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
 
-    def _is_giving_way(self, lost: SessionLost, publisher: Publisher, fruitless: int) -> bool:
-        """Whether to stand back: a rival wrote, or too many sessions in a row stored nothing."""
-        self._note(publisher)
-        return lost.rival or fruitless >= FRUITLESS_SESSIONS_MAX
+    async def _give_way(
+        self, lost: SessionLost, publisher: Publisher, connection: Connection, fruitless: int
+    ) -> Connection | None:
+        """Stand back if another bridge ended the session, or too many in a row stored nothing.
 
-    async def _stand_back(self, publisher: Publisher, connection: Connection) -> Connection | None:
+        Returns the connection, None if it was lost.
+        """
+        try:
+            is_rival = lost.is_refused and await publisher.met_rival()
+            if is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
+                await self._stand_back(publisher)
+        except SessionLost:
+            await connection.close()
+            return None
+        return connection
+
+    async def _stand_back(self, publisher: Publisher) -> None:
         """Wait until no bridge of this route has stored anything for a while."""
         self.progress.stood_back += 1
         mark = -1
-        with suppress(SessionLost):
-            while not self._stopping.is_set():
-                now = await publisher.progress_mark()
-                if now == mark:
-                    return connection
-                mark = now
-                await self._sleep(self._stand_back_s)
-            return connection
-        await connection.close()
-        return None
+        while not self._stopping.is_set():
+            now = await publisher.progress_mark()
+            if now == mark:
+                return
+            mark = now
+            await self._sleep(self._stand_back_s)
 
 
 class _Reader:

@@ -1,6 +1,7 @@
 """What the bridge's tests do again and again: records to move, routes, reading a stream back."""
 
-from collections.abc import Mapping as AbcMapping, Sequence
+import asyncio
+from collections.abc import Callable, Mapping as AbcMapping, Sequence
 from typing import Any
 
 from millstream_bridge import Bridge, BridgeReport, Record, Route
@@ -69,3 +70,12 @@ async def stored_records(nats: str, route: Route) -> AbcMapping[int, list[Record
 def offsets(records: AbcMapping[int, Sequence[Record]]) -> dict[int, list[int]]:
     """The offsets per partition, in the stream's order."""
     return {p: [record.offset for record in of_p] for p, of_p in sorted(records.items())}
+
+
+async def until(
+    is_true: Callable[[], bool], pause_s: float = 0.01, timeout_s: float = 60.0
+) -> None:
+    """Bounded polling, for what has no event to wait on; TimeoutError when it does not come true."""
+    async with asyncio.timeout(timeout_s):
+        while not is_true():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(pause_s)
