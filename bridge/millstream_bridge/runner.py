@@ -168,6 +168,9 @@ class Bridge:
         marks = await source.watermarks()
         partitions = sorted(marks)
         positions = await publisher.open(partitions, may_create=not self.progress.sessions)
+        if any(at > marks[p].high for p, at in positions.items()):
+            # Another bridge may have stored records younger than our marks.
+            marks = await source.watermarks()
         self._check_positions(positions, marks)
         await source.assign(positions, partitions)
         self.progress.sessions += 1

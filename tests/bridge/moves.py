@@ -75,7 +75,7 @@ def offsets(records: AbcMapping[int, Sequence[Record]]) -> dict[int, list[int]]:
 async def until(
     is_true: Callable[[], bool], pause_s: float = 0.01, timeout_s: float = 60.0
 ) -> None:
-    """Bounded polling, for what has no event to wait on; TimeoutError when it does not come true."""
+    """Bounded polling, for what has no event to wait on; TimeoutError if it never comes true."""
     async with asyncio.timeout(timeout_s):
         while not is_true():  # noqa: ASYNC110 - see above
             await asyncio.sleep(pause_s)
