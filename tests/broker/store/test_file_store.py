@@ -593,6 +593,28 @@ def test_neighbours_that_became_small_are_merged(files: FaultyFiles, tmp_path: P
     again.close()
 
 
+def test_a_removal_outlives_its_block_while_the_record_it_removed_is_there(
+    files: FaultyFiles, tmp_path: Path
+) -> None:
+    store = open_store(files, tmp_path, block_bytes=1000)
+    fill(store, 20)
+    fill(store, 1)
+    store.remove(4)
+    fill(store, 19)
+    fill(store, 1)
+    closed = blocks(tmp_path)[1].stat().st_size
+    for seq in range(21, 40):
+        store.remove(seq)
+        store.flush()
+    assert blocks(tmp_path)[1].stat().st_size < closed
+
+    again = reopen(files, tmp_path, block_bytes=1000)
+
+    assert again.load(4) is None
+    assert [seq for seq in range(1, 42) if again.load(seq)] == [1, 2, 3, *range(5, 21), 40, 41]
+    again.close()
+
+
 def test_a_merge_killed_before_its_leftovers_are_deleted_is_finished_at_opening(
     files: FaultyFiles, tmp_path: Path
 ) -> None:

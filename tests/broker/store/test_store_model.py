@@ -5,9 +5,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from millstream_broker.store import index, subject_table
 from millstream_broker.store.errors import StoreBroken, StoreError
 from millstream_broker.store.file import FileStore
 from millstream_broker.store.memory import MemoryStore
@@ -29,6 +31,10 @@ class QueriedStore(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = 0
+        # Thresholds low enough for a few messages to pass them.
+        self.patched = pytest.MonkeyPatch()
+        self.patched.setattr(subject_table, "_RETIRED_MIN", 3)
+        self.patched.setattr(index, "_SCAN_MAX", 6)
 
     @initialize(first_seq=st.sampled_from([1, 2, 4090, 100_000]))
     def open(self, first_seq: int) -> None:
@@ -113,6 +119,9 @@ class QueriedStore(RuleBasedStateMachine):
     @invariant()
     def answers_are_the_list_s(self) -> None:
         assert_same(self.store, self.model, in_file=self.in_file)
+
+    def teardown(self) -> None:
+        self.patched.undo()
 
 
 class CrashingStore(QueriedStore):
@@ -249,6 +258,7 @@ class CrashingStore(QueriedStore):
         self.flush()
 
     def teardown(self) -> None:
+        super().teardown()
         self.files.let_go()
         shutil.rmtree(self.folder)
 
