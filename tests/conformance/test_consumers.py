@@ -1,5 +1,6 @@
 """Consumers: create, update, info, names, list, delete, pause, and what is refused."""
 
+import json
 from datetime import datetime
 
 import pytest
@@ -532,3 +533,24 @@ async def test_a_deleted_consumer_starts_anew(client: Client, name: str) -> None
     await client.consumer(name, "c")
 
     assert [m.num_delivered for m in await client.fetch(name, "c", 2)] == [1, 1]
+
+
+async def test_a_stream_has_1000_consumers_at_most_unless_told_otherwise(
+    client: Client, name: str
+) -> None:
+    await client.stream(name, storage="memory")
+    inbox = await client.subscribe()
+    for number in range(1000):
+        body = consumer_body(name, f"c{number}", {"mem_storage": True})
+        await client.publish(
+            f"$JS.API.CONSUMER.CREATE.{name}.c{number}",
+            json.dumps(body).encode(),
+            None,
+            inbox.subject,
+        )
+    answers = await inbox.take(1000, timeout_s=30)
+
+    error = await client.consumer_error(name, "one-too-many")
+
+    assert not [answer for answer in answers if b'"error"' in answer.payload]
+    assert error == ApiError(10026, 400, "maximum consumers limit reached")
