@@ -8,12 +8,14 @@ import pytest
 from nats.aio.client import Client
 
 from tests.helpers import require
-from tests.helpers.servers import REAL, Server
+from tests.helpers.servers import EMBEDDED, REAL, Server
 
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(REAL, marks=pytest.mark.real_server)])
+@pytest.fixture(
+    scope="module", params=[EMBEDDED, pytest.param(REAL, marks=pytest.mark.real_server)]
+)
 def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
