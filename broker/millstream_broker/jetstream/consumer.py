@@ -23,7 +23,7 @@ from ..routing.port import Message
 from ..store.errors import StoreError
 from ..store.port import StoredMessage
 from ..subjects import subject as subjects
-from . import consumer_state, stream_config, wire
+from . import advisory, consumer_state, stream_config, wire
 from .acks import AckState
 from .consumer_state import ACKED, DELIVERED, EXHAUSTED, SETTLED, Event
 from .host import Host
@@ -349,27 +349,16 @@ class Consumer:
         self.state.exhaust(seq)
         self._note((EXHAUSTED, seq))
         self._advise(
-            f"MAX_DELIVERIES.{self.stream.name}.{self.name}",
-            "io.nats.jetstream.advisory.v1.max_deliver",
+            "MAX_DELIVERIES",
+            "max_deliver",
             {"stream_seq": seq, "deliveries": count},
         )
 
-    def _advise(self, where: str, kind: str, facts: dict[str, Any]) -> None:
-        """Publish an advisory if somebody listens."""
-        subject = f"$JS.EVENT.ADVISORY.CONSUMER.{where}"
-        if not self.host.bus.has_interest(subject):
-            return
-        document = {
-            "type": kind,
-            "id": self.host.random_text(22),
-            "timestamp": wire.format_time(self.host.now.wall_ns),
-            "stream": self.stream.name,
-            "consumer": self.name,
-            **facts,
-        }
-        if self.host.identity.domain:
-            document["domain"] = self.host.identity.domain
-        self.host.bus.publish(subject, wire.encode(document))
+    def _advise(self, event: str, kind: str, facts: dict[str, Any]) -> None:
+        """Publish an advisory about one message if somebody listens."""
+        where = f"CONSUMER.{event}.{self.stream.name}.{self.name}"
+        named = {"stream": self.stream.name, "consumer": self.name, **facts}
+        advisory.publish(self.host, where, kind, named)
 
     def heartbeat(self, pairs: Iterable[tuple[str, str]] = ()) -> bytes:
         """Make an idle heartbeat."""
@@ -465,8 +454,8 @@ class Consumer:
         count = self.state.delivery_count(seq)
         if self.state.nak(seq, deadline_s):
             self._advise(
-                f"MSG_NAKED.{self.stream.name}.{self.name}",
-                "io.nats.jetstream.advisory.v1.nak",
+                "MSG_NAKED",
+                "nak",
                 {"consumer_seq": consumer_seq, "stream_seq": seq, "deliveries": count},
             )
 
@@ -500,8 +489,8 @@ class Consumer:
         if reason.strip():
             facts["reason"] = reason.strip().decode("utf-8", "replace")
         self._advise(
-            f"MSG_TERMINATED.{self.stream.name}.{self.name}",
-            "io.nats.jetstream.advisory.v1.terminated",
+            "MSG_TERMINATED",
+            "terminated",
             facts,
         )
         self._release([seq])

@@ -15,7 +15,7 @@ import msgspec
 from ..store.errors import StoreError
 from ..store.port import Storage
 from ..subjects import subject as subjects
-from . import consumer_config, consumer_state, sources, stream_config, wire
+from . import advisory, consumer_config, consumer_state, sources, stream_config, wire
 from .codes import ApiError
 from .consumer import Consumer, starting_point
 from .direct import DirectGet
@@ -93,6 +93,7 @@ class Registry:
             raise ApiError(10049, err=str(error)) from error
         self._add(stream)
         self._link(stream)
+        advisory.stream_action(self.host, "CREATED", config.name, "create")
         return stream
 
     def update_stream(self, config: StreamConfig) -> Stream:
@@ -121,6 +122,7 @@ class Registry:
             stream.sources = [Source(stream, origin) for origin in config.sources]
             sources.recover(stream)
             self._link(stream)
+        advisory.stream_action(self.host, "UPDATED", config.name, "modify")
         return stream
 
     def delete_stream(self, name: str) -> None:
@@ -135,6 +137,7 @@ class Registry:
             raise ApiError(10050, err=str(error)) from error
         finally:
             del self.streams[name]
+        advisory.stream_action(self.host, "DELETED", name, "delete")
 
     def _check_against_others(self, config: StreamConfig) -> None:
         others = [other.config for other in self.streams.values() if other.name != config.name]
@@ -222,6 +225,7 @@ class Registry:
         except StoreError as error:
             raise ApiError(10104, err=str(error)) from error
         self._add_consumer(consumer)
+        advisory.consumer_action(self.host, "CREATED", stream.name, name, "create")
         return consumer
 
     def _update_consumer(self, existing: Consumer, config: ConsumerConfig) -> Consumer:
@@ -273,6 +277,7 @@ class Registry:
             facts = {"stream": stream.name, "consumer": consumer.name, "error": str(error)}
             self.host.report("consumer_not_deleted", facts)
         stream.sweep()
+        advisory.consumer_action(self.host, "DELETED", stream.name, consumer.name, "delete")
 
     # Start and stop
 
