@@ -50,11 +50,16 @@ def moves_min_by_search(case: Case) -> int:
     """The fewest moves of any balanced assignment, by trying every assignment."""
     capacities, partitions, owners = case
     present = {number: name for number, name in owners.items() if name in capacities}
-    fewest = partitions
+    fewest: dict[tuple[int, ...], int] = {}
     for choice in itertools.product(capacities, repeat=partitions):
-        if is_balanced(Counter(choice), capacities, partitions):
-            fewest = min(fewest, sum(choice[it] != name for it, name in present.items()))
-    return fewest
+        counts = tuple(map(choice.count, capacities))
+        made = sum(choice[number] != name for number, name in present.items())
+        fewest[counts] = min(made, fewest.get(counts, made))
+    return min(
+        made
+        for counts, made in fewest.items()
+        if is_balanced(Counter(dict(zip(capacities, counts, strict=True))), capacities, partitions)
+    )
 
 
 def moves_min_by_reason(case: Case) -> int:
