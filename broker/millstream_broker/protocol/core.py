@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from ..errors import (
+    AuthorizationViolation,
     ClientError,
     InvalidPublishSubject,
     ReplyNotPermitted,
@@ -71,7 +72,10 @@ class Router(Protocol):
 
 
 class Connection:
-    """One client's bytes. ``error`` is set once it has to close, after its output is written."""
+    """One client's bytes. ``error`` is set once it has to close, after its output is written.
+
+    While ``is_authorized`` is False nothing but CONNECT is let in.
+    """
 
     __slots__ = (
         "_gathered",
@@ -82,6 +86,7 @@ class Connection:
         "client_id",
         "dirty",
         "error",
+        "is_authorized",
         "is_closed",
         "is_echo",
         "is_pedantic",
@@ -115,6 +120,7 @@ class Connection:
         self.subscriptions: dict[bytes, Subscription] = {}
         self.error: ClientError | None = None
         self.is_closed = False
+        self.is_authorized = True
         self._gathered: list[bytes] = []
         self._gathered_size = 0
         self._wanted = 0
@@ -195,6 +201,8 @@ class Connection:
                         chunks.append(head)
                         chunks.append(body)
                     continue
+            if not self.is_authorized and data[position] not in b"Cc":
+                raise AuthorizationViolation
             step = parse(data, position, self.limits)
             if isinstance(step, Incomplete):
                 return step.missing, position

@@ -101,7 +101,6 @@ class Session:
         "_connection",
         "_info_due",
         "_max_subscriptions",
-        "is_authorized",
         "on_pong",
         "options",
     )
@@ -123,7 +122,7 @@ class Session:
         self._max_subscriptions = max_subscriptions
         self.on_pong = on_pong
         self.options: ConnectOptions | None = None
-        self.is_authorized = not authenticator.is_required
+        connection.is_authorized = not authenticator.is_required
         connection.on_operation = self.on_operation
 
     def on_operation(self, operation: Operation) -> None:
@@ -134,8 +133,6 @@ class Session:
             self._connection.fail(error)
 
     def _apply(self, operation: Operation) -> None:
-        if not self.is_authorized and type(operation) is not Connect:
-            raise AuthorizationViolation
         match operation:
             case Ping():
                 self._on_ping()
@@ -160,7 +157,7 @@ class Session:
         if options.no_responders and not options.headers:
             raise HeadersRequired
         self.options = options
-        self.is_authorized = True
+        self._connection.is_authorized = True
         self._info_due = options.protocol >= 1
         self._connection.configure(
             is_verbose=options.verbose,

@@ -75,7 +75,7 @@ class ClientSocket(asyncio.Protocol):
             first_s=FIRST_PING_S * random.uniform(1.0, 1.2),  # noqa: S311 - jitter, no secret
         )
         self._ping_timer = self._loop.call_at(self._keep_alive.next_s, self._on_ping_timer)
-        if not self.session.is_authorized:
+        if not self.core.is_authorized:
             self._auth_timer = self._loop.call_later(options.auth_timeout_s, self._on_auth_timer)
         logger.debug(
             "client %d connected from %s",
@@ -191,7 +191,7 @@ class ClientSocket(asyncio.Protocol):
             self._keep_alive.on_pong(self._loop.time())
 
     def _on_auth_timer(self) -> None:
-        if not self.session.is_authorized:
+        if not self.core.is_authorized:
             self.close(AuthenticationTimeout())
 
     def _on_write_timer(self) -> None:

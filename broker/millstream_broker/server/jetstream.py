@@ -61,6 +61,8 @@ class JetStreamDriver:
             )
             moment = now()
             self._engine.start(moment)
+            # What came due while the server was down is done before the first client sees it.
+            self._engine.advance(moment)
         except StoreError as error:
             if self._file is not None:
                 self._file.close()

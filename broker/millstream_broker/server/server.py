@@ -111,6 +111,7 @@ class Broker:
                 self._start_jetstream()
             await self._listen()
             self._files.publish(self.options, self.describe())
+            self._end_round()
         except BaseException:
             await self.close()
             raise

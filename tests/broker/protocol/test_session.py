@@ -131,6 +131,8 @@ PROTECTED = [
     (Credentials(token="t"), b'CONNECT {"auth_token":"t"}\r\n', True),
     (Credentials(token="t"), b'CONNECT {"auth_token":"tt"}\r\n', False),
     (Credentials(token="t"), b"SUB a 1\r\n", False),
+    (Credentials(token="t"), b"PUB a 2\r\nhi\r\n", False),
+    (Credentials(token="t"), b"P", False),
 ]
 
 
