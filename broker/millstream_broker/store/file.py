@@ -46,15 +46,12 @@ from .port import Recovery, RemovedMessage, StoredMessage
 from .reader import BlockReader
 from .record import (
     MAX_SUBJECT_BYTES,
-    MESSAGE,
     OVERHEAD,
+    decode_message,
     encode_erased,
     encode_message,
     encode_removal,
     encode_skip,
-    is_whole,
-    read_head,
-    split_body,
 )
 from .recovery import Recoverer
 from .rewrite import rewrite_blocks
@@ -246,18 +243,11 @@ class FileStore(IndexedStore[int]):
             start = 0
         else:
             data, start = self._reader.read(block, position, size)
-        head = read_head(data, start)
-        if (
-            head is None
-            or head.seq != seq
-            or head.size != size
-            or head.kind != MESSAGE
-            or not is_whole(data, start, size, block.seed + position)
-        ):
+        body = decode_message(data, start, size, seq, block.seed + position)
+        if body is None:
             raise DamagedRecord(str(block.path), position, seq)
-        _, headers, payload = split_body(data, start, head)
         name = self._index.subjects.names[page.subjects[row]]
-        return StoredMessage(seq, page.times[row], name, headers, payload)
+        return StoredMessage(seq, page.times[row], name, *body)
 
     # The batch that the next flush writes
 
@@ -434,6 +424,9 @@ class FileStore(IndexedStore[int]):
             for member in group:
                 self._drop(member)
             return False
+        if len(group) == 1 and not place and self._is_draining(block):
+            block.check_below = block.live_bytes // 2
+            return False
         size = HEADER_SIZE + sum(member.live_bytes for member in group)
         size += len(graves) // 2 * OVERHEAD
         if len(group) == 1 and size * 5 > block.size * 3:
@@ -455,6 +448,12 @@ class FileStore(IndexedStore[int]):
         self._assess(merged)
         self._candidates.discard(merged.number)
         return True
+
+    def _is_draining(self, block: Block) -> bool:
+        """Whether the oldest block is used up from its front, and so will soon go as a whole."""
+        first_seq = self._table.first_seq
+        ahead = sum(seq > first_seq for seq in block.dead)
+        return ahead * 4 <= block.live
 
     def _drop(self, block: Block) -> None:
         self._reader.forget(block)

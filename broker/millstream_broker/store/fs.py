@@ -103,15 +103,21 @@ class LocalFile:
         self._write(data, position, "overwrite")
 
     def _write(self, data: bytes | bytearray, position: int, action: str) -> None:
-        with _named(action, self.path):
+        # Not `with _named(…)`: this runs once per flush, and the context would cost as much as
+        # everything around the system call.
+        try:
             written = _write_at(self._fd, data, position)
             while written < len(data):
                 with memoryview(data) as view:
                     written += _write_at(self._fd, view[written:], position + written)
+        except OSError as error:
+            raise StoreError(self.path, action, error.strerror or str(error)) from error
 
     def read(self, size: int, position: int) -> bytes:
-        with _named("read", self.path):
+        try:
             return _read_at(self._fd, size, position)
+        except OSError as error:
+            raise StoreError(self.path, "read", error.strerror or str(error)) from error
 
     def truncate(self, size: int) -> None:
         with _named("truncate", self.path):

@@ -50,8 +50,7 @@ class Recovery:
         return sum(damage.size_bytes for damage in self.damages)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(NamedTuple):
     """One message. ``headers`` is the whole block from ``NATS/1.0`` to the empty line."""
 
     seq: int

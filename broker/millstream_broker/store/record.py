@@ -29,12 +29,12 @@ HAS_HEADERS = 1
 MARK = b"\xa5\x4d"
 HEAD = struct.Struct("<2sBBIQqH")
 TAIL = struct.Struct("<I")
-_HEADERS_SIZE = struct.Struct("<I")
 OVERHEAD = HEAD.size + TAIL.size
 MAX_SUBJECT_BYTES = 0xFFFF
 _U32 = 0xFFFFFFFF
 
 _pack_head, _pack_u32 = HEAD.pack, TAIL.pack
+_read_head, _read_u32 = HEAD.unpack_from, TAIL.unpack_from
 
 
 class Head(NamedTuple):
@@ -110,14 +110,21 @@ def read_head(data: bytes, start: int) -> Head | None:
     return head
 
 
-def split_body(data: bytes, start: int, head: Head) -> tuple[bytes, bytes | None, bytes]:
-    """Subject, headers and payload of a message record."""
-    place = start + HEAD.size
-    subject = data[place : place + head.subject_size]
-    place += head.subject_size
-    end = start + head.size - TAIL.size
-    if not head.flags & HAS_HEADERS:
-        return subject, None, data[place:end]
-    size: int = _HEADERS_SIZE.unpack_from(data, place)[0]
-    place += _HEADERS_SIZE.size
-    return subject, data[place : place + size], data[place + size : end]
+def decode_message(
+    data: bytes, start: int, size: int, seq: int, seed: int
+) -> tuple[bytes | None, bytes] | None:
+    """Headers and payload of the message record at ``start``; None when it is not that message."""
+    end = start + size - TAIL.size
+    if (
+        end + TAIL.size > len(data)
+        or crc32(data[start:end], seed & _U32) != _read_u32(data, end)[0]
+    ):
+        return None
+    _, kind, flags, stored_size, stored_seq, _, subject_size = _read_head(data, start)
+    if kind != MESSAGE or stored_size != size or stored_seq != seq:
+        return None
+    place: int = start + HEAD.size + subject_size
+    if not flags & HAS_HEADERS:
+        return None, data[place:end]
+    headers_end: int = place + TAIL.size + _read_u32(data, place)[0]
+    return data[place + TAIL.size : headers_end], data[headers_end:end]

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from .pages import PAGE_BITS, Page, SequenceTable
+from .pages import PAGE_BITS, PAGE_SIZE, Page, SequenceTable
 from .pattern import compile_patterns
 from .subject_table import SubjectTable
 
@@ -42,6 +42,15 @@ class MatchView(Generic[Cell]):
         self._page = None
 
     def next_match(self, start_seq: int) -> int | None:
+        page = self._page
+        if page is not None and page.version == self._version:
+            row = page.row_from(start_seq)
+            row = self._states.find(_YES, row) if page.base <= start_seq else -1
+            if row >= 0 and page.subjects[row] and start_seq - page.base < PAGE_SIZE:
+                return page.seq(row)
+        return self._search(start_seq)
+
+    def _search(self, start_seq: int) -> int | None:
         low, high = self._barren
         seq = high if low <= start_seq < high else start_seq
         numbers, pages = self._table.numbers, self._table.pages
