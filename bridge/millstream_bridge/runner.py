@@ -37,7 +37,7 @@ STAND_BACK_S = 1.0
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 0.05, 1.0
 FRUITLESS_SESSIONS_MAX = 3
 DRAIN_S = 10.0
-GREW_CHECK_S = 10.0
+LOOK_FOR_PARTITIONS_S = 10.0
 _POLL_S = 0.2
 
 
@@ -76,6 +76,7 @@ class Bridge:
         route: Route,
         kafka_options: dict[str, str] | None = None,
         stand_back_s: float = STAND_BACK_S,
+        look_for_partitions_s: float = LOOK_FOR_PARTITIONS_S,
         make_publisher: Callable[[Connection, Mapping], "Publisher"] | None = None,
         on_ready: Callable[[Positions], None] | None = None,
     ) -> None:
@@ -87,6 +88,7 @@ class Bridge:
         self._kafka_options = kafka_options
         self._mapping = Mapping(route)
         self._stand_back_s = stand_back_s
+        self._look_for_partitions_s = look_for_partitions_s
         self._make_publisher = make_publisher or _publisher
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
@@ -177,7 +179,9 @@ class Bridge:
         if self._on_ready is not None:
             self._on_ready(positions)
             self._on_ready = None
-        reader = _Reader(source, publisher.batch_records, positions, marks)
+        reader = _Reader(
+            source, publisher.batch_records, positions, marks, self._look_for_partitions_s
+        )
         try:
             return await self._move(reader, publisher, goal)
         finally:
@@ -291,7 +295,9 @@ class _Reader:
         batch_records: int,
         positions: Positions,
         marks: dict[int, Watermarks],
+        look_for_partitions_s: float,
     ) -> None:
+        self._look_for_partitions_s = look_for_partitions_s
         self._source = source
         self._batch_records = batch_records
         self._read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
@@ -335,7 +341,7 @@ class _Reader:
 
     async def _look_for_new_partitions(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._checked_at < GREW_CHECK_S:
+        if now - self._checked_at < self._look_for_partitions_s:
             return
         self._checked_at = now
         with suppress(Unreachable):

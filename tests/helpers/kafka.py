@@ -101,7 +101,14 @@ class Kafka:
             if error is not None:
                 failed.append(error)
 
-        producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 5})
+        producer = Producer(
+            {
+                "bootstrap.servers": self.bootstrap,
+                "linger.ms": 5,
+                "message.max.bytes": 2_000_000,
+                "message.timeout.ms": 20_000,
+            }
+        )
         for record in records:
             while True:
                 try:

@@ -1,0 +1,233 @@
+"""What cannot be done is said in one line that names what and where, and nothing is skipped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from millstream_bridge import ConfigurationError, RecordError, Route, Unreachable, barrier, verify
+from millstream_bridge.connection import Connection
+from millstream_bridge.mapping import Mapping
+from millstream_bridge.nats_publisher import ChainPublisher
+from millstream_bridge.stream import find_problem
+from tests.bridge.moves import a_route, move_all, offsets, stored_records
+from tests.helpers.kafka import Kafka
+from tests.helpers.require import need
+from tests.helpers.servers import Server, real_server
+
+NOWHERE = "127.0.0.1:1"
+
+
+async def make_stream(url: str, **config: Any) -> None:
+    connection = await Connection.open(url, name="operator")
+    try:
+        body = {"name": "FLIGHTS", "subjects": ["flights.>"], **config}
+        answer = await connection.request(
+            "$JS.API.STREAM.CREATE.FLIGHTS", json.dumps(body).encode()
+        )
+        assert b"error" not in answer.payload, answer.payload
+    finally:
+        await connection.close()
+
+
+async def test_a_record_over_the_size_limit_stops_after_all_before_it_are_stored(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    small = {"partition": 0, "value": b"small"}
+    mock.produce(topic, [small, small, {"partition": 0, "value": b"x" * 1_048_500}, small])
+
+    for _ in range(2):  # a second run meets the same record, and stores nothing twice
+        with pytest.raises(RecordError, match=f"topic {topic} partition 0 offset 2: .*1048576"):
+            await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+    assert offsets(await stored_records(nats_server.url, a_route(topic))) == {0: [0, 1]}
+
+
+async def test_a_shared_route_stops_at_the_same_record(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    small = {"partition": 0, "value": b"small"}
+    mock.produce(topic, [small, {"partition": 0, "value": b"x" * 1_048_500}, small])
+    route = a_route(topic, shared=True)
+
+    with pytest.raises(RecordError, match="partition 0 offset 1"):
+        await move_all(mock.bootstrap, nats_server.url, route)
+
+    assert offsets(await stored_records(nats_server.url, route)) == {0: [0]}
+
+
+async def test_headers_over_the_servers_limit_name_the_record(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v", "headers": [("big", b"\xff" * 60_000)]}])
+
+    with pytest.raises(RecordError, match=r"offset 0: its headers take \d+ bytes"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+
+async def test_a_stream_that_is_full_names_the_record_it_refused(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    await make_stream(nats_server.url, max_msgs=3, discard="new")
+    mock.produce(topic, [{"partition": 0, "value": b"%d" % n} for n in range(9)])
+
+    with pytest.raises(RecordError, match="offset 3: the server refuses it"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+    assert offsets(await stored_records(nats_server.url, a_route(topic))) == {0: [0, 1, 2]}
+
+
+async def test_records_that_kafka_dropped_before_they_were_moved_are_missed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """The mock keeps 5 MiB a partition, as a retention would."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"first"}])
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+    mock.produce(topic, [{"partition": 0, "value": b"x" * 100_000} for _ in range(80)])
+
+    with pytest.raises(RecordError, match="partition 0 offset 1: Kafka no longer has this offset"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+
+async def test_a_topic_made_anew_is_not_taken_for_the_old_one(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.create_topic(f"{topic}-new", 1)
+    mock.produce(topic, [{"partition": 0, "value": b"%d" % n} for n in range(5)])
+
+    class Renamed(Mapping):
+        """Writes another topic's name: what a topic deleted and made again looks like."""
+
+        def __init__(self, route: Route) -> None:
+            super().__init__(route)
+            self._source_prefix = f"Millstream-Source: {topic}-new "
+
+    await move_all(
+        mock.bootstrap,
+        nats_server.url,
+        a_route(topic),
+        make_publisher=lambda c, m: ChainPublisher(c, Renamed(m.route)),
+    )
+
+    with pytest.raises(RecordError, match="offset 5: stream FLIGHTS is ahead of Kafka"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(f"{topic}-new"))
+
+
+async def test_the_same_topic_under_another_template_is_refused(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+    with pytest.raises(ConfigurationError, match="under other subjects"):
+        await move_all(
+            mock.bootstrap, nats_server.url, a_route(topic, subject="flights.x.{partition}.{key}")
+        )
+
+
+async def test_an_unknown_topic_is_named(nats_server: Server, mock: Kafka) -> None:
+    with pytest.raises(ConfigurationError, match="topic nosuch at 127"):
+        await move_all(mock.bootstrap, nats_server.url, a_route("nosuch"))
+
+
+async def test_kafka_out_of_reach_is_told(nats_server: Server) -> None:
+    with pytest.raises(Unreachable, match=f"Kafka at {NOWHERE}"):
+        await move_all(NOWHERE, nats_server.url, a_route("flights"))
+
+
+async def test_nats_out_of_reach_is_told(mock: Kafka, topic: str) -> None:
+    mock.create_topic(topic, 1)
+
+    with pytest.raises(Unreachable, match="NATS at 127"):
+        await move_all(mock.bootstrap, NOWHERE, a_route(topic))
+    for call in (verify, barrier):
+        with pytest.raises(Unreachable, match="NATS at 127"):
+            await call(kafka=mock.bootstrap, nats=NOWHERE, route=a_route(topic))
+
+
+@pytest.mark.real_server
+async def test_a_server_without_jetstream_is_told(mock: Kafka, topic: str, tmp_path: Path) -> None:
+    need("nats")
+    mock.create_topic(topic, 1)
+    async with real_server(tmp_path / "plain", jetstream=False) as plain:
+        with pytest.raises(Unreachable, match="JetStream at"):
+            await move_all(mock.bootstrap, plain.url, a_route(topic))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nats://", "nats://host:port", "tls://x"])
+async def test_a_url_that_is_none_is_refused(mock: Kafka, topic: str, url: str) -> None:
+    mock.create_topic(topic, 1)
+
+    with pytest.raises(ConfigurationError, match="URL"):
+        await move_all(mock.bootstrap, url, a_route(topic))
+
+
+SOUND: dict[str, Any] = {"subjects": ["flights.>"], "allow_atomic": True, "allow_rollup_hdrs": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "is_shared", "complaint"),
+    [
+        ({"subjects": ["other.>"]}, False, "does not listen to"),
+        ({"retention": "workqueue"}, False, "retention is not limits"),
+        ({"max_msgs": 100}, False, "drops its oldest"),
+        ({"max_bytes": 100}, True, "drops its oldest"),
+        ({"max_age": 10**9}, False, "has max_age"),
+        ({"max_age": 10**9}, True, "without allow_msg_ttl"),
+        ({"subject_transform": {"src": ">", "dest": "x.>"}}, False, "rewrites subjects"),
+        ({"mirror": {"name": "O"}}, False, "is a mirror"),
+        ({"sealed": True}, False, "is sealed"),
+        ({"no_ack": True}, False, "no_ack"),
+        ({"persist_mode": "async"}, False, "before it writes"),
+        ({"allow_atomic": False}, True, "lacks allow_atomic"),
+        ({"allow_rollup_hdrs": False}, True, "lacks allow_rollup_hdrs"),
+    ],
+)
+def test_a_stream_that_would_lose_something_is_refused(
+    change: dict[str, Any], is_shared: bool, complaint: str
+) -> None:
+    mapping = Mapping(a_route("flights", shared=is_shared))
+
+    assert complaint in (find_problem({**SOUND, **change}, mapping) or "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"max_msgs_per_subject": 1},
+        {"max_bytes": 10, "discard": "new"},
+        {"subjects": ["flights.*.*"]},
+    ],
+)
+def test_a_sound_stream_is_taken(change: dict[str, Any]) -> None:
+    mapping = Mapping(a_route("flights"))
+
+    assert find_problem({**SOUND, **change}, mapping) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"topic": "no such topic"},
+        {"topic": ""},
+        {"stream": "A.B"},
+        {"stream": ""},
+        {"name": "a b"},
+        {"subject": "flights"},
+        {"null_token": "a.b"},
+    ],
+)
+def test_a_route_that_cannot_work_is_refused(change: dict[str, Any]) -> None:
+    settings = {"topic": "flights", "stream": "S", "subject": "flights.{partition}.{key}"}
+
+    with pytest.raises(ConfigurationError):
+        Mapping(Route(**{**settings, **change}))

@@ -1,0 +1,131 @@
+"""The connection's read side: the same from any chunks; what is no acknowledgement is told."""
+
+import asyncio
+from typing import Any, cast
+
+from hypothesis import given, strategies as st
+
+from millstream_bridge.connection import AckSink, Connection, Message
+
+
+class Wire:
+    """A transport that only keeps what is written."""
+
+    def __init__(self) -> None:
+        self.written = b""
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+INFO = b'INFO {"max_payload":1048576,"headers":true}\r\n'
+
+
+class Session:
+    """A connection that has shaken hands, and what its session heard."""
+
+    def __init__(self) -> None:
+        self.wire = Wire()
+        self.connection = Connection("nats://test")
+        self.connection.connection_made(cast(asyncio.Transport, self.wire))
+        self.connection.data_received(INFO)
+        self.acks: list[tuple[int, int]] = []
+        self.others: list[Message] = []
+        self.reply = self.connection.new_ack_subject(
+            AckSink(lambda count, seq: self.acks.append((count, seq)), self.others.append)
+        )
+
+    def message(self, payload: bytes) -> bytes:
+        return b"MSG %b 1 %d\r\n%b\r\n" % (self.reply.encode(), len(payload), payload)
+
+    def ack(self, seq: int) -> bytes:
+        return self.message(b'{"stream":"FLIGHTS","seq":%d}' % seq)
+
+
+REFUSAL = (
+    b'{"error":{"code":400,"err_code":10070,"description":"wrong last msg ID: s-2"},'
+    b'"stream":"FLIGHTS","seq":0}'
+)
+
+
+@given(st.lists(st.sampled_from(["ack", "ping", "refusal", "late"]), max_size=12), st.data())
+def test_any_chunks_give_the_same_acknowledgements(kinds: list[str], data: Any) -> None:
+    session = Session()
+    stream = b""
+    acks = 0
+    for kind in kinds:
+        if kind == "ack":
+            acks += 1
+            stream += session.ack(acks)
+        elif kind == "refusal":
+            stream += session.message(REFUSAL)
+        elif kind == "late":
+            stream += b"MSG _INBOX.old.1 1 2\r\n{}\r\n"
+        else:
+            stream += b"PING\r\n"
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6).map(sorted))
+
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        session.connection.data_received(stream[start:end])
+
+    assert sum(count for count, _ in session.acks) == acks
+    assert [seq for _, seq in session.acks] == sorted(seq for _, seq in session.acks)
+    assert session.acks[-1:] == [] or session.acks[-1][1] == acks
+    assert len(session.others) == kinds.count("refusal")
+    assert session.wire.written.count(b"PONG\r\n") == kinds.count("ping")
+
+
+def test_a_run_of_acknowledgements_is_one_call() -> None:
+    session = Session()
+
+    session.connection.data_received(b"".join(session.ack(seq) for seq in range(5, 1_005)))
+
+    assert session.acks == [(1_000, 1_004)]
+
+
+def test_an_acknowledgement_with_a_domain_or_a_space_counts() -> None:
+    session = Session()
+
+    session.connection.data_received(
+        session.message(b'{"stream":"F", "domain":"hub", "seq":1}')
+        + session.message(b'{"stream": "F","seq": 2}')
+    )
+
+    assert sum(count for count, _ in session.acks) == 2
+
+
+def test_a_duplicate_is_no_good_acknowledgement() -> None:
+    session = Session()
+
+    session.connection.data_received(
+        session.message(b'{"stream":"F","seq":2,"duplicate": true}') + session.ack(3)
+    )
+
+    assert session.acks == [(1, 3)]
+    assert len(session.others) == 1
+
+
+def test_answers_to_the_session_before_are_dropped() -> None:
+    session = Session()
+    late = session.ack(9)
+    session.connection.new_ack_subject(AckSink(lambda *_: None, session.others.append))
+
+    session.connection.data_received(late)
+
+    assert session.acks == []
+    assert session.others == []
+
+
+def test_a_lost_connection_is_told_to_the_session() -> None:
+    session = Session()
+
+    session.connection.connection_lost(None)
+
+    assert len(session.others) == 1
+    assert not session.connection.is_open

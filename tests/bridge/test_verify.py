@@ -1,0 +1,123 @@
+"""The proof finds what is not equal, and says where."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+
+from millstream_bridge import Record, verify
+from millstream_bridge.model import TimestampType
+from millstream_bridge.nats_publisher import ChainPublisher
+from millstream_bridge.verify import Ledger, canonical, compare, first_different_block
+from tests.bridge.moves import a_route, move_all
+from tests.bridge.test_mapping import records
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+
+@given(records, records)
+def test_two_records_have_the_same_bytes_only_if_they_are_equal(one: Record, two: Record) -> None:
+    same = one._replace(kafka_partition=0) == two._replace(kafka_partition=0)
+
+    assert (canonical(one) == canonical(two)) is same
+
+
+def test_headers_that_look_alike_when_joined_have_different_bytes() -> None:
+    one = Record(0, 0, 0, TimestampType.CREATE, b"k", b"v", (("ab", b"c"),))
+    two = one._replace(headers=(("a", b"bc"),))
+
+    assert canonical(one) != canonical(two)
+
+
+def ledger_of(offsets: Sequence[int]) -> Ledger:
+    ledger = Ledger()
+    for seq, offset in enumerate(offsets, 1):
+        ledger.add(Record(0, offset, 0, TimestampType.CREATE, None, b"v"), seq)
+    return ledger
+
+
+def test_a_missing_record_is_located_by_its_block() -> None:
+    whole, holed = ledger_of(range(5_000)), ledger_of([n for n in range(5_000) if n != 3_210])
+
+    sides = whole.side(), holed.side()
+
+    assert sides[0].digest != sides[1].digest
+    assert (sides[0].count, sides[1].count) == (5_000, 4_999)
+    assert first_different_block(whole, holed) == 3
+    assert holed.starts[3] == 3_001
+
+
+def test_equal_sides_have_no_different_block() -> None:
+    one, two = ledger_of([5, 7, 2_000]), ledger_of([5, 7, 2_000])
+
+    assert one.side() == two.side()
+    assert first_different_block(one, two) is None
+
+
+def test_a_record_that_kafka_does_not_have_is_found() -> None:
+    record = Record(0, 4, 0, TimestampType.CREATE, None, b"v")
+
+    difference = compare(0, [], [(9, record)])
+
+    assert difference is not None
+    assert (difference.offset, difference.seq) == (4, 9)
+    assert "Kafka does not have" in difference.what
+
+
+Change = Callable[[list[Record], int], list[Record]]
+
+
+def altered(**changes: object) -> Change:
+    def change(records: list[Record], at: int) -> list[Record]:
+        return [*records[:at], records[at]._replace(**changes), *records[at + 1 :]]  # type: ignore[arg-type]
+
+    return change
+
+
+def dropped(records: list[Record], at: int) -> list[Record]:
+    return [*records[:at], *records[at + 1 :]]
+
+
+def repeated(records: list[Record], at: int) -> list[Record]:
+    return [*records[: at + 1], records[at], *records[at + 1 :]]
+
+
+def swapped(records: list[Record], at: int) -> list[Record]:
+    return [*records[:at], records[at + 1], records[at], *records[at + 2 :]]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (altered(value=b"leg 0x"), "different value"),
+        (altered(value=None), "different value"),
+        (altered(key=b"other"), "different key"),
+        (altered(timestamp_ms=1), "different timestamp_ms"),
+        (altered(timestamp_type=TimestampType.LOG_APPEND), "different timestamp_type"),
+        (altered(headers=(("n", b"2"),)), "different headers"),
+        (dropped, "does not have this record"),
+        (repeated, "stored again"),
+        (swapped, "comes after"),
+    ],
+    ids=["value", "null", "key", "time", "type", "headers", "drop", "repeat", "swap"],
+)
+async def test_a_bridge_that_spoils_one_record_is_found_out(
+    nats_server: Server, mock: Kafka, topic: str, change: Change, what: str
+) -> None:
+    mock.create_topic(topic, 1)
+    sent = [{"partition": 0, "key": b"k", "value": b"leg %d" % n} for n in range(1_500)]
+    mock.produce(topic, [{**one, "timestamp": 9, "headers": [("n", b"1")]} for one in sent])
+    spoiled = 1_234
+
+    class Spoiler(ChainPublisher):
+        async def send(self, records: Sequence[Record]) -> None:
+            at = next((k for k, r in enumerate(records) if r.offset == spoiled), None)
+            await super().send(records if at is None else change(list(records), at))
+
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic), make_publisher=Spoiler)
+    proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=a_route(topic))
+
+    assert not proof.equal
+    assert proof.difference is not None
+    assert proof.difference.offset == spoiled
+    assert what in proof.difference.what
