@@ -11,11 +11,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from nats.aio.client import Client
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -25,7 +27,7 @@ from .errors import GroupError, ServerUnreachable
 from .events import GroupEvent, describe as describe_event
 from .naming import check_name
 from .overview import MemberRow, PartitionRow, read_overview
-from .service import NewGroup, connected, lead
+from .service import NewGroup, connected, first_error, lead
 from .settings import CoordinatorSettings
 
 USAGE_ERROR = 2
@@ -47,7 +49,6 @@ MEMBER_COLUMNS = ("MEMBER", "HOST", "PID", "CAPACITY", "PARTITIONS", "LABELS", "
 
 app = typer.Typer(
     help="Partitioned groups: lead them, look at them.",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
@@ -59,7 +60,7 @@ NatsUrl = Annotated[
 
 @app.command()
 def run(
-    groups: Annotated[list[str], typer.Argument(metavar="GROUP…", help="The groups to lead.")],
+    groups: Annotated[list[str], typer.Argument(metavar="GROUP", help="The groups to lead.")],
     nats: NatsUrl = None,
     stream: Annotated[
         str | None, typer.Option(metavar="NAME", help="Stream of a group not there yet.")
@@ -114,7 +115,10 @@ async def _run(
     if end_with_stdin:
         _on_end_of_stdin(lambda: loop.call_soon_threadsafe(stop, 0))
 
-    async with connected(settings) as connection:
+    async with AsyncExitStack() as stack:
+        connection = await _connect(stack, settings, stopping)
+        if connection is None:
+            return code
         url = connection.connected_url.geturl() if connection.connected_url else settings.nats_url
 
         def ready() -> None:
@@ -132,6 +136,24 @@ async def _run(
             on_event=_print_event,
         )
     return code
+
+
+async def _connect(
+    stack: AsyncExitStack, settings: CoordinatorSettings, stopping: asyncio.Event
+) -> Client | None:
+    """Connect, unless told to stop before: then None. Raises ServerUnreachable."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            connecting = tasks.create_task(
+                stack.enter_async_context(connected(settings)), name="connect"
+            )
+            told = tasks.create_task(stopping.wait(), name="wait for the end")
+            await asyncio.wait([connecting, told], return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            connecting.cancel()
+    except* GroupError as errors:
+        raise first_error(errors) from errors
+    return None if connecting.cancelled() else connecting.result()
 
 
 @app.command()

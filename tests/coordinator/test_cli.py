@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,25 @@ def test_a_server_that_is_not_there_is_one_line_and_exit_3(
     assert (code, out) == (3, "")
     assert err.startswith(f"millstream coordinator {command}: NATS server nats://127.0.0.1:1: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_connecting_ends_it_at_once(number: signal.Signals, code: int) -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+    with silent:
+        process = subprocess.Popen(
+            [*COMMAND, "run", "delays", "--nats", url],
+            env={**os.environ, "MILLSTREAM_COORDINATOR_CONNECT_TIMEOUT": "600"},
+        )
+        silent.settimeout(READY_WAIT_S)
+        try:
+            with silent.accept()[0]:
+                process.send_signal(number)
+                assert process.wait(READY_WAIT_S) == code
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_a_server_without_jetstream_is_exit_3(server: Server, tmp_path: Path) -> None:
