@@ -176,7 +176,7 @@ class GroupMachine:
         verdict = detector.next_deadline
         return min(
             self._beat_at,
-            self._renew_at,
+            self._renew_at if self.context.is_connected else float("inf"),
             self._leave_by,
             float("inf") if pause is None else pause,
             float("inf") if verdict is None else verdict,

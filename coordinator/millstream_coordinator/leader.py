@@ -65,6 +65,9 @@ class Leader:
         self.detector = Detector(context.settings.timing)
         now = context.now
         self._deaths = {member: _Death(instance, now) for member, instance in dead.items()}
+        grace_s = context.settings.timing.static_grace_s
+        self._graces = dict.fromkeys(dead, now + grace_s) if grace_s else {}
+        """Dead member → when its grace ends, if its name is static."""
         self._target: dict[int, str] = {}
         self._is_planned = False
         self._touched: set[int] = set()
@@ -98,7 +101,10 @@ class Leader:
 
     def on_verdict(self, verdict: Verdict) -> None:
         """A member is dead."""
-        self._deaths[verdict.member] = _Death(verdict.instance, self.context.now)
+        now = self.context.now
+        self._deaths[verdict.member] = _Death(verdict.instance, now)
+        if self.context.settings.timing.static_grace_s:
+            self._graces[verdict.member] = now + self.context.settings.timing.static_grace_s
         self.context.tell(MemberDead(member=verdict.member, reason=verdict.reason))
         self._is_planned = False
 
@@ -114,8 +120,10 @@ class Leader:
         if not self.context.is_connected:
             return
         timing = self.context.settings.timing
-        if any(self._is_over(member, record) for member, record in self._static_dead()):
-            self._is_planned = False
+        for member, ends_at in list(self._graces.items()):
+            if now >= ends_at:
+                del self._graces[member]
+                self._is_planned = False
         if not self._is_planned:
             self._plan()
         for partition in sorted(self._touched | self._overdue()):
@@ -140,13 +148,7 @@ class Leader:
         timing = self.context.settings.timing
         for _, since in self._moving_since.values():
             deadline = min(deadline, since + timing.drain_timeout_s)
-        for member, _ in self._static_dead():
-            deadline = min(deadline, self._deaths[member].at + timing.static_grace_s)
-        return deadline
-
-    def _static_dead(self) -> list[tuple[str, MemberRecord]]:
-        members = self.context.book.members
-        return [(m, members[m]) for m in self._deaths if m in members and members[m].is_static]
+        return min(deadline, *self._graces.values(), float("inf"))
 
     def _overdue(self) -> set[int]:
         timeout_s = self.context.settings.timing.drain_timeout_s

@@ -306,15 +306,16 @@ class Owner:
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
         timing = self.context.settings.timing
-        deadline = self._audit_at
-        if not self._is_fenced:
-            deadline = min(deadline, self.context.confirmed_at + timing.heartbeat_timeout_s + 1e-6)
+        wakes = [one.lanes.next_wake_s for one in self.owned.values()]
+        deadline = min((at for at in wakes if at is not None), default=float("inf"))
+        if self._is_fenced:
+            return deadline
+        deadline = min(deadline, self._audit_at)
+        deadline = min(deadline, self.context.confirmed_at + timing.heartbeat_timeout_s + 1e-6)
         for one in self.owned.values():
-            if one.lanes.next_wake_s is not None:
-                deadline = min(deadline, one.lanes.next_wake_s)
             if one.pull is not None:
                 deadline = min(deadline, one.progress_at)
-        if self._num_unsaved and not self._is_fenced and "save" not in self.context.steps:
+        if self._num_unsaved and "save" not in self.context.steps:
             deadline = min(deadline, self._saved_at + timing.save_interval_s)
         return deadline
 

@@ -17,7 +17,8 @@ from typing import Protocol
 
 from .errors import GroupError
 from .events import GroupEvent
-from .model import Message, Retention
+from .key import KeyRule
+from .model import MemberSettings, Message, Retention
 
 # ---- commands ------------------------------------------------------------------------------------
 
@@ -445,3 +446,10 @@ class Port(Protocol):
 
     async def close(self) -> None:
         """Give up everything under way, quietly."""
+
+
+class PortMaker(Protocol):
+    """What `Group` takes in place of a connection."""
+
+    def port(self, settings: MemberSettings, rule: KeyRule | None) -> Port:
+        """Make one member's port; not opened yet."""

@@ -33,7 +33,7 @@ from .jetstream import JetStreamPort
 from .key import KeyRule
 from .model import ConfigRecord, Limits, MemberSettings, Message, Timing, seconds
 from .naming import check_name
-from .ports import Handle, Handled, Happening, Port, Reply, Stop, Tell
+from .ports import Handle, Handled, Happening, Port, PortMaker, Reply, Stop, Tell
 from .sinks import StaleEpoch
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Group:
 
     def __init__(
         self,
-        connection: str | Client,
+        connection: str | Client | PortMaker,
         *,
         stream: str | None,
         name: str,
@@ -70,9 +70,10 @@ class Group:
         on_revoked: PartitionCallback | None = None,
         on_lost: PartitionCallback | None = None,
         on_event: EventCallback | None = None,
-        port: Port | None = None,
     ) -> None:
-        """See the table in the package's README; ``port`` replaces the NATS adapter in tests.
+        """See the table in the package's README.
+
+        ``connection`` may also be a `MemoryServer` (or anything that makes ports).
 
         Raises BadName, or ValueError for a number out of range.
         """
@@ -105,7 +106,7 @@ class Group:
             PartitionLost: on_lost,
         }
         self._on_event = on_event
-        self._port = port
+        self._port: Port | None = None
         self._handler: Handler | None = None
         self._rule: KeyRule | None = None
         self._machine: GroupMachine | None = None
@@ -191,9 +192,11 @@ class Group:
 
     async def _run(self) -> None:
         settings = self._settings()
-        port = self._port
-        if port is None:
+        port: Port
+        if isinstance(self._connection, str | Client):
             port = JetStreamPort(self._connection, settings, self._rule)
+        else:
+            port = self._connection.port(settings, self._rule)
         self._port = port
         self._machine = GroupMachine(settings)
         self._stopped = asyncio.Event()

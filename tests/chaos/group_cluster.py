@@ -18,6 +18,7 @@ from millstream_coordinator.errors import GroupError
 
 ROOT = Path(__file__).parents[2]
 STREAM = "FLIGHTS"
+KEYS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Worker:
     member: str
     process: asyncio.subprocess.Process
     lines: list[Line] = field(default_factory=list)
+    calls: list[tuple[float, int, int, int]] = field(default_factory=list)
+    """(when, partition, epoch, seq) of each handler call."""
     reading: asyncio.Task[None] | None = None
 
     @property
@@ -43,14 +46,6 @@ class Worker:
     @property
     def is_running(self) -> bool:
         return self.process.returncode is None
-
-    def handled(self) -> list[tuple[float, int, int, int]]:
-        """(when, partition, epoch, seq) of each handler call."""
-        return [
-            (line.at, int(line.facts[0]), int(line.facts[1]), int(line.facts[2]))
-            for line in self.lines
-            if line.kind == "handle"
-        ]
 
 
 class Cluster:
@@ -83,11 +78,21 @@ class Cluster:
         if self.client is not None:
             await self.client.close()
 
-    async def publish(self, first: int, count: int, keys: int = 53) -> None:
-        """Messages number ``first`` … of key number mod ``keys``; the key decides the partition."""
+    def backlogs(self, published: int) -> list[int]:
+        """Messages of each partition that no handler was called for, of ``published`` numbers."""
+        left = [0] * self.partitions
+        for number in range(published):
+            left[number % KEYS % self.partitions] += 1
+        seen = {(one[1], one[3]) for worker in self.workers for one in worker.calls}
+        for partition, _ in seen:
+            left[partition] -= 1
+        return left
+
+    async def publish(self, first: int, count: int) -> None:
+        """Messages number ``first`` … of key number mod KEYS; the key decides the partition."""
         assert self.client is not None
         for number in range(first, first + count):
-            key = number % keys
+            key = number % KEYS
             await self.client.publish(f"flights.{key % self.partitions}.k{key}", b"%d" % number)
             if number % 500 == 0:
                 await self.client.flush()
@@ -117,7 +122,10 @@ class Cluster:
         assert worker.process.stdout is not None
         async for raw in worker.process.stdout:
             kind, at, *facts = raw.decode().split()
-            worker.lines.append(Line(kind, float(at), tuple(facts)))
+            if kind == "handle":
+                worker.calls.append((float(at), int(facts[0]), int(facts[1]), int(facts[2])))
+            else:
+                worker.lines.append(Line(kind, float(at), tuple(facts)))
             self._news.set()
         await worker.process.wait()
         self._news.set()
@@ -144,7 +152,8 @@ class Cluster:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
-            raise AssertionError(f"not within {timeout_s} s: {what}") from error
+            view = await self.view()
+            raise AssertionError(f"not within {timeout_s} s: {what}; {view}") from error
 
     async def until_view(
         self, is_so: Callable[[GroupView], bool], timeout_s: float, what: str

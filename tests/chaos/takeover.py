@@ -20,7 +20,10 @@ from tests.helpers.servers import EMBEDDED, REAL, Server
 
 PARTITIONS = 10
 WORKERS = 5
-BACKLOG = 4000
+BACKLOG = 800
+"""Messages each partition has at least waiting when a worker is killed."""
+ROUND = 5000
+HANDLER_MS = 20
 
 
 @dataclass(slots=True)
@@ -49,7 +52,7 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
 
     def is_taken_over() -> bool:
         for worker in group.running():
-            for at, partition, epoch, _ in reversed(worker.handled()):
+            for at, partition, epoch, _ in reversed(worker.calls):
                 if at < killed_at:
                     break
                 if partition in lost and epoch > epochs[partition]:
@@ -63,19 +66,19 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
 async def measure(url: str, kills: int, seed: int, results: Takeovers) -> None:
     """Kill ``kills`` workers one after the other."""
     chance = random.Random(seed)
-    async with cluster(url, "takeover", PARTITIONS) as group:
-        published = 0
+    async with cluster(url, "takeover", PARTITIONS, "--handler-ms", str(HANDLER_MS)) as group:
+        published = ROUND
+        await group.publish(0, published)
         for _ in range(WORKERS):
             await group.start()
         for _ in range(kills):
-            done = sum(len(worker.handled()) for worker in group.workers)
-            if published - done < BACKLOG:
-                await group.publish(published, BACKLOG)
-                published += BACKLOG
             await group.until_balanced()
             await group.until(
-                lambda: all(worker.handled() for worker in group.running()), 20, "all at work"
+                lambda: all(worker.calls for worker in group.running()), 20, "all at work"
             )
+            while min(group.backlogs(published)) < BACKLOG:
+                await group.publish(published, ROUND)
+                published += ROUND
             await asyncio.sleep(chance.uniform(0.3, 0.6))  # any phase of the heartbeat
             await kill_one(group, chance.choice(group.running()), results)
             await group.start()
