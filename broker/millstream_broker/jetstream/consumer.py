@@ -27,7 +27,7 @@ from . import advisory, consumer_state, stream_config, wire
 from .acks import AckState
 from .consumer_state import ACKED, DELIVERED, EXHAUSTED, SETTLED, Event
 from .host import Host
-from .model import AckPolicy, ConsumerConfig, DeliverPolicy, Retention
+from .model import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy, Retention
 from .pull import PullLine, parse_request
 from .push import PushWindow
 from .stream import Stream
@@ -300,7 +300,7 @@ class Consumer:
 
     def _is_time_for(self, message: StoredMessage) -> bool:
         """With ``replay_policy: original`` messages keep the distance they were stored with."""
-        if self.config.replay_policy.value == "instant" or self._replay is None:
+        if self.config.replay_policy is ReplayPolicy.INSTANT or self._replay is None:
             return True
         started_s, ts_ns = self._replay
         return started_s + (message.ts_ns - ts_ns) / 1e9 <= self.host.now.mono_s
@@ -331,7 +331,7 @@ class Consumer:
             self.skip.popleft()
         else:
             self.next_seq = seq + 1
-        if self.config.replay_policy.value == "original":
+        if self.config.replay_policy is ReplayPolicy.ORIGINAL:
             self._replay = (now.mono_s, message.ts_ns)
         if self.config.ack_policy is AckPolicy.NONE:
             self._release([seq])
