@@ -1,0 +1,120 @@
+"""What only a real Kafka does: transactions, append time, its console producer, deletion, growth."""
+
+import asyncio
+
+import pytest
+from confluent_kafka import Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewPartitions
+
+from millstream_bridge import Bridge, RecordError, barrier, verify
+from millstream_bridge.model import TimestampType
+from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.helpers.kafka import Kafka, run_tool
+from tests.helpers.servers import Server
+
+pytestmark = pytest.mark.kafka
+
+
+async def test_what_the_console_producer_wrote_is_moved_and_verified(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """Bytes that this project did not write."""
+    a_real_kafka.create_topic(topic, 2)
+    lines = [b"carrier:UA,tail:N%d\tkey%d\tleg %d" % (n, n % 7, n) for n in range(500)]
+    lines += [b"carrier:UA\tkey1\tNULL", b"carrier:AA,carrier:UA\tNULL\tno key"]
+    properties = ["parse.key=true", "parse.headers=true", "null.marker=NULL"]
+    await asyncio.to_thread(
+        run_tool,
+        "ConsoleProducer",
+        *("--bootstrap-server", a_real_kafka.bootstrap, "--topic", topic),
+        *(word for one in properties for word in ("--reader-property", one)),
+        stdin=b"\n".join(lines) + b"\n",
+    )
+
+    await move_all(a_real_kafka.bootstrap, nats_server.url, a_route(topic))
+    proof = await verify(kafka=a_real_kafka.bootstrap, nats=nats_server.url, route=a_route(topic))
+
+    stored = await stored_records(nats_server.url, a_route(topic))
+    records = [record for of_partition in stored.values() for record in of_partition]
+    assert (proof.equal, proof.records) == (True, 502)
+    assert sum(record.value is None for record in records) == 1
+    assert [r.headers for r in records if r.key is None] == [
+        (("carrier", b"AA"), ("carrier", b"UA"))
+    ]
+
+
+async def test_an_aborted_transaction_is_not_moved_and_its_gap_is_no_loss(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1)
+    producer = Producer({"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": topic})
+    producer.init_transactions(20)
+    for value, is_committed in ((b"kept", True), (b"aborted", False), (b"also kept", True)):
+        producer.begin_transaction()
+        producer.produce(topic, value, partition=0)
+        producer.flush(20)
+        (producer.commit_transaction if is_committed else producer.abort_transaction)(20)
+    route = a_route(topic)
+
+    report = await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+    await barrier(kafka=a_real_kafka.bootstrap, nats=nats_server.url, route=route, timeout_s=20)
+    proof = await verify(kafka=a_real_kafka.bootstrap, nats=nats_server.url, route=route)
+
+    stored = await stored_records(nats_server.url, route)
+    assert [record.value for record in stored[0]] == [b"kept", b"also kept"]
+    assert (report.records, proof.equal, proof.records) == (2, True, 2)
+
+
+async def test_log_append_time_is_kept_as_such(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1, {"message.timestamp.type": "LogAppendTime"})
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"v", "timestamp": 5}])
+
+    await move_all(a_real_kafka.bootstrap, nats_server.url, a_route(topic))
+
+    stored = await stored_records(nats_server.url, a_route(topic))
+    assert stored[0][0].timestamp_type is TimestampType.LOG_APPEND
+    assert stored[0][0].timestamp_ms > 5
+
+
+async def test_records_deleted_in_kafka_before_they_were_moved_are_missed(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"%d" % n} for n in range(5)])
+    await move_all(a_real_kafka.bootstrap, nats_server.url, a_route(topic))
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"%d" % n} for n in range(5)])
+    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
+    deleted = admin.delete_records([TopicPartition(topic, 0, 8)])
+    await asyncio.to_thread(lambda: [one.result(20) for one in deleted.values()])
+
+    with pytest.raises(RecordError, match=r"offset 5: Kafka no longer has .* begins at 8"):
+        await move_all(a_real_kafka.bootstrap, nats_server.url, a_route(topic))
+
+
+async def test_partitions_added_while_it_runs_are_moved_too(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"old"}])
+    bridge = Bridge(
+        kafka=a_real_kafka.bootstrap,
+        nats=nats_server.url,
+        route=a_route(topic),
+        look_for_partitions_s=0.1,
+    )
+    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        tasks.create_task(bridge.run(), name="bridge")
+        await until(lambda: bridge.progress.records == 1)
+        grown = admin.create_partitions([NewPartitions(topic, 3)])
+        await asyncio.to_thread(grown[topic].result, 20)
+        await asyncio.to_thread(a_real_kafka.produce, topic, [{"partition": 2, "value": b"new"}])
+        await until(lambda: bridge.progress.records == 2)
+        bridge.stop()
+
+    stored = await stored_records(nats_server.url, a_route(topic))
+    assert offsets(stored) == {0: [0], 2: [0]}
