@@ -60,8 +60,20 @@ ALIASES = {"publish": "pub", "subscribe": "sub", "request": "req"}
 
 def run(argv: Sequence[str]) -> int:
     """Run ``millstream`` with ``argv`` (without the program's name); returns the exit code."""
+    try:
+        return _dispatch(argv)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`millstream sub … | head`). Python would complain once
+        # more when it flushes standard output at exit, so that is pointed elsewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(usage(), flush=True)
         return 0 if argv else USAGE_ERROR
     if argv[0] in ("-V", "--version"):
         print(f"millstream {import_module('importlib.metadata').version('millstream')}")
@@ -71,15 +83,7 @@ def run(argv: Sequence[str]) -> int:
     if command is None:
         _complain("millstream", f"no command {argv[0]!r}; it has {', '.join(COMMANDS)}")
         return USAGE_ERROR
-    try:
-        return _run_plain(command, argv[1:]) if command.plain else _run_app(command, word, argv[1:])
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`millstream sub … | head`). Python would complain once
-        # more when it flushes standard output at exit, so that is pointed elsewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return _run_plain(command, argv[1:]) if command.plain else _run_app(command, word, argv[1:])
 
 
 def usage() -> str:

@@ -388,6 +388,7 @@ class Scene:
         def all_taken() -> bool:
             return all(
                 self.board.first_call_after(since_ns[victim], partition, not_by)
+                and self.board.partitions[partition].owner not in not_by
                 for partition, victim in owned.items()
             )
 
