@@ -33,6 +33,7 @@ from .settings import CoordinatorSettings
 USAGE_ERROR = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
+_CANCEL_AGAIN_S = 0.05
 
 PARTITION_COLUMNS = (
     "GROUP",
@@ -150,7 +151,11 @@ async def _connect(
             told = tasks.create_task(stopping.wait(), name="wait for the end")
             await asyncio.wait([connecting, told], return_when=asyncio.FIRST_COMPLETED)
             told.cancel()
-            connecting.cancel()
+            while not connecting.done():
+                # More than once: wait_for of Python 3.11, which the client uses, drops a
+                # cancellation that comes at the same moment as its result.
+                connecting.cancel()
+                await asyncio.wait([connecting], timeout=_CANCEL_AGAIN_S)
     except* GroupError as errors:
         raise first_error(errors) from errors
     return None if connecting.cancelled() else connecting.result()
