@@ -1,4 +1,4 @@
-"""What only a real Kafka does: transactions, append time, its console producer, deletion, growth."""
+"""What only a real Kafka does: transactions, append time, console producer, deletion, growth."""
 
 import asyncio
 
