@@ -161,20 +161,26 @@ class Account:
         origin: Connection | None,
         shown_as: str | None,
     ) -> int:
-        message = _Outgoing(reply, headers_size, body, shown_as)
         reached = 0
-        for subscription, prefix in route.plain:
-            connection = subscription.connection
-            if connection is not origin or connection.is_echo:
-                self._send(subscription, prefix, message)
-                reached += 1
-        for members in route.queues.values():
-            chosen = self._choose(members, origin)
-            if chosen is not None:
-                self._send(*chosen, message)
-                reached += 1
+        if route.plain or route.queues:
+            message = _Outgoing(reply, headers_size, body, shown_as)
+            for subscription, prefix in route.plain:
+                connection = subscription.connection
+                if connection is not origin or connection.is_echo:
+                    self._send(subscription, prefix, message)
+                    reached += 1
+            for members in route.queues.values():
+                chosen = self._choose(members, origin)
+                if chosen is not None:
+                    self._send(*chosen, message)
+                    reached += 1
         if route.sinks:
-            arrived = message.arrived(shown_as or route.text)
+            arrived = Message(
+                shown_as or route.text,
+                None if reply is None else reply.decode("utf-8", "surrogateescape"),
+                body[:headers_size] if headers_size else None,
+                body[headers_size:-2],
+            )
             for sink in route.sinks:
                 self._gather(sink, arrived)
             reached += len(route.sinks)
@@ -234,36 +240,25 @@ class Account:
 
 
 class _Outgoing:
-    """One message on its way out; what all targets share is encoded once."""
+    """One message on its way to clients; what they share is encoded once."""
 
-    __slots__ = ("_body", "_headers_size", "_reply", "_tail", "_tail_headers", "shown_as")
+    __slots__ = ("_address", "_body", "_headers_size", "_tail", "shown_as")
 
     def __init__(
         self, reply: bytes | None, headers_size: int, body: bytes, shown_as: str | None
     ) -> None:
-        self._reply = reply
         self._headers_size = headers_size
         self._body = body
         self.shown_as = None if shown_as is None else shown_as.encode("utf-8", "surrogateescape")
-        size = len(body) - 2
-        address = b"" if reply is None else reply + b" "
-        self._tail = b"%b%d\r\n" % (address, size - headers_size)
-        self._tail_headers = b"%b%d %d\r\n" % (address, headers_size, size)
+        self._address = b"" if reply is None else reply + b" "
+        self._tail = b"%b%d\r\n" % (self._address, len(body) - 2 - headers_size)
 
     def encode(self, prefix: bytes, *, accepts_headers: bool) -> tuple[bytes, bytes]:
         """The control line and what follows it; headers go only to who accepts them."""
-        if not self._headers_size:
+        size = self._headers_size
+        if not size:
             return prefix + self._tail, self._body
         if accepts_headers:
-            return b"H" + prefix + self._tail_headers, self._body
-        return prefix + self._tail, self._body[self._headers_size :]
-
-    def arrived(self, subject: str) -> Message:
-        """Build what a subscriber inside the server gets."""
-        size, body = self._headers_size, self._body
-        return Message(
-            subject,
-            None if self._reply is None else self._reply.decode("utf-8", "surrogateescape"),
-            body[:size] if size else None,
-            body[size:-2],
-        )
+            line = b"H%b%b%d %d\r\n" % (prefix, self._address, size, len(self._body) - 2)
+            return line, self._body
+        return prefix + self._tail, self._body[size:]

@@ -90,6 +90,8 @@ class Trie(Generic[V]):
                     same = children.get(token)
                     if same is not None:
                         below.append(same)
+            if not below:
+                return found
             nodes = below
         for node in nodes:
             found.extend(node.values)
