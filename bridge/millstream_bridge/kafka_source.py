@@ -59,6 +59,7 @@ class KafkaSource:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka")
         self._consumer: Consumer | None = None
         self._is_heard = False
+        self._is_assigned = False
         self._config: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "group.id": f"millstream-bridge-{topic}",
@@ -85,6 +86,10 @@ class KafkaSource:
     async def partition_count(self) -> int:
         """How many partitions the topic has now."""
         return len(await self._run(self._partitions))
+
+    async def known_ends(self, partitions: Sequence[int]) -> dict[int, int]:
+        """The high watermarks that came with the latest fetches; asks nobody."""
+        return await self._run(lambda: self._known_ends(partitions))
 
     async def assign(self, positions: Positions, partitions: Sequence[int]) -> None:
         """Read from these positions on; a partition without one from its first kept record."""
@@ -156,7 +161,22 @@ class KafkaSource:
             marks[partition] = Watermarks(*found)
         return marks
 
+    def _known_ends(self, partitions: Sequence[int]) -> dict[int, int]:
+        ends = {}
+        for partition in partitions:
+            place = TopicPartition(self._topic, partition)
+            _, high = self._client().get_watermark_offsets(place, cached=True)
+            if high >= 0:
+                ends[partition] = high
+        return ends
+
     def _assign(self, positions: Positions, partitions: Sequence[int]) -> None:
+        if self._is_assigned and self._consumer is not None:
+            # A client that was reading may still hold records of the assignment before, and one of
+            # those let through would be a hole. A new client cannot.
+            self._consumer.close()
+            self._consumer = None
+        self._is_assigned = True
         self._client().assign(
             [
                 TopicPartition(self._topic, partition, positions.get(partition, OFFSET_BEGINNING))

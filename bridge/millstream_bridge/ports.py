@@ -26,6 +26,14 @@ class Source(Protocol):
         """Every partition of the topic; Unreachable, or ConfigurationError for an unknown topic."""
         ...
 
+    async def partition_count(self) -> int:
+        """How many partitions the topic has now; Unreachable."""
+        ...
+
+    async def known_ends(self, partitions: Sequence[int]) -> dict[int, int]:
+        """The ends of partitions as far as the source knows them without asking."""
+        ...
+
     async def assign(self, positions: Positions, partitions: Sequence[int]) -> None:
         """Read these partitions from these positions on; what was fetched before is dropped."""
         ...

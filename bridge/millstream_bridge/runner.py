@@ -38,6 +38,7 @@ RECONNECT_FIRST_S, RECONNECT_MOST_S = 0.05, 1.0
 FRUITLESS_SESSIONS_MAX = 3
 DRAIN_S = 10.0
 LOOK_FOR_PARTITIONS_S = 10.0
+LAG_EVERY_S = 1.0
 _POLL_S = 0.2
 
 
@@ -277,6 +278,13 @@ class Bridge:
     async def _stand_back(self, publisher: Publisher) -> None:
         """Wait until no bridge of this route has stored anything for a while."""
         self.progress.stood_back += 1
+        logger.warning(
+            "standing back: somebody else keeps writing to stream %s; this bridge goes on when it"
+            " has been quiet for %g s",
+            self.route.stream,
+            self._stand_back_s,
+            extra={"event": "standing_back"},
+        )
         mark = -1
         while not self._stopping.is_set():
             now = await publisher.progress_mark()
@@ -303,12 +311,12 @@ class _Reader:
         self._read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
         self._high = {p: mark.high for p, mark in marks.items()}
         self._polling: asyncio.Task[Polled] | None = None
-        self._checked_at = asyncio.get_running_loop().time()
+        self._looked_at = self._checked_at = asyncio.get_running_loop().time()
 
     @property
     def lag(self) -> int:
         """Offsets between what was read and the highest end known."""
-        return sum(max(0, high - self._read[p]) for p, high in self._high.items())
+        return sum([max(0, high - self._read[p]) for p, high in self._high.items()])
 
     def has_reached(self, goal: Positions) -> bool:
         """Whether everything below these offsets was read."""
@@ -316,12 +324,14 @@ class _Reader:
 
     async def next(self) -> Polled:
         """The next batch, perhaps empty; the one after it is already being fetched."""
-        await self._look_for_new_partitions()
+        await self._look_around()
         if self._polling is None:
             self._polling = self._poll()
         polled = await self._polling
         self._polling = None if polled.error else self._poll()
         for record in polled.records:
+            if record.offset < self._read[record.kafka_partition]:
+                raise SessionLost(f"Kafka gave offset {record.offset} again, or out of order")
             self._read[record.kafka_partition] = record.offset + 1
         for partition, end in polled.ends.items():
             self._read[partition] = max(self._read[partition], end)
@@ -339,16 +349,18 @@ class _Reader:
             self._source.poll(self._batch_records, _POLL_S), name="kafka poll"
         )
 
-    async def _look_for_new_partitions(self) -> None:
+    async def _look_around(self) -> None:
         now = asyncio.get_running_loop().time()
+        if now - self._looked_at >= LAG_EVERY_S:
+            self._looked_at = now
+            self._high.update(await self._source.known_ends(list(self._read)))
         if now - self._checked_at < self._look_for_partitions_s:
             return
         self._checked_at = now
         with suppress(Unreachable):
-            marks = await self._source.watermarks()
-            if marks.keys() - self._read.keys():
-                raise SessionLost(f"the topic has {len(marks)} partitions now")
-            self._high.update({p: mark.high for p, mark in marks.items()})
+            count = await self._source.partition_count()
+            if count != len(self._read):
+                raise SessionLost(f"the topic has {count} partitions now")
 
 
 def _as_unreachable(lost: Exception, connection: Connection) -> Unreachable:
