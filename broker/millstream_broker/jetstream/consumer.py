@@ -573,6 +573,7 @@ class Consumer:
         if before.filters != config.filters:
             self._filter()
             self.count_pending()
+            self.stream.sweep()
         if (before.ack_wait_ns, before.backoff_ns) != (config.ack_wait_ns, config.backoff_ns):
             self.restart_waits()
         self._used_s = self.host.now.mono_s

@@ -315,12 +315,16 @@ class Disk:
         before = self._folder / str(self._count - 1)
         if before.exists():
             shutil.copytree(before, path)
-            (path / "lock").unlink(missing_ok=True)
         else:
             path.mkdir(parents=True)
         storage = FileStorage(path)
         self._open.append(storage)
         return World(storage, **options)
+
+    @property
+    def newest(self) -> Path:
+        """The folder of the world booted last."""
+        return self._folder / str(self._count)
 
     def close(self) -> None:
         for storage in self._open:
