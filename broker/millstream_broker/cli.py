@@ -132,5 +132,7 @@ def _check(given: Mapping[str, Any]) -> None:
         raise UsageError("configuration files are not supported yet")
     if "password" in given and "user" not in given:
         raise UsageError("--pass needs --user")
+    if any(str(given.get(key, "")).startswith("$2") for key in ("password", "token")):
+        raise UsageError("bcrypt passwords and tokens are not supported yet")
     if "user" in given and "token" in given:
         raise UsageError("--user and --auth exclude each other")

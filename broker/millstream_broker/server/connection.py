@@ -67,14 +67,13 @@ class ClientSocket(asyncio.Protocol):
             transport.write(refusal.encode())
             transport.close()
             return
-        now = self._loop.time()
         self._keep_alive = KeepAlive(
-            now,
+            self._server.now().mono_s,
             interval_s=options.ping_interval_s,
             ping_max=options.ping_max,
             first_s=FIRST_PING_S * random.uniform(1.0, 1.2),  # noqa: S311 - jitter, no secret
         )
-        self._ping_timer = self._loop.call_at(self._keep_alive.next_s, self._on_ping_timer)
+        self._schedule_ping(self._keep_alive)
         if not self.core.is_authorized:
             self._auth_timer = self._loop.call_later(options.auth_timeout_s, self._on_auth_timer)
         logger.debug(
@@ -89,8 +88,11 @@ class ClientSocket(asyncio.Protocol):
         now = self._server.now()
         if self._keep_alive is not None:
             self._keep_alive.last_in_s = now.mono_s
-        self.core.receive(data, now)
-        self._server.end_round_soon(self)
+        try:
+            self.core.receive(data, now)
+        finally:
+            # Also when a part behind the router failed: the loop then closes this client alone.
+            self._server.end_round_soon(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client."""
@@ -172,11 +174,16 @@ class ClientSocket(asyncio.Protocol):
 
     # Timers
 
+    def _schedule_ping(self, keep_alive: KeepAlive) -> None:
+        # The loop's clock may be another one than the server's: only the distance counts.
+        delay = max(0.0, keep_alive.next_s - self._server.now().mono_s)
+        self._ping_timer = self._loop.call_later(delay, self._on_ping_timer)
+
     def _on_ping_timer(self) -> None:
         keep_alive = self._keep_alive
         if keep_alive is None or self._transport is None:
             return
-        action = keep_alive.advance(self._loop.time())
+        action = keep_alive.advance(self._server.now().mono_s)
         if action is Action.STALE:
             self._server.stale_connections += 1
             self.close(StaleConnection())
@@ -184,11 +191,11 @@ class ClientSocket(asyncio.Protocol):
         if action is Action.PING:
             self.core.send(PING)
             self._server.end_round_soon(None)
-        self._ping_timer = self._loop.call_at(keep_alive.next_s, self._on_ping_timer)
+        self._schedule_ping(keep_alive)
 
     def _on_pong(self) -> None:
         if self._keep_alive is not None:
-            self._keep_alive.on_pong(self._loop.time())
+            self._keep_alive.on_pong(self._server.now().mono_s)
 
     def _on_auth_timer(self) -> None:
         if not self.core.is_authorized:

@@ -126,9 +126,11 @@ class Broker:
     async def _listen(self) -> None:
         options = self.options
         port = max(options.port, 0)
+        # One address, so that a free port is one port: "localhost" may have two.
+        host = "127.0.0.1" if options.host == "localhost" else options.host or None
         try:
             self._listener = await self.loop.create_server(
-                lambda: ClientSocket(self), options.host or None, port, backlog=1024
+                lambda: ClientSocket(self), host, port, backlog=1024
             )
         except OSError as error:
             where = f"client port {options.host}:{port}"
@@ -136,7 +138,7 @@ class Broker:
         self._port = self._listener.sockets[0].getsockname()[1]
         if options.monitor_port is not None:
             self._monitor = Monitor(self)
-            await self._monitor.start(options.host or None, max(options.monitor_port, 0))
+            await self._monitor.start(host, max(options.monitor_port, 0))
 
     async def close(self) -> None:
         """End everything in order: no new clients, JetStream, then the clients; bounded in time."""

@@ -120,6 +120,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, flag: str) -> No
         (["word"], "unexpected argument 'word'"),
         (["-js=maybe"], "'-js=maybe': the value is neither true nor false"),
         (["--pass", "p"], "--pass needs --user"),
+        (["--auth", "$2a$11$x"], "bcrypt passwords and tokens are not supported yet"),
         (["--user", "u", "--auth", "t"], "--user and --auth exclude each other"),
     ],
 )
