@@ -39,6 +39,7 @@ class Block:
     """One block of a stream. ``size`` 0 means that its file does not exist yet."""
 
     __slots__ = (
+        "_is_sorted",
         "base_seq",
         "base_ts_ns",
         "check_below",
@@ -68,6 +69,7 @@ class Block:
         self.check_below = 0
         self.dead = array("Q")
         self.graves = array("Q")
+        self._is_sorted = True
 
     def header(self) -> bytes:
         body = _HEADER.pack(
@@ -92,6 +94,8 @@ class Block:
         """Count a message of this block as removed."""
         self.live -= 1
         self.live_bytes -= size
+        if self._is_sorted and self.dead and seq < self.dead[-1]:
+            self._is_sorted = False
         self.dead.append(seq)
 
     def grave_pairs(self) -> Iterator[tuple[int, int]]:
@@ -101,8 +105,15 @@ class Block:
 
     def sorted_dead(self) -> array[int]:
         """``dead``, ascending."""
-        self.dead = array("Q", sorted(self.dead))
+        if not self._is_sorted:
+            self.dead = array("Q", sorted(self.dead))
+            self._is_sorted = True
         return self.dead
+
+    @property
+    def grave_bytes(self) -> int:
+        """What the removal records take in the file."""
+        return len(self.graves) // 2 * OVERHEAD
 
 
 def needed_graves(graves: Iterable[tuple[int, int]], older: Sequence[Block]) -> array[int]:
@@ -110,13 +121,14 @@ def needed_graves(graves: Iterable[tuple[int, int]], older: Sequence[Block]) -> 
 
     ``older`` ascends; the answer is pairs (first, last) again, as few as possible.
     """
+    if not any(block.dead for block in older):
+        return array("Q")
     bases = [block.base_seq for block in older]
-    dead = [block.sorted_dead() for block in older]
     needed: list[int] = []
     for first, last in graves:
         place = max(bisect_left(bases, first) - 1, 0)
         while place < len(older) and bases[place] < last:
-            seqs = dead[place]
+            seqs = older[place].sorted_dead()
             needed += seqs[bisect_left(seqs, first) : bisect_right(seqs, last)]
             place += 1
     return join_ranges(sorted(needed))

@@ -56,7 +56,8 @@ from .record import (
 from .recovery import Recoverer
 from .rewrite import rewrite_blocks
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
+"""Rewriting a half dead block holds up the flush that does it: about 20 ms per MiB alive."""
 _REASSESSED = 2
 
 
@@ -371,7 +372,8 @@ class FileStore(IndexedStore[int]):
     def _assess(self, block: Block) -> None:
         """Set when a closed block is worth looking at, or note it when it is already."""
         block.check_below = (block.size - HEADER_SIZE) // 2 + 1
-        if block is not self._tail and block.live_bytes < block.check_below:
+        used = block.live_bytes + block.grave_bytes
+        if block is not self._tail and used < block.check_below:
             self._candidates.add(block.number)
 
     def _tidy(self) -> None:
@@ -423,6 +425,9 @@ class FileStore(IndexedStore[int]):
         if not graves and not any(member.live for member in group):
             for member in group:
                 self._drop(member)
+            if not ordered[place + len(group)].live:
+                # Its removals may have been of what has just gone.
+                self._candidates.add(ordered[place + len(group)].number)
             return False
         if len(group) == 1 and not place and self._is_draining(block):
             block.check_below = block.live_bytes // 2
