@@ -11,7 +11,7 @@ acks                      nothing is acked that was not handled
 done-set                  a message is not handled again that the saved progress, as it was served
                           to whoever changed the owner, says is done
 fence                     no handler call begins and no ack goes out more than a heartbeat timeout
-                          after the newest heartbeat that came back was sent
+                          after the newest heartbeat that came back was sent, by its own clock
 effects                   per key: each message's effect once, in order, none of a lower epoch after
                           one of a higher
 ownership                 no partition is unowned for longer than a bound, counted from the last
@@ -92,8 +92,9 @@ class Checkers(Observer):
         self._running: Running = {}
         self._begun: Running = {}
         self._epochs: dict[int, int] = {}
-        self._served: dict[tuple[str, str], bytes | None] = {}
-        """(who read, which key) → what it was given last: progress only."""
+        self._served: dict[tuple[str, str], list[tuple[float, bytes | None]]] = {}
+        """(who read, which key) → when, and what it was given: progress only."""
+        self._written_at: dict[int, float] = {}
         self._expected: dict[int, DonePosition] = {}
         """Partition → progress that must be respected under the current epoch."""
         self._owner_names: dict[int, str] = {}
@@ -139,7 +140,7 @@ class Checkers(Observer):
             self.fail(f"message {seq} is acked and was not handled")
 
     def _check_confirmed(self, member: SimulatedMember, what: str) -> None:
-        silence_s = self.now - member.confirmed_at
+        silence_s = member.now - member.confirmed_at
         if silence_s > self._timeout_s + 1e-4:
             self.fail(f"{what} by {member.settings.instance}, unconfirmed for {silence_s:.3f} s")
 
@@ -167,7 +168,8 @@ class Checkers(Observer):
 
     def read(self, client: MemoryClient, key: str, value: bytes | None) -> None:
         if key.startswith(naming.DONE_PREFIX):
-            self._served[client.settings.instance, key] = value
+            served = self._served.setdefault((client.settings.instance, key), [])
+            served.append((self.now, value))
 
     def wrote(self, client: MemoryClient, key: str, value: bytes | None) -> None:
         if value is None:
@@ -180,6 +182,7 @@ class Checkers(Observer):
             if record.epoch > self._epochs.get(partition, 0):
                 self._change_owner(client, partition, record)
                 self._epochs[partition] = record.epoch
+            self._written_at[partition] = self.now
         elif key.startswith(naming.DONE_PREFIX):
             for partition, position in decode(DoneRecord, value).partitions.items():
                 self._check_floor(partition, position.floor, f"{key} of {partition}")
@@ -203,14 +206,15 @@ class Checkers(Observer):
         """Work out, from what the server gave the writer, what must be respected from now on."""
         old = self._epochs.get(partition, 0)
         expected = self._expected.get(partition)
-        for (who, key), value in self._served.items():
-            if who != client.settings.instance:
-                continue
-            position = saved_position(value, partition)
-            if position is not None and position.epoch == old and old:
-                is_owner = key == naming.done_key(self._owner_names.get(partition, ""))
-                if is_owner:
+        owner = self._owner_names.get(partition, "")
+        since = self._written_at.get(partition, 0.0)
+        served = self._served.get((client.settings.instance, naming.done_key(owner)), [])
+        for at, value in served:
+            if at > since:  # the first it got for this change; later ones may be for others
+                position = saved_position(value, partition)
+                if position is not None and position.epoch == old and old:
                     expected = position
+                break
         self._expected[partition] = DonePosition(
             epoch=old,
             floor=max(record.floor, expected.floor if expected is not None else 0),

@@ -2,7 +2,9 @@
 
 The connection is two pipes in order, to the server and back, each with a delay. A cut loses what is
 under way in both and the server forgets the client; a pause (SIGSTOP) loses nothing: what arrives
-waits, timers and handlers stand still, and all of it is there on waking. A kill ends everything.
+waits, timers and handlers stand still, and all of it is there on waking. A suspension (a virtual
+machine that is stopped and resumed) stops the monotonic clock as well and breaks the connection
+without the member noticing: no clock of its own can fence it, only the sink. A kill ends it all.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from millstream_coordinator.model import MemberSettings, Message
 from millstream_coordinator.ports import (
     Ack,
     Alive,
+    ClosePull,
     Command,
     Delivered,
     Disconnected,
@@ -26,10 +29,13 @@ from millstream_coordinator.ports import (
     Happening,
     Heard,
     KeyChanged,
+    Listen,
+    OpenPull,
     Reconnected,
     Reply,
     Stop,
     Tell,
+    Watch,
 )
 from millstream_coordinator.sinks import Verdict
 
@@ -60,6 +66,10 @@ class SimulatedMember:
         self.is_alive = True
         self.is_paused = False
         self.is_connected = True
+        self.is_half_open = False
+        """The connection is gone and the member does not know."""
+        self.clock_lag_s = 0.0
+        self._suspended_at: float | None = None
         self.slow_until = 0.0
         self.confirmed_at = float("-inf")
         """When the newest heartbeat that came back was sent: what the member may rely on."""
@@ -70,14 +80,19 @@ class SimulatedMember:
         self._down_at = 0.0
         self._tick_at = float("inf")
 
+    @property
+    def now(self) -> float:
+        """The member's own monotonic clock."""
+        return self.world.now - self.clock_lag_s
+
     # ---- life ----
 
     def start(self) -> None:
         self.world.server.attach(self.client)
-        self._run(lambda: self.machine.start(self.world.now))
+        self._run(lambda: self.machine.start(self.now))
 
     def stop(self) -> None:
-        self._when_awake(lambda: self._run(lambda: self.machine.stop(self.world.now)))
+        self._when_awake(lambda: self._run(lambda: self.machine.stop(self.now)))
 
     def kill(self) -> None:
         self.is_alive = False
@@ -87,7 +102,20 @@ class SimulatedMember:
     def pause(self) -> None:
         self.is_paused = True
 
+    def suspend(self) -> None:
+        """Pause, with the clock, and with a connection that is not there any more."""
+        if self.is_paused or not self.is_connected:
+            return
+        self.is_paused = True
+        self._suspended_at = self.world.now
+        self.is_half_open = True
+        self._connection += 1
+        self.world.server.detach(self.client)
+
     def wake(self) -> None:
+        if self._suspended_at is not None:
+            self.clock_lag_s += self.world.now - self._suspended_at
+            self._suspended_at = None
         self.is_paused = False
         waiting, self._waiting = self._waiting, []
         for action in waiting:
@@ -101,6 +129,7 @@ class SimulatedMember:
         if not self.is_alive or not self.is_connected:
             return
         self.is_connected = False
+        self.is_half_open = False
         self._connection += 1
         self.world.server.detach(self.client)
         self._when_awake(self._notice_disconnect)
@@ -121,7 +150,7 @@ class SimulatedMember:
 
     @property
     def is_active(self) -> bool:
-        return self.is_alive and not self.is_paused and self.is_connected
+        return self.is_alive and not self.is_paused and self.is_connected and not self.is_half_open
 
     # ---- the machine ----
 
@@ -134,7 +163,7 @@ class SimulatedMember:
             action()
 
     def _take(self, event: Happening | Reply) -> None:
-        self._run(lambda: self.machine.receive(event, self.world.now))
+        self._run(lambda: self.machine.receive(event, self.now))
 
     def _run(self, step: Callable[[], None]) -> None:
         if not self.is_alive:
@@ -145,19 +174,20 @@ class SimulatedMember:
         self._arrange_tick()
 
     def _arrange_tick(self) -> None:
-        deadline = max(self.machine.next_deadline, self.world.now)
+        deadline = max(self.machine.next_deadline, self.now)
         if deadline < self._tick_at:
             self._tick_at = deadline
-            self.world.scheduler.at(deadline, lambda: self._on_timer(deadline))
+            self.world.scheduler.at(deadline + self.clock_lag_s, lambda: self._on_timer(deadline))
 
     def _on_timer(self, deadline: float) -> None:
         if self._tick_at == deadline:
             self._tick_at = float("inf")
             if not self.is_paused:
-                self._tick()
+                now = max(self.now, deadline)  # never early for lack of a last binary digit
+                self._run(lambda: self.machine.tick(now))
 
     def _tick(self) -> None:
-        self._run(lambda: self.machine.tick(self.world.now))
+        self._run(lambda: self.machine.tick(self.now))
 
     # ---- commands ----
 
@@ -186,8 +216,9 @@ class SimulatedMember:
                 return
             timeout_s = self.settings.timing.request_timeout_s
             world.scheduler.after(timeout_s, lambda: self._fail(id_, Failure.TIMEOUT))
-        if not self.is_connected or world.loses():
-            return
+        is_kept = isinstance(command, Watch | OpenPull | ClosePull | Listen)
+        if not self.is_connected or self.is_half_open or (not is_kept and world.loses()):
+            return  # what is kept, an adapter repeats until it gets through
         connection = self._connection
         self._up_at = max(self._up_at, world.now + world.delay())
 

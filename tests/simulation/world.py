@@ -51,6 +51,8 @@ FAULTS = (
     "restart",
     "pause",
     "pause",
+    "suspend",
+    "suspend",
     "cut",
     "server",
     "slow",
@@ -63,7 +65,7 @@ FAULTS = (
 FAULTS_UNTIL_S = 5.0
 SETTLE_S = 25.0
 UNOWNED_BOUND_S = 6.0
-EVENTS_MAX = 200_000
+EVENTS_MAX = 30_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +146,7 @@ class World:
         return self.chance.random() < 0.02
 
     def handler_duration(self, *, is_slow: bool) -> float:
-        mean = 1.0 if is_slow else self._handler_s
+        mean = max(0.4, self._handler_s) if is_slow else self._handler_s
         return mean * (0.3 + self.chance.random())
 
     def handler_fails(self) -> bool:
@@ -243,10 +245,12 @@ class World:
 
     def _arrange_publishing(self) -> None:
         count = self.chance.randint(40, 160)
-        keys = [f"k{i}".encode() for i in range(self.chance.randint(1, 16))]
+        keys = [f"k{i}".encode() for i in range(self.chance.choice((1, 3, 6, 16)))]
+        burst_at = self.chance.uniform(0.1, FAULTS_UNTIL_S - 1)
         for _ in range(count):
             key = None if self.chance.random() < 0.05 else self.chance.choice(keys)
-            at = self.chance.uniform(0.1, FAULTS_UNTIL_S)
+            is_burst = self.chance.random() < 0.5
+            at = burst_at if is_burst else self.chance.uniform(0.1, FAULTS_UNTIL_S)
             self.scheduler.at(at, partial(self._publish, key))
         self.outcome.num_published = count
 
@@ -319,6 +323,13 @@ class World:
             case "pause":
                 victim.pause()
                 self._later(0.1, 3.0, victim.wake)
+            case "suspend":
+                victim.suspend()
+                if self.chance.random() < 0.5:  # so that the sleeper can overtake who took over
+                    for other in living:
+                        other.slow_until = self.now + 4.0
+                    victim.slow_until = 0.0
+                self._later(0.5, 3.0, lambda: self._wake_half_open(victim))
             case "cut":
                 victim.disconnect()
                 self._later(0.05, 2.0, victim.reconnect)
@@ -357,6 +368,11 @@ class World:
 
         self.scheduler.after(self.chance.uniform(low_s, high_s), act)
 
+    def _wake_half_open(self, victim: SimulatedMember) -> None:
+        victim.wake()
+        self._later(0.1, 1.0, victim.disconnect)
+        self._later(1.1, 1.5, victim.reconnect)
+
     def _end_loss(self) -> None:
         self._loss = 0.0
 
@@ -382,6 +398,8 @@ class World:
             member.slow_until = 0.0
             if member.is_paused:
                 member.wake()
+            if member.is_half_open:
+                member.disconnect()
             if not member.is_connected:
                 member.reconnect()
         if not [one for one in self._living() if one.machine.phase is not Phase.LEAVING]:
