@@ -111,9 +111,9 @@ class Block:
         return self.dead
 
     @property
-    def grave_bytes(self) -> int:
-        """What the removal records take in the file."""
-        return len(self.graves) // 2 * OVERHEAD
+    def used_bytes(self) -> int:
+        """What live messages and removal records take in the file."""
+        return self.live_bytes + len(self.graves) // 2 * OVERHEAD
 
 
 def needed_graves(graves: Iterable[tuple[int, int]], older: Sequence[Block]) -> array[int]:

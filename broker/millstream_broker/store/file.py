@@ -372,8 +372,7 @@ class FileStore(IndexedStore[int]):
     def _assess(self, block: Block) -> None:
         """Set when a closed block is worth looking at, or note it when it is already."""
         block.check_below = (block.size - HEADER_SIZE) // 2 + 1
-        used = block.live_bytes + block.grave_bytes
-        if block is not self._tail and used < block.check_below:
+        if block is not self._tail and block.used_bytes < block.check_below:
             self._candidates.add(block.number)
 
     def _tidy(self) -> None:
@@ -416,7 +415,7 @@ class FileStore(IndexedStore[int]):
         place = bisect_left([other.number for other in ordered], block.number)
         group = [block]
         room = self._block_bytes // 4
-        if place and block.live_bytes < room and ordered[place - 1].live_bytes < room:
+        if place and block.used_bytes < room and ordered[place - 1].used_bytes < room:
             group.insert(0, ordered[place - 1])
             place -= 1
         graves = needed_graves(
