@@ -3,14 +3,17 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from typing import Any, cast
 
 import nats as nats_py
 import pytest
 
 from millstream_bridge import Bridge, Record, verify
+from millstream_bridge.checkpoint_publisher import CheckpointPublisher
 from millstream_bridge.connection import Connection
 from millstream_bridge.mapping import Mapping
 from millstream_bridge.nats_publisher import ChainPublisher
+from millstream_bridge.ports import Publisher
 from millstream_bridge.window import Window
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.bridge.windows import PlainSequenceWindow
@@ -55,6 +58,24 @@ class Interrupted(ChainPublisher):
         await super().send(records[half:])
         if stray is not None:
             await self.drain()
+
+
+class Meeting:
+    """A publisher that sends nothing before both bridges have read the same positions."""
+
+    def __init__(self, publisher: Publisher, both_have_read: asyncio.Barrier) -> None:
+        self._publisher = publisher
+        self._both_have_read: asyncio.Barrier | None = both_have_read
+
+    async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
+        positions = await self._publisher.open(partitions, may_create=may_create)
+        if self._both_have_read is not None:
+            await self._both_have_read.wait()
+            self._both_have_read = None
+        return positions
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._publisher, name)
 
 
 async def test_stray_messages_in_the_pipeline_cost_a_session_each_and_nothing_else(
@@ -107,11 +128,25 @@ async def test_two_live_bridges_store_each_record_once_and_in_order(
 ) -> None:
     fill(mock, topic)
     route = a_route(topic, shared=shared)
+    both_have_read = asyncio.Barrier(2)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         runs = [
             tasks.create_task(
-                move_all(mock.bootstrap, nats_server.url, route, stand_back_s=0.1), name=name
+                move_all(
+                    mock.bootstrap,
+                    nats_server.url,
+                    route,
+                    stand_back_s=0.1,
+                    make_publisher=lambda c, m: cast(
+                        Publisher,
+                        Meeting(
+                            CheckpointPublisher(c, m) if shared else ChainPublisher(c, m),
+                            both_have_read,
+                        ),
+                    ),
+                ),
+                name=name,
             )
             for name in ("one", "other")
         ]

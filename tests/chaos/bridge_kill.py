@@ -25,7 +25,8 @@ from tests.helpers.kafka import Kafka, mock_kafka
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
 PARTITIONS = 40
-BACKLOG = 12_000
+BACKLOG = {"bridge": 15_000, "server": 80_000}
+"""Records to be moved before a life begins: more than it can move until its end."""
 LIFE_S_MAX = 0.25
 READY_S_MAX = 30.0
 
@@ -66,7 +67,7 @@ class Chaos:
         lives = ["bridge"] * kills + ["server"] * server_kills
         self._random.shuffle(lives)
         for victim in lives:
-            await self._keep_backlog()
+            await self._keep_backlog(BACKLOG[victim])
             await self._live(victim)
         bridge = Bridge(kafka=self._kafka.bootstrap, nats=self._server.url, route=self.route)
         await bridge.run(stop_at_end=True)
@@ -108,8 +109,8 @@ class Chaos:
         self.outcome.kills_without_backlog += stored >= self.outcome.records
         self.outcome.kills_in_flight += before < stored < self.outcome.records
 
-    async def _keep_backlog(self) -> None:
-        missing = BACKLOG - (self.outcome.records - await self._last_seq())
+    async def _keep_backlog(self, wanted: int) -> None:
+        missing = wanted - (self.outcome.records - await self._last_seq())
         if missing > 0:
             first = self.outcome.records
             records = [
