@@ -47,7 +47,10 @@ class MockKafka:
             self.create_topic(topic, partitions)
 
     def create_topic(self, topic: str, partitions: int) -> None:
-        """Make a topic; ConfigurationError if it is there already or the numbers make no sense."""
+        """Make a topic; ConfigurationError if it is there already or has no partitions."""
+        if partitions < 1:
+            # The library would end the process.
+            raise ConfigurationError(f"mock topic {topic!r}: {partitions} partitions are none")
         code = self._library.rd_kafka_mock_topic_create(
             self._cluster, topic.encode(), partitions, 1
         )

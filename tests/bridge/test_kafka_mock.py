@@ -1,0 +1,51 @@
+"""The mock cluster runs on the library the client itself uses."""
+
+import os
+
+import pytest
+from confluent_kafka import Consumer
+
+from millstream_bridge import ConfigurationError, MockKafka
+from millstream_bridge.kafka_mock import library_path
+
+
+def test_the_library_is_the_one_the_client_has_mapped() -> None:
+    path = library_path()
+
+    assert "librdkafka" in path.name
+    assert path.is_file()
+
+
+def test_topics_have_the_partitions_asked_for_and_others_do_not_appear() -> None:
+    with MockKafka({"flights": 7, "other": 1}) as mock:
+        consumer = Consumer({"bootstrap.servers": mock.bootstrap, "group.id": str(os.getpid())})
+        topics = consumer.list_topics(timeout=10).topics
+        consumer.close()
+
+    assert {name: len(topic.partitions) for name, topic in topics.items()} == {
+        "flights": 7,
+        "other": 1,
+    }
+
+
+def test_two_clusters_in_one_process_keep_apart() -> None:
+    with MockKafka({"a": 1}) as one, MockKafka({"b": 1}) as other:
+        assert one.bootstrap != other.bootstrap
+
+
+@pytest.mark.parametrize("partitions", [0, -1])
+def test_a_topic_without_partitions_is_refused(partitions: int) -> None:
+    with MockKafka() as mock, pytest.raises(ConfigurationError, match="partitions"):
+        mock.create_topic("flights", partitions)
+
+
+def test_a_topic_is_made_once() -> None:
+    with MockKafka({"flights": 1}) as mock, pytest.raises(ConfigurationError, match="flights"):
+        mock.create_topic("flights", 1)
+
+
+def test_closing_twice_is_closing_once() -> None:
+    mock = MockKafka()
+
+    mock.close()
+    mock.close()
