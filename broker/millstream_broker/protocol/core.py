@@ -23,6 +23,7 @@ from ..errors import (
     AuthorizationViolation,
     ClientError,
     InvalidPublishSubject,
+    PublishNotPermitted,
     ReplyNotPermitted,
     SlowConsumer,
     UnknownOperation,
@@ -223,14 +224,16 @@ class Connection:
         router = self.router
         route = router.routes.subjects.get(subject) or router.route(subject)
         if self.is_pedantic and not subjects.is_publishable(route.text):
-            self.send(InvalidPublishSubject().encode())
+            self.fail(InvalidPublishSubject())
+        if reply is not None and reply.startswith(RESERVED_REPLIES):
+            self.fail(ReplyNotPermitted(reply.decode("utf-8", "surrogateescape")))
+            return
+        if route.is_reserved:
+            self.fail(PublishNotPermitted(route.text))
+            return
         if self.is_verbose:
             self.send(OK)
-        if reply is not None:
-            if reply.startswith(RESERVED_REPLIES):
-                self.send(ReplyNotPermitted(reply.decode("utf-8", "surrogateescape")).encode())
-                return
-        elif self.is_plain and not headers_size and line[:1] in b"Pp":
+        if self.is_plain and reply is None and line[:1] in b"Pp":
             router.routes.remember_line(line, route, len(body) - 2)
         router.dispatch(self, route, reply, headers_size, body)
 

@@ -94,8 +94,9 @@ _HPUB = re.compile(
 _SPACE = re.compile(rb"[ \t\r]+")
 _SIZE_DIGITS_MAX = 9
 
-_BARE = (b"PING", b"PONG", b"+OK")
-_WITH_ARGUMENTS = (b"PUB", b"HPUB", b"SUB", b"UNSUB", b"CONNECT", b"INFO", b"-ERR")
+_BARE = (b"PING", b"PONG", b"+OK", b"CONNECT")
+"""Verbs that need no white space after them."""
+_WITH_ARGUMENTS = (b"PUB", b"HPUB", b"SUB", b"UNSUB", b"INFO", b"-ERR")
 
 
 def parse(buffer: bytes, position: int, limits: Limits) -> tuple[Operation, int] | Incomplete:
@@ -178,13 +179,14 @@ def _parse_line(line: bytes, limits: Limits) -> Operation:
         return Pong()
     if start.startswith(b"+OK"):
         return Ignored()
+    if start.startswith(b"CONNECT"):
+        _check_length(line, limits)
+        return Connect(line[len(b"CONNECT") :].strip(b" \t\r"))
     verb = _SPACE.split(start, maxsplit=1)[0]
     if verb not in _WITH_ARGUMENTS or line[len(verb) : len(verb) + 1] not in (b" ", b"\t"):
         raise UnknownOperation
     _check_length(line, limits)
     rest = line[len(verb) :].strip(b" \t\r")
-    if verb == b"CONNECT":
-        return Connect(rest)
     if verb == b"INFO":
         return Ignored()
     return _parse_arguments(verb, _SPACE.split(rest) if rest else [])

@@ -48,7 +48,10 @@ class InternalSubscription:
 
 
 class Route:
-    """Everybody who gets one literal subject; ``prefix`` is the beginning of the MSG line."""
+    """Everybody who gets one literal subject; ``prefix`` is the beginning of the MSG line.
+
+    ``is_reserved``: no client may publish there.
+    """
 
     __slots__ = ("is_reserved", "is_seen", "plain", "queues", "sinks", "subject", "text")
 
@@ -76,7 +79,7 @@ class Route:
 
     def is_direct(self) -> bool:
         """Whether every message goes to the same clients, with nothing to decide per message."""
-        return not (self.queues or self.sinks or self.is_reserved) and all(
+        return not (self.queues or self.sinks) and all(
             not subscription.max_delivered for subscription, _ in self.plain
         )
 

@@ -9,7 +9,7 @@ and closes where it must.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..errors import (
@@ -49,29 +49,30 @@ class ConnectOptions:
     lang: str = ""
     version: str = ""
 
-    @classmethod
-    def parse(cls, raw: bytes) -> "ConnectOptions":
-        """Read the JSON of a CONNECT; unknown keys are passed over.
+    def updated(self, raw: bytes) -> "ConnectOptions":
+        """These options with what the JSON of a CONNECT changes.
 
-        Raises MalformedOperation for what is no JSON object or has a value of a wrong type.
+        As in nats-server: keys ignore case, unknown ones and nulls are passed over, and a second
+        CONNECT keeps what it doesn't name. Raises MalformedOperation for what is no JSON object
+        or has a value of a wrong type.
         """
         try:
             document = json.loads(raw)
         except (ValueError, RecursionError) as error:
             raise MalformedOperation from error
         if document is None:
-            document = {}
+            return self
         if not isinstance(document, Mapping):
             raise MalformedOperation
         values: dict[str, Any] = {}
-        for key, field in _KEYS.items():
-            value = document.get(key)
-            if value is None:
+        for key, value in document.items():
+            field = _KEYS.get(key.lower())
+            if field is None or value is None:
                 continue
             if type(value) is not _TYPES[field]:
                 raise MalformedOperation
             values[field] = value
-        return cls(**values)
+        return replace(self, **values)
 
 
 _TEXTS = ("user", "auth_token", "account", "name", "lang", "version")
@@ -121,7 +122,7 @@ class Session:
         self._info_due = False
         self._max_subscriptions = max_subscriptions
         self.on_pong = on_pong
-        self.options: ConnectOptions | None = None
+        self.options = ConnectOptions()
         connection.is_authorized = not authenticator.is_required
         connection.on_operation = self.on_operation
 
@@ -143,7 +144,7 @@ class Session:
             case Unsubscribe():
                 self._on_unsubscribe(operation)
             case Connect():
-                self._on_connect(ConnectOptions.parse(operation.options))
+                self._on_connect(self.options.updated(operation.options))
             case _:
                 pass
 

@@ -16,7 +16,6 @@ Chance is an argument: ``random(n)`` gives an integer at or above 0 and below n.
 from collections import deque
 from collections.abc import Callable
 
-from ..errors import PublishNotPermitted
 from ..message import Instant, Message, Sink
 from ..protocol.core import Connection
 from ..protocol.encoder import message_prefix, no_responders
@@ -119,9 +118,6 @@ class Account:
         body: bytes,
     ) -> int:
         """Give one message of a client to everybody on the route; returns how many got it."""
-        if route.is_reserved:
-            origin.fail(PublishNotPermitted(route.text))
-            return 0
         counts = self.routes.counts
         counts.in_messages += 1
         counts.in_bytes += len(body) - 2

@@ -59,8 +59,8 @@ UNKNOWN = b"-ERR 'Unknown Protocol Operation'\r\n"
             b"PUB a _R_.x 0\r\n\r\nPUB _GR_.x 0\r\n\r\n",
             b"".join(
                 [
-                    b"+OK\r\n-ERR 'Permissions Violation for Publish with Reply of \"_R_.x\"'\r\n",
-                    b"+OK\r\n-ERR 'Permissions Violation for Publish to \"_GR_.x\"'\r\n",
+                    b"-ERR 'Permissions Violation for Publish with Reply of \"_R_.x\"'\r\n",
+                    b"-ERR 'Permissions Violation for Publish to \"_GR_.x\"'\r\n",
                 ]
             ),
         ),
@@ -88,6 +88,7 @@ def test_the_server_answers(sent: bytes, answer: bytes) -> None:
         (b'CONNECT {"name":"' + b"x" * 5000, b"-ERR 'maximum control line exceeded'\r\n"),
         (b"CONNECT {bad\r\n", b""),
         (b"CONNECT []\r\n", b""),
+        (b"CONNECT\r\n", b""),
         (b'CONNECT {"verbose":"x"}\r\n', b""),
         (b'CONNECT {"protocol":2}\r\n', b"-ERR 'invalid client protocol'\r\n"),
         (
@@ -148,7 +149,7 @@ def test_credentials_decide_who_comes_in(
 
 
 def test_connect_options_have_the_servers_defaults() -> None:
-    options = ConnectOptions.parse(b"{}")
+    options = ConnectOptions()
 
     assert options.verbose
     assert options.pedantic
@@ -158,10 +159,23 @@ def test_connect_options_have_the_servers_defaults() -> None:
 
 
 def test_null_and_unknown_keys_of_connect_are_passed_over() -> None:
-    assert ConnectOptions.parse(b'{"name":null,"jwt":5}') == ConnectOptions()
+    assert ConnectOptions().updated(b'{"name":null,"jwt":5}') == ConnectOptions()
+
+
+def test_keys_of_connect_ignore_case() -> None:
+    assert ConnectOptions().updated(b'{"Verbose":false,"PASS":"p"}') == ConnectOptions(
+        verbose=False, password="p"
+    )
+
+
+def test_a_second_connect_keeps_what_it_does_not_name() -> None:
+    assert transcript(MODERN + b"CONNECT {}\r\nSUB a 1\r\nPING\r\n") == (
+        b"PONG\r\n" + SECOND_INFO,
+        False,
+    )
 
 
 @pytest.mark.parametrize("raw", [b"", b"1", b'"x"', b'{"protocol":true}', b"[" * 100_000])
 def test_what_is_no_options_object_is_malformed(raw: bytes) -> None:
     with pytest.raises(MalformedOperation):
-        ConnectOptions.parse(raw)
+        ConnectOptions().updated(raw)
