@@ -16,7 +16,8 @@ from .views import MatchView
 
 Cell = TypeVar("Cell")
 
-_MAX_VIEWS = 4096
+_MAX_VIEWS = 256
+"""A view remembers a byte per subject; the one longest unused goes."""
 _MAX_LITERALS = 8
 _SCAN_MAX = 8192
 
@@ -123,6 +124,8 @@ class MessageIndex(Generic[Cell]):
             view = self._views[patterns] = MatchView(patterns, self.table, self.subjects)
             if len(self._views) > _MAX_VIEWS:
                 self._views.popitem(last=False)
+        else:
+            self._views.move_to_end(patterns)
         return view
 
     def count_matches(self, patterns: Sequence[str], start_seq: int) -> int:

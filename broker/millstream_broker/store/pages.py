@@ -242,6 +242,7 @@ class SequenceTable(Generic[Cell]):
                 del column[row:]
             if page.offsets is not None:
                 del page.offsets[row:]
+            page.head = 0
             page.version += 1
 
     def next_live(self, seq: int) -> int | None:
