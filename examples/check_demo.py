@@ -122,6 +122,22 @@ def check_places(places, count):
     return problems
 
 
+def check_stream_order(calls):
+    """What is wrong with the stream: it must have each partition's records in Kafka's order."""
+    seqs = defaultdict(set)
+    for call in calls:
+        seqs[call["kafka_partition"], call["offset"]].add(call["seq"])
+    problems = [
+        f"{place} is in the stream twice" for place, found in seqs.items() if len(found) > 1
+    ]
+    newest = {}
+    for (partition, offset), found in sorted(seqs.items()):
+        if min(found) < newest.get(partition, 0):
+            problems.append(f"partition {partition}: offset {offset} is stored in another order")
+        newest[partition] = max(found)
+    return problems
+
+
 def check_tracks(flights, places, sink):
     """What is wrong with the sink's content."""
     legs = defaultdict(list)
@@ -135,8 +151,11 @@ def check_tracks(flights, places, sink):
             problems.append(f"{key}: {len(found)} of {len(legs[key])} legs were handled")
             continue
         expected = track([(*place, *leg) for place, leg in zip(found, legs[key], strict=True)])
-        if sink["aircraft"].get(key) != expected:
-            problems.append(f"{key}: expected {expected}, the sink has {sink['aircraft'].get(key)}")
+        stored = sink["aircraft"].get(key)
+        if stored is None:
+            problems.append(f"{key} is not in the sink")
+        elif different := [name for name in expected if stored.get(name) != expected[name]]:
+            problems.append(f"{key}: {', '.join(different)} differ from what the file gives")
     stored = Counter((one["kafka_partition"], one["offset"]) for one in sink["without_key"])
     if stored != Counter(places.get(None, [])):
         problems.append("the rows without a tail number are not there once each")
@@ -164,7 +183,8 @@ def main():
     flights = list(rows(flights_file, count))
     places = places_by_key(calls)
 
-    problems = check_places(places, count) + check_tracks(flights, places, sink)
+    problems = check_places(places, count) + check_stream_order(calls)
+    problems += check_tracks(flights, places, sink)
     if violations := count_out_of_order(calls):
         problems.append(f"{violations} messages were handled out of order")
     applied = sum(one["legs"] for one in [*sink["aircraft"].values(), *sink["without_key"]])

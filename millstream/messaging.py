@@ -391,13 +391,16 @@ async def _connection(name: str, server: str, timeout_s: float) -> AsyncIterator
                 server,
                 name=f"millstream {name}",
                 allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
                 connect_timeout=max(1, round(timeout_s)),
                 error_cb=client.note_problem,
             )
     except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
         cause = client.problems[-1] if client.problems else error
         _fail(name, 3, f"no NATS server at {server}: {_reason(cause)}")
-    client.options["allow_reconnect"] = True
+    # Only now: with these from the start, a server that is not there would be waited for.
+    client.options.update(allow_reconnect=True, max_reconnect_attempts=-1, reconnect_time_wait=1)
     client.problems.clear()
     try:
         yield client

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from .flights import Flight
 
 logger = logging.getLogger(__name__)
+logger.addHandler(logging.NullHandler())
 
 FLUSH_S = 10.0
 

@@ -7,6 +7,7 @@ stream and buckets have names nobody else uses, and are deleted at the end.
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from .settings import DemoError, DemoSettings, Names
 
 CONNECT_S = 5
 KAFKA_S = 10.0
+RECONNECT_WAIT_S = 0.05
 UNREACHABLE = 3
 
 
@@ -103,26 +105,35 @@ def port_of(url: str) -> int:
 async def connect(url: str) -> Client:
     """A connection that outlives restarts of the server. Raises DemoError."""
     client = Client()
-    problems: list[str] = []
+    problems: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
-        problems.append(str(error))
+        problems.append(error)
 
     try:
         await client.connect(
             url,
             name="millstream demo",
             allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
             connect_timeout=CONNECT_S,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.05,  # type: ignore[arg-type]  # takes fractions
             error_cb=on_error,
         )
     except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
-        reason = " ".join((problems[-1] if problems else str(error)).split()) or "no answer"
+        reason = _reason(problems[-1] if problems else error)
         raise DemoError(f"no NATS server at {url}: {reason}", UNREACHABLE) from None
-    client.options["allow_reconnect"] = True
+    # Only now: with these from the start, a server that is not there would be waited for.
+    client.options.update(
+        allow_reconnect=True, max_reconnect_attempts=-1, reconnect_time_wait=RECONNECT_WAIT_S
+    )
     return client
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return " ".join(str(error).split()) or "no answer"
 
 
 async def clean_up(client: Client, servers: Servers, names: Names) -> None:
