@@ -162,3 +162,37 @@ def test_a_large_payload_in_small_reads_is_joined_once() -> None:
         client.core.receive(data[start : start + 1000], NOW)
 
     assert client.read() == b"MSG a 1 %d\r\n%b\r\n" % (len(payload), payload)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=20),
+            st.sampled_from(
+                [
+                    b"PUB a 1\r\nx\r\n",
+                    b"SUB ",
+                    b"UNSUB 1 ",
+                    b"CONNECT ",
+                    b"{",
+                    b"}",
+                    b'"a":',
+                    b"\r\n",
+                ]
+            ),
+        ),
+        max_size=20,
+    )
+)
+def test_garbage_is_answered_never_raised_and_disturbs_nobody(chunks: list[bytes]) -> None:
+    wire = Wire()
+    good = wire.client(QUIET, b"SUB quiet 1\r\n")
+    bad = wire.client()
+
+    for chunk in chunks:
+        bad.send(chunk)
+    if bad.is_ended:
+        bad.core.close()
+    good.send(b"PUB quiet 2\r\nok\r\n")
+
+    assert good.read() == b"MSG quiet 1 2\r\nok\r\n"

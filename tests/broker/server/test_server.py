@@ -206,6 +206,22 @@ async def test_a_folder_that_is_not_there_is_named_and_the_port_is_free_again(
         pass
 
 
+async def test_a_busy_monitoring_port_is_named_and_the_client_port_is_free_again() -> None:
+    async with Broker() as other:
+        broker = Broker(options=options(monitor_port=other.port))
+
+        with pytest.raises(StartError, match=f"monitoring port 127.0.0.1:{other.port}: Address"):
+            await broker.start()
+
+        async with Broker(port=broker.port):
+            pass
+
+
+async def test_localhost_is_one_address_with_one_port() -> None:
+    async with Broker(host="localhost") as broker, connect(broker.port) as client:
+        assert client.info["host"] == "localhost"
+
+
 async def test_monitoring_names_the_core_and_counts() -> None:
     async with Broker(options=options(monitor_port=0)) as broker:
         async with connect(broker.port, QUIET + b"SUB a 1\r\nPUB a 3\r\nabc\r\n") as client:
