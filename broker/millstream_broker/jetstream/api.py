@@ -240,8 +240,8 @@ class Api:
             info["state"]["deleted"] = list(stream.store.deleted())
         if request.subjects_filter:
             counts = stream.store.subjects(request.subjects_filter)
-            page, shown = _page(sorted(counts), request.offset, SUBJECTS_LIMIT)
-            if shown:
+            if counts:
+                page, shown = _page(sorted(counts), request.offset, SUBJECTS_LIMIT)
                 info["state"]["subjects"] = {subject: counts[subject] for subject in shown}
         ts = info.pop("ts")
         leader = self._host.identity.server_name or self._host.identity.server_id
@@ -267,6 +267,8 @@ class Api:
                 below_seq=request.seq or None,
                 keep=request.keep,
             )
+            if not request.filter:
+                stream.skip_to(request.seq)
         except StoreError as error:
             raise ApiError(10110, err=str(error)) from error
         return {"success": True, "purged": purged}

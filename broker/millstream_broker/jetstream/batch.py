@@ -108,7 +108,6 @@ class Batches:
         if len(batch.members) >= MEMBERS_MAX:
             raise ApiError(10199, size=MEMBERS_MAX)
         if commit != "eob":
-            self._ingest.check_size(message.headers, message.payload)
             batch.members.append(message)
         if commit is None:
             now_s = self._stream.host.now.mono_s

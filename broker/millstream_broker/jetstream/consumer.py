@@ -99,10 +99,9 @@ class Consumer:
     def start(self) -> None:
         """Subscribe to requests, acks and flow control answers."""
         subscribe, where = self.host.subscribe, f"{self.stream.name}.{self.name}"
-        self._unsubscribe = [
-            subscribe(f"{self._ack_head}.>", self._on_acks),
-            subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{where}", self._on_requests),
-        ]
+        self._unsubscribe = [subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{where}", self._on_requests)]
+        if self.config.ack_policy is not AckPolicy.NONE:
+            self._unsubscribe.append(subscribe(f"{self._ack_head}.>", self._on_acks))
         if self.config.flow_control:
             self._unsubscribe.append(subscribe(f"{self.flow_prefix}.*", self._on_flow))
         self.host.wake(self)
@@ -167,6 +166,8 @@ class Consumer:
     def count_pending(self) -> None:
         """Count anew what is still to be delivered for the first time."""
         waiting = self.stream.store.count_matches(self._patterns, self.next_seq)
+        for seq, subject in self.stream.unannounced:
+            waiting -= seq >= self.next_seq and self.wants(subject)
         self.num_pending = waiting + len(self.skip)
 
     def _settle(self, seq: int) -> None:
@@ -730,8 +731,10 @@ def starting_point(stream: Stream, config: ConsumerConfig) -> tuple[int, list[in
         case DeliverPolicy.NEW:
             return beyond, []
         case DeliverPolicy.LAST:
-            found = store.last_matches(filters or [">"])
-            return (found[-1] if found else beyond), []
+            if not filters:
+                return max(store.last_seq, 1), []
+            found = store.last_matches(filters)
+            return (found[-1] if found else 1), []
         case DeliverPolicy.BY_START_SEQUENCE:
             return max(config.opt_start_seq, first), []
         case DeliverPolicy.BY_START_TIME:

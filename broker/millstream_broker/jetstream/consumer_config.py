@@ -80,6 +80,10 @@ def check(config: ConsumerConfig, stream: StreamConfig, limits: Limits) -> None:
     _check_start(config)
     _check_sampling(config)
     _check_ack_pending(config, stream, limits)
+
+
+def check_retention(config: ConsumerConfig, stream: StreamConfig) -> None:
+    """Check that a consumer of a work queue takes and acks everything. Raises ApiError."""
     if stream.retention is Retention.WORKQUEUE:
         if config.ack_policy is not AckPolicy.EXPLICIT:
             raise ApiError(10098)

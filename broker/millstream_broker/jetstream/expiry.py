@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 from ..protocol import headers as header_blocks
 from ..store.errors import StoreError
 from ..store.port import StoredMessage
-from .codes import ApiError
-from .ttl import NEVER, duration_text, parse_ttl
+from .ttl import NEVER, InvalidTtl, duration_text, parse_ttl
 
 if TYPE_CHECKING:
     from .stream import Stream
@@ -68,7 +67,7 @@ class Expiry:
     def _add_stored(self, message: StoredMessage, text: str) -> None:
         try:
             self.add(message.seq, parse_ttl(text), message.ts_ns)
-        except ApiError:
+        except InvalidTtl:
             return  # stored before the stream allowed TTLs, when the header meant nothing
 
     def _oldest(self) -> int | None:

@@ -11,6 +11,7 @@ If the flush fails nothing of the run is stored, and every ack of it becomes an 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -26,7 +27,7 @@ from .expiry import ROLLUP, TTL
 from .model import Discard, Retention
 from .staging import Staged, Staging
 from .stream import BATCH_ID, MSG_ID, Stream
-from .ttl import NEVER, duration_text, parse_ttl
+from .ttl import NEVER, InvalidTtl, duration_text, parse_ttl
 
 EXPECTED_STREAM: Final = "Nats-Expected-Stream"
 EXPECTED_LAST_SEQ: Final = "Nats-Expected-Last-Sequence"
@@ -34,6 +35,8 @@ EXPECTED_LAST_SUBJECT_SEQ: Final = "Nats-Expected-Last-Subject-Sequence"
 EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 EXPECTED_LAST_MSG_ID: Final = "Nats-Expected-Last-Msg-Id"
 STREAM_SOURCE: Final = "Nats-Stream-Source"
+COUNTER: Final = "Nats-Incr"
+SCHEDULE: Final = "Nats-Schedule"
 HEADER_BYTES_MAX: Final = 65_535
 _SERVER_HEADER: Final = b"\r\nNats-"
 
@@ -109,6 +112,7 @@ class Ingest:
         try:
             batch_id = header_blocks.get(message.headers, BATCH_ID)
             if batch_id:
+                self.check_size(message.headers, message.payload)
                 document, seq = self.batches.receive(batch_id, message)
             else:
                 staged = self.stage(message)
@@ -166,17 +170,20 @@ class Ingest:
     ) -> Staged:
         """Check a message in nats-server's order. Raises ApiError, _Duplicate for a known id."""
         stream = self._stream
-        config = stream.config
         subject, headers = message.subject, message.headers
         if stream.transform is not None:
             subject = stream.transform.apply(subject) or subject
-        if config.sealed:
+        if stream.config.sealed:
             raise ApiError(10109)
-        staged = Staged(subject, headers, message.payload)
-        if headers is not None and _SERVER_HEADER in headers:
-            self._check_headers(staged, staging, is_sourced=is_sourced)
         self.check_size(headers, message.payload)
-        stream.admit(staged, staging)
+        staged = Staged(subject, headers, message.payload)
+        has_server_headers = headers is not None and _SERVER_HEADER in headers
+        if has_server_headers:
+            self._check_headers(staged, staging, is_sourced=is_sourced)
+        if stream.is_wanted(subject):
+            if has_server_headers:
+                self._take_ttl(staged, is_sourced=is_sourced)
+            stream.admit(staged, staging)
         if staging is not None:
             size = stream.size_of(subject, staged.headers, staged.payload)
             staging.add(staged, size)
@@ -193,11 +200,15 @@ class Ingest:
 
     def _check_headers(self, staged: Staged, staging: Staging | None, *, is_sourced: bool) -> None:
         config, headers = self._stream.config, staged.headers
+        if not is_sourced and header_blocks.get(headers, COUNTER) is not None:
+            raise ApiError(10168)
         wanted_stream = header_blocks.get(headers, EXPECTED_STREAM)
         if wanted_stream and wanted_stream != config.name:
             raise ApiError(10060)
-        self._check_ttl(staged, is_sourced=is_sourced)
+        self._check_ttl_allowed(staged, is_sourced=is_sourced)
         self._check_expected(staged, staging)
+        if not is_sourced and header_blocks.get(headers, SCHEDULE) is not None:
+            raise ApiError(10188)
         if not is_sourced and header_blocks.get(headers, STREAM_SOURCE) is not None:
             raise ApiError(10227)
         self._check_msg_id(staged, staging)
@@ -209,17 +220,25 @@ class Ingest:
                 raise ApiError(10070, id=self._stream.last_msg_id)
         self._check_rollup(staged, staging, is_sourced=is_sourced)
 
-    def _check_ttl(self, staged: Staged, *, is_sourced: bool) -> None:
+    def _check_ttl_allowed(self, staged: Staged, *, is_sourced: bool) -> None:
+        """Refuse a right Nats-TTL where there may be none; a wrong one is refused later."""
+        text = header_blocks.get(staged.headers, TTL)
+        if not text or is_sourced or self._stream.config.allow_msg_ttl:
+            return
+        with contextlib.suppress(InvalidTtl):
+            parse_ttl(text)
+            raise ApiError(10166)
+
+    def _take_ttl(self, staged: Staged, *, is_sourced: bool) -> None:
         """Read Nats-TTL; on a sourced message it counts only where it is allowed."""
         text = header_blocks.get(staged.headers, TTL)
-        if not text:
-            return
         config = self._stream.config
-        if is_sourced and not config.allow_msg_ttl:
+        if not text or (is_sourced and not config.allow_msg_ttl):
             return
-        ttl_ns = parse_ttl(text)
-        if not config.allow_msg_ttl:
-            raise ApiError(10166)
+        try:
+            ttl_ns = parse_ttl(text)
+        except InvalidTtl:
+            raise ApiError(10165) from None
         shortest_ns = config.subject_delete_marker_ttl_ns
         if ttl_ns != NEVER and ttl_ns < shortest_ns and config.max_msgs_per_subject != 1:
             ttl_ns = shortest_ns

@@ -206,6 +206,7 @@ class Registry:
             if request.action is Action.CREATE and existing.config != config:
                 raise ApiError(10148)
             return self._update_consumer(existing, config)
+        consumer_config.check_retention(config, stream.config)
         self._check_room(stream)
         self._check_unique(stream, config, name)
         if not name:
@@ -234,6 +235,7 @@ class Registry:
         if existing.config == config:
             return existing
         consumer_config.check_update(existing.config, config)
+        consumer_config.check_retention(config, existing.stream.config)
         if existing.config.deliver_subject != config.deliver_subject and existing.window.look():
             raise ApiError(10013)
         self._check_unique(existing.stream, config, existing.name)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 MSG_ID = "Nats-Msg-Id"
 BATCH_ID = "Nats-Batch-Id"
 BATCH_COMMIT = "Nats-Batch-Commit"
+SYNC_S = 120.0
+"""nats-server's ``sync_interval``: what a power loss can take at most."""
 
 
 class Reader(Protocol):
@@ -84,6 +86,8 @@ class Stream:
         self.republish: Transform | None = None
         self.is_closed = False
         self._fresh: list[tuple[int, str]] = []
+        self._is_sync_planned = False
+        self._maintenance_error: StoreError | None = None
         self._compile()
 
     @property
@@ -145,15 +149,24 @@ class Stream:
             if size > config.max_bytes:
                 raise ApiError(10077, err="maximum bytes exceeded")
 
+    def is_wanted(self, subject: str) -> bool:
+        """Whether a message of this subject is to be kept: on an interest stream, by a reader."""
+        if self.config.retention is not Retention.INTEREST:
+            return True
+        return any(reader.wants(subject) for reader in self.readers)
+
+    @property
+    def unannounced(self) -> Sequence[tuple[int, str]]:
+        """What is stored and not visible yet: readers hear of it later, so it does not count."""
+        return self._fresh
+
     def append(self, subject: str, headers: bytes | None, payload: bytes) -> int:
         """Store a message that passed all checks and give its sequence; not visible yet.
 
         On an interest stream nobody listens to, only the sequence is used up.
         """
         ts_ns = self.now_ns()
-        if self.config.retention is Retention.INTEREST and not any(
-            reader.wants(subject) for reader in self.readers
-        ):
+        if not self.is_wanted(subject):
             self.store.skip(1, ts_ns)
             return self.store.last_seq
         seq = self.store.append(subject, headers, payload, ts_ns)
@@ -186,6 +199,7 @@ class Stream:
         except StoreError:
             self._roll_back()
             raise
+        self._after_flush()
         fresh, self._fresh = self._fresh, []
         if not fresh:
             return
@@ -194,6 +208,27 @@ class Stream:
         self.expiry.on_stored()
         if self.republish is not None:
             self._republish(fresh)
+
+    def _after_flush(self) -> None:
+        """Plan the sync that bounds what a power loss can take; report what tidying ran into."""
+        if not self._is_sync_planned and not self.host.limits.sync_always:
+            self._is_sync_planned = True
+            self.host.timers.set(self, self.host.now.mono_s + SYNC_S)
+        error = self.store.maintenance_error
+        if error is not self._maintenance_error:
+            self._maintenance_error = error
+            if error is not None:
+                self.host.report("store_untidy", {"stream": self.name, "error": str(error)})
+
+    def on_timer(self) -> None:
+        """Make what was written survive a power loss."""
+        self._is_sync_planned = False
+        if self.is_closed:
+            return
+        try:
+            self.store.sync()
+        except StoreError as error:
+            self.host.report("store_failed", {"stream": self.name, "error": str(error)})
 
     def _roll_back(self) -> None:
         self._fresh = []
@@ -242,11 +277,18 @@ class Stream:
     def purge(self, *, subject: str = ">", below_seq: int | None = None, keep: int = 0) -> int:
         """Remove many and tell the readers; the count. Raises StoreError with nothing removed."""
         removed = self.store.purge(subject=subject, below_seq=below_seq, keep=keep)
+        self._after_flush()
         if removed:
             for reader in list(self.readers):
                 reader.on_reset()
             self.expiry.on_stored()
         return removed
+
+    def skip_to(self, seq: int) -> None:
+        """Have the next message stored at ``seq`` or later (a purge beyond the end does so)."""
+        if seq > self.store.last_seq + 1:
+            self.store.skip(seq - 1 - self.store.last_seq, self.now_ns())
+            self.announce()
 
     def release(self, seq: int, subject: str) -> None:
         """A reader is done with a message: remove it when retention says nobody needs it."""
@@ -276,6 +318,7 @@ class Stream:
             return
         try:
             self.store.flush()
+            self._after_flush()
         except StoreError as error:
             self._roll_back()
             self.host.report("store_failed", {"stream": self.name, "error": str(error)})
@@ -368,7 +411,7 @@ class Stream:
         state: dict[str, Any] = {
             "messages": store.messages,
             "bytes": store.size_bytes,
-            "first_seq": store.first_seq if store.last_seq or self.config.first_seq > 1 else 0,
+            "first_seq": store.first_seq if store.last_seq or self.config.first_seq else 0,
             "first_ts": wire.format_time(store.first_ts_ns or None),
             "last_seq": store.last_seq,
             "last_ts": wire.format_time(store.last_ts_ns or None),

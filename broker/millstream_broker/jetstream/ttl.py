@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from .codes import ApiError
-
 NEVER: Final = -1
 _SECOND_NS: Final = 1_000_000_000
 _UNITS_NS: Final = {
@@ -24,6 +22,10 @@ _UNITS_NS: Final = {
     "h": 3600 * _SECOND_NS,
 }
 _PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+
+
+class InvalidTtl(Exception):
+    """The text is no time to live."""
 
 
 def parse_duration(text: str) -> int | None:
@@ -46,7 +48,7 @@ def parse_duration(text: str) -> int | None:
 
 
 def parse_ttl(text: str) -> int:
-    """Give the nanoseconds of a Nats-TTL, NEVER for ``never``. Raises ApiError 10165."""
+    """Give the nanoseconds of a Nats-TTL, NEVER for ``never``. Raises InvalidTtl."""
     if text.lower() == "never":
         return NEVER
     if text.isascii() and text.isdigit():
@@ -55,7 +57,7 @@ def parse_ttl(text: str) -> int:
         parsed = parse_duration(text)
         ttl_ns = 0 if parsed is None else parsed
     if not _SECOND_NS <= ttl_ns < 1 << 63:
-        raise ApiError(10165)
+        raise InvalidTtl(text)
     return ttl_ns
 
 

@@ -357,6 +357,25 @@ def test_original_replay_keeps_the_distance_between_messages(world: World) -> No
     assert pull.seqs == [1, 2]
 
 
+def test_a_rollup_is_pending_once(world: World) -> None:
+    world.stream(allow_rollup_hdrs=True)
+    world.consumer()
+    world.publish_run([("s.a", b""), ("s.b", b"")])
+
+    world.publish("s.c", b"", {"Nats-Rollup": "all"})
+
+    assert world.info()["num_pending"] == 1
+
+
+def test_a_consumer_without_acks_has_no_ack_subject(full: World) -> None:
+    full.consumer(ack_policy="none")
+
+    delivery = full.fetch(1)[0]
+
+    assert delivery.reply is not None
+    assert not full.bus.has_interest(delivery.reply)
+
+
 class ConsumerMachine(RuleBasedStateMachine):
     """One filtered consumer against a list of everything published.
 

@@ -83,3 +83,14 @@ def test_a_stream_that_cannot_be_made_is_refused(failing: Failing) -> None:
 
     assert world.err_code("STREAM.CREATE.T", {"name": "T"}) == 10049
     assert world.api("STREAM.CREATE.T", {"name": "T"})["did_create"] is True
+
+
+def test_what_was_written_is_synced_two_minutes_later(failing: Failing) -> None:
+    failing.world.publish("s.a")
+    failing.files.syncs.clear()
+
+    failing.world.advance(119)
+    assert failing.files.syncs == []
+    failing.world.advance(2)
+
+    assert failing.files.syncs

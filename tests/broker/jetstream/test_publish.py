@@ -228,3 +228,42 @@ def test_headers_over_the_limit_are_refused(world: World) -> None:
     world.stream()
 
     assert err(world.publish("s.a", b"", {"X": "y" * 65_535})) == 10097
+
+
+@pytest.mark.parametrize(
+    ("headers", "err_code"),
+    [({"Nats-Incr": "+1"}, 10168), ({"Nats-Schedule": "@every 1h"}, 10188)],
+)
+def test_headers_of_what_is_not_built_are_refused(
+    world: World, headers: dict[str, str], err_code: int
+) -> None:
+    world.stream()
+
+    assert err(world.publish("s.a", b"", headers)) == err_code
+
+
+def test_the_checks_come_in_the_servers_order(world: World) -> None:
+    world.stream(max_msg_size=400)
+    faults = {
+        "Nats-Expected-Stream": ("T", 10060),
+        "Nats-TTL": ("5", 10166),
+        "Nats-Expected-Last-Subject-Sequence": ("8", 10071),
+        "Nats-Expected-Last-Sequence": ("8", 10071),
+        "Nats-Stream-Source": ("X 1 > > x y", 10227),
+        "Nats-Expected-Last-Msg-Id": ("x", 10070),
+        "Nats-Rollup": ("sub", 10111),
+    }
+    headers = {name: value for name, (value, _) in faults.items()}
+    assert err(world.publish("s.a", b"x" * 400, headers)) == 10054
+
+    for name, (_, err_code) in faults.items():
+        assert err(world.publish("s.a", b"", headers)) == err_code
+        del headers[name]
+
+
+def test_a_duplicate_is_told_before_later_faults(world: World) -> None:
+    world.stream(allow_msg_ttl=True)
+    world.publish("s.a", b"", {"Nats-Msg-Id": "x"})
+    headers = {"Nats-Msg-Id": "x", "Nats-Expected-Last-Msg-Id": "y", "Nats-TTL": "-5"}
+
+    assert world.publish("s.a", b"", headers)["duplicate"] is True

@@ -102,6 +102,12 @@ def test_without_interest_only_the_sequence_is_used(world: World) -> None:
     assert (state["messages"], state["first_seq"], state["last_seq"]) == (0, 2, 1)
 
 
+def test_without_interest_a_ttl_is_not_looked_at(world: World) -> None:
+    world.stream(retention="interest", allow_msg_ttl=True)
+
+    assert world.publish("s.a", b"", {"Nats-TTL": "-5"})["seq"] == 1
+
+
 def test_a_filter_that_does_not_match_is_no_interest(world: World) -> None:
     world.stream(**INTEREST)
     world.consumer(filter_subject="s.b")

@@ -238,6 +238,17 @@ def test_purge_by_subject_sequence_and_keep(world: World) -> None:
     assert world.state()["messages"] == 2
 
 
+def test_purge_beyond_the_end_moves_the_next_sequence(world: World) -> None:
+    world.stream()
+    world.publish("s.a")
+
+    world.api("STREAM.PURGE.S", {"seq": 10})
+
+    state = world.state()
+    assert (state["first_seq"], state["last_seq"]) == (10, 9)
+    assert world.publish("s.a")["seq"] == 10
+
+
 def test_purge_with_sequence_and_keep_is_a_bad_request(world: World) -> None:
     world.stream()
 
