@@ -155,8 +155,11 @@ class Server:
         self._reap(process)
 
     def pause(self) -> None:
-        """SIGSTOP: the process stands still, its sockets stay open."""
-        os.kill(self.pid, signal.SIGSTOP)
+        """SIGSTOP: when this returns the process stands still; its sockets stay open."""
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        # The last of its threads stops a moment after kill(2) returned; WNOWAIT reaps nothing.
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._paused = True
 
     def resume(self) -> None:
