@@ -63,16 +63,7 @@ class CheckpointPublisher:
         await self._stream.refuse_other_form(await self._stream.last_seq())
         self._partitions = partitions
         self._positions = {}
-        for partition in partitions:
-            seq, checkpoint = await self._stream.checkpoint(partition)
-            if checkpoint is None:
-                seq = await self._claim(partition)
-            position = checkpoint.next_offset if checkpoint is not None else None
-            if position is None:
-                position = await self._stream.position(partition)
-            self._checkpoint_seqs[partition] = seq
-            if position is not None:
-                self._positions[partition] = position
+        await asyncio.gather(*map(self._take_up, partitions))
         return dict(self._positions)
 
     async def send(self, records: Sequence[Record]) -> None:
@@ -111,8 +102,8 @@ class CheckpointPublisher:
 
     async def progress_mark(self) -> int:
         """The sum of the checkpoints' sequences: native publishing does not move it."""
-        seqs = [(await self._stream.checkpoint(partition))[0] for partition in self._partitions]
-        return sum(seqs)
+        found = await asyncio.gather(*map(self._stream.checkpoint, self._partitions))
+        return sum([seq for seq, _ in found])
 
     @property
     def positions(self) -> Positions:
@@ -123,6 +114,18 @@ class CheckpointPublisher:
     def stored(self) -> tuple[int, int]:
         """Records and payload bytes stored in all sessions."""
         return self._stored
+
+    async def _take_up(self, partition: int) -> None:
+        """Note the partition's checkpoint and position; make the claim where there is none."""
+        seq, checkpoint = await self._stream.checkpoint(partition)
+        if checkpoint is None:
+            seq = await self._claim(partition)
+        position = checkpoint.next_offset if checkpoint is not None else None
+        if position is None:
+            position = await self._stream.position(partition)
+        self._checkpoint_seqs[partition] = seq
+        if position is not None:
+            self._positions[partition] = position
 
     async def _claim(self, partition: int) -> int:
         block = f"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n{self._keep()}\r\n"
