@@ -1,14 +1,16 @@
 """Who is dead: heartbeats, probes, and patience after a reconnect.
 
-A watched member is **late** when its heartbeat is ``heartbeat_slack_s`` overdue. Then it is probed:
+A watched member is **late** when its heartbeat is ``heartbeat_slack_s`` overdue. Then it is probed,
+in a small group even before (every ``probe_interval_s``: a probe is one small request):
 
 * somebody answers: its process and its connection are well, the heartbeat was only late;
 * **no responders**: its connection is gone. It gets ``reconnect_grace_s`` to come back, is probed
   once more, and a second no-responders is the verdict. So a crash is known in well under half a
   second without any timeout having run out;
-* nothing: the process hangs or is cut off. The verdict comes after ``heartbeat_timeout_s`` of
-  silence. A member trusts itself no longer than that either, counted from when it *sent* the
-  heartbeat that was heard, so it has stopped before anybody takes over.
+* nothing: it is probed again and again, for a probe may have reached a process in its last moment.
+  If it stays silent, it hangs or is cut off; the verdict comes after ``heartbeat_timeout_s``. A
+  member trusts itself no longer than that either, counted from when it *sent* the heartbeat that
+  was heard, so it has stopped before anybody takes over.
 
 Two things must not look like death. After the watcher's own reconnect everybody may still be on
 their way back, so nobody is judged for ``restart_grace_s``. And a watcher that was stopped itself
@@ -24,13 +26,10 @@ from .model import Timing
 
 class _Suspicion(Enum):
     NONE = auto()
-    PROBED = auto()
-    """A probe is under way."""
-    ANSWERED = auto()
-    """The last probe was answered or lost; the next one has its time."""
     GONE = auto()
-    """No responders once; to be probed again at ``next_at``."""
+    """No responders once; probed again after the grace."""
     PROBED_AGAIN = auto()
+    """A second no-responders is the verdict."""
 
 
 @dataclass(slots=True)
@@ -53,8 +52,10 @@ class Verdict:
 class Detector:
     """Watches members for one watcher (the leader: all others; the rest: the leader)."""
 
-    def __init__(self, timing: Timing) -> None:
+    def __init__(self, timing: Timing, *, is_eager: bool = True) -> None:
+        """``is_eager`` False: probe nobody before a heartbeat is late."""
         self._timing = timing
+        self.is_eager = is_eager
         self._watched: dict[str, _Watched] = {}
         self._is_connected = True
         self._quiet_until = 0.0
@@ -72,7 +73,7 @@ class Detector:
         for member, instance in instances.items():
             known = self._watched.get(member)
             if known is None or known.instance != instance:
-                self._watched[member] = _Watched(instance, now, next_at=self._late_at(now))
+                self._watched[member] = _Watched(instance, now, next_at=self._next_probe_at(now))
 
     def suspect_all(self, now: float) -> None:
         """Probe everybody at the next tick: a new leader does not know who is there."""
@@ -82,10 +83,12 @@ class Detector:
     def heard(self, member: str, instance: str, now: float) -> None:
         """Note a heartbeat."""
         one = self._watched.get(member)
-        if one is not None and one.instance == instance:
-            one.heard_at = now
-            one.suspicion = _Suspicion.NONE
-            one.next_at = self._late_at(now)
+        if one is None or one.instance != instance:
+            return
+        one.heard_at = now
+        if not self.is_eager or one.suspicion is _Suspicion.GONE:
+            one.next_at = self._next_probe_at(now)
+        one.suspicion = _Suspicion.NONE
 
     def disconnected(self) -> None:
         """Stop judging: the watcher itself is cut off."""
@@ -104,15 +107,8 @@ class Detector:
             return
         if one.instance == instance:
             one.heard_at = now
-        one.suspicion = _Suspicion.ANSWERED
-        one.next_at = now + self._timing.heartbeat_interval_s
-
-    def probe_lost(self, member: str, now: float) -> None:
-        """Note that a probe got neither an answer nor a no-responders."""
-        one = self._watched.get(member)
-        if one is not None:
-            one.suspicion = _Suspicion.ANSWERED
-            one.next_at = now + self._timing.heartbeat_interval_s
+        one.suspicion = _Suspicion.NONE
+        one.next_at = self._next_probe_at(now)
 
     def probe_unheard(self, member: str, now: float) -> Verdict | None:
         """Note a no-responders; the second one in a row is a verdict."""
@@ -120,13 +116,13 @@ class Detector:
         if one is None or not self._is_connected:
             return None
         if now < self._quiet_until:
-            one.suspicion = _Suspicion.ANSWERED
             one.next_at = self._quiet_until
             return None
         if one.suspicion is _Suspicion.PROBED_AGAIN:
             return Verdict(member, one.instance, "no responders")
-        one.suspicion = _Suspicion.GONE
-        one.next_at = now + self._timing.reconnect_grace_s
+        if one.suspicion is _Suspicion.NONE:
+            one.suspicion = _Suspicion.GONE
+            one.next_at = now + self._timing.reconnect_grace_s
         return None
 
     def tick(self, now: float) -> tuple[list[str], list[Verdict]]:
@@ -143,12 +139,10 @@ class Detector:
             silent_at = max(one.heard_at + timing.heartbeat_timeout_s, self._quiet_until)
             if now >= silent_at:
                 verdicts.append(Verdict(member, one.instance, "silent"))
-            elif now >= one.next_at and one.suspicion not in (
-                _Suspicion.PROBED,
-                _Suspicion.PROBED_AGAIN,
-            ):
-                is_second = one.suspicion is _Suspicion.GONE
-                one.suspicion = _Suspicion.PROBED_AGAIN if is_second else _Suspicion.PROBED
+            elif now >= one.next_at:
+                if one.suspicion is _Suspicion.GONE:
+                    one.suspicion = _Suspicion.PROBED_AGAIN
+                one.next_at = now + self._repeat_s()
                 probes.append(member)
         return probes, verdicts
 
@@ -159,19 +153,25 @@ class Detector:
             return None
         timeout = self._timing.heartbeat_timeout_s
         return min(
-            min(max(one.heard_at + timeout, self._quiet_until), self._probe_at(one))
+            min(max(one.heard_at + timeout, self._quiet_until), one.next_at)
             for one in self._watched.values()
         )
 
-    def _probe_at(self, one: _Watched) -> float:
-        is_asked = one.suspicion in (_Suspicion.PROBED, _Suspicion.PROBED_AGAIN)
-        return float("inf") if is_asked else one.next_at
+    def _repeat_s(self) -> float:
+        """How long a probe may be without an answer before the next one goes out."""
+        return max(
+            self._timing.probe_interval_s, len(self._watched) / self._timing.max_probes_per_s
+        )
 
-    def _late_at(self, now: float) -> float:
-        return now + self._timing.heartbeat_interval_s + self._timing.heartbeat_slack_s
+    def _next_probe_at(self, now: float) -> float:
+        timing = self._timing
+        late_s = timing.heartbeat_interval_s + timing.heartbeat_slack_s
+        if not self.is_eager:
+            return now + late_s
+        return now + min(late_s, self._repeat_s())
 
     def _restart(self, now: float) -> None:
         for one in self._watched.values():
             one.heard_at = now
             one.suspicion = _Suspicion.NONE
-            one.next_at = max(self._late_at(now), self._quiet_until)
+            one.next_at = max(self._next_probe_at(now), self._quiet_until)

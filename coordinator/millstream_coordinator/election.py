@@ -19,6 +19,8 @@ from .steps import Pause, Script
 
 STAGGER_S = 0.03
 """How much later than the one before it each member in line takes the key."""
+EAGER_PLACES = 2
+"""So many members behind the leader probe it before a heartbeat is late; the rest need not."""
 
 
 class Election:
@@ -43,6 +45,7 @@ class Election:
         if self.dead.get(leader.member) == leader.instance:
             return
         self._campaign_at = None
+        self.detector.is_eager = self._place_in_line() <= EAGER_PLACES
         self.detector.watch({leader.member: leader.instance}, now)
         if self._listening_to != leader.member:
             self._listening_to = leader.member

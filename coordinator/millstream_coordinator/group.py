@@ -525,8 +525,6 @@ class GroupMachine:
             verdict = judge.detector.probe_unheard(member, now)
             if verdict is not None:
                 judge.on_verdict(verdict)
-        else:
-            judge.detector.probe_lost(member, now)
 
 
 def _text(config: ConfigRecord) -> str:

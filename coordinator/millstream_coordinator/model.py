@@ -146,6 +146,10 @@ class Timing:
     """Silence after which a member is dead, and after which a member trusts itself no more."""
     heartbeat_slack_s: float = 0.05
     """How late a heartbeat may be before its sender is probed."""
+    probe_interval_s: float = 0.1
+    """In a small group members are probed this often without waiting for a late heartbeat."""
+    max_probes_per_s: float = 200.0
+    """What bounds that: with more members each is probed less often."""
     reconnect_grace_s: float = 0.1
     """A member whose connection is gone is probed again after this, then it is dead."""
     restart_grace_s: float = 1.5

@@ -24,6 +24,7 @@ BACKLOG = 800
 """Messages each partition has at least waiting when a worker is killed."""
 ROUND = 5000
 HANDLER_MS = 20
+TOLD = ("MemberDead", "LeaderChanged", "PartitionAssigned", "Fenced")
 
 
 @dataclass(slots=True)
@@ -33,6 +34,7 @@ class Takeovers:
     moved: list[float] = field(default_factory=list)
     leader_kills: int = 0
     kills: int = 0
+    is_verbose: bool = False
 
     def percentile(self, share: float) -> float:
         ordered = sorted(self.moved)
@@ -61,6 +63,16 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
 
     await group.until(is_taken_over, 20, f"partitions {lost} taken over from {victim.member}")
     results.moved += [at - killed_at for at in entered.values()]
+    if results.is_verbose:
+        was_leader = view.leader is not None and view.leader.member == victim.member
+        print(f"kill {results.kills} of {victim.member}{' (leader)' if was_leader else ''}")
+        for worker in group.running():
+            for line in worker.lines:
+                if line.at >= killed_at and line.kind in TOLD:
+                    after_ms = (line.at - killed_at) * 1000
+                    print(f"  {after_ms:6.0f} ms {worker.member}: {line.kind} {line.facts}")
+        for partition, at in sorted(entered.items()):
+            print(f"  {(at - killed_at) * 1000:6.0f} ms first call of partition {partition}")
 
 
 async def measure(url: str, kills: int, seed: int, results: Takeovers) -> None:
@@ -89,8 +101,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--server", choices=(REAL, EMBEDDED), default=REAL)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--verbose", action="store_true", help="what happened when, per kill")
     given = parser.parse_args()
-    results = Takeovers()
+    results = Takeovers(is_verbose=given.verbose)
     with tempfile.TemporaryDirectory() as store, Server(given.server, store) as server:
         asyncio.run(measure(server.url, given.kills, given.seed, results))
     milliseconds = [at * 1000 for at in results.moved]

@@ -218,11 +218,18 @@ class World:
                 self._step()
             if self.now > deadline:
                 self._fail_to_settle()
-        rest_until = self.now + 2 * self.timing.reconcile_interval_s + 0.5
-        while self.now < rest_until:
-            self._step()
+        self._run_until_clean()
         self.checkers.check_end()
-        self._check_consumers()
+
+    def _run_until_clean(self) -> None:
+        """Go on at rest until the reconciler had its time, twice over."""
+        rest_until = self.now + 2 * self.timing.reconcile_interval_s
+        deadline = rest_until + SETTLE_S
+        while self.now < rest_until or not (self._is_at_rest() and not self._stale_consumer()):
+            for _ in range(20):
+                self._step()
+            if self.now > deadline:
+                self.checkers.fail(f"consumer {self._stale_consumer()} is left, its epoch is over")
 
     def _step(self) -> None:
         self.checkers.now = self.now
@@ -443,10 +450,11 @@ class World:
                 return False
         return True
 
-    def _check_consumers(self) -> None:
+    def _stale_consumer(self) -> str | None:
         for name in self.stream.consumers:
             found = parse_consumer(GROUP, name)
             assert found is not None
             record = self._record(found.partition)
             if record is None or record.epoch != found.epoch:
-                self.checkers.fail(f"consumer {name} is left, the record says {record}")
+                return name
+        return None
