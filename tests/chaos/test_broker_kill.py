@@ -7,7 +7,10 @@ seed, and starts again on the same store. In the end the stream must hold every 
 exactly once, at the sequence its ack named, in order per publisher; sending every message once more
 must be answered as a duplicate; and no message whose ack was confirmed may have come again.
 
-The second arm runs the same against a broker whose store forgets to write until it is closed, and
+A bucket (one message per subject, overwritten until blocks are rewritten) lives through the same:
+each key has its last value in the end, and no older one comes back.
+
+The last arm runs the first against a broker whose store forgets to write until it is closed, and
 must see losses: a check that cannot fail shows nothing.
 """
 
@@ -33,6 +36,9 @@ pytestmark = pytest.mark.slow
 PUBLISHERS = 4
 MESSAGES = 250
 KILLS = 5
+KEYS = 5
+BUCKET_PUTS = 400
+BUCKET_VALUE_BYTES = 6000
 RETRY_S = 0.02
 DEADLINE_S = 90
 
@@ -157,10 +163,10 @@ async def run_consumer(server: Server, ledger: Ledger) -> None:
                     ledger.confirmed.add(seq)
 
 
-async def run_killer(server: Server, ledger: Ledger, seed: int) -> None:
+async def run_killer(server: Server, ledger: Ledger, seed: int, total: int) -> None:
     """Die right after an acknowledgement, at places drawn from the seed."""
     chance = random.Random(seed)
-    places = sorted(chance.sample(range(20, PUBLISHERS * MESSAGES - 20), KILLS))
+    places = sorted(chance.sample(range(20, total - 20), KILLS))
     for place in places:
         await ledger.wait_for_acks(place)
         server.kill()
@@ -209,7 +215,8 @@ async def live_through_kills(server: Server, seed: int) -> Ledger:
         async with asyncio.TaskGroup() as sending:
             for publisher in range(PUBLISHERS):
                 sending.create_task(run_publisher(server, ledger, publisher), name=f"{publisher}")
-            sending.create_task(run_killer(server, ledger, seed), name="killer")
+            total = PUBLISHERS * MESSAGES
+            sending.create_task(run_killer(server, ledger, seed, total), name="killer")
         ledger.settled = True
     async with asyncio.timeout(DEADLINE_S):
         await read_back(server, ledger)
@@ -227,6 +234,63 @@ async def test_what_was_acknowledged_survives_any_number_of_kills(
     assert len(ledger.acked) == PUBLISHERS * MESSAGES
     assert ledger.handed_out == set(ledger.acked.values())
     assert len(ledger.confirmed) > PUBLISHERS * MESSAGES * 0.9
+
+
+async def overwrite(server: Server, ledger: Ledger, publisher: int) -> None:
+    """Put growing numbers under the publisher's keys, each until it is acknowledged."""
+    async with connected(server) as client:
+        jetstream = client.jetstream()
+        for number in range(BUCKET_PUTS):
+            key = f"keys.{publisher}.{number % KEYS}"
+            value = b"%d " % number + b"v" * BUCKET_VALUE_BYTES
+            while True:
+                with contextlib.suppress(Error, OSError):
+                    await jetstream.publish(key, value, timeout=0.5)
+                    break
+                await asyncio.sleep(RETRY_S)
+            ledger.ack(f"{publisher}-{number}", number)
+
+
+def block_bytes(store_dir: Path) -> int:
+    return sum(path.stat().st_size for path in store_dir.rglob("*.blk"))
+
+
+async def test_a_bucket_overwritten_through_kills_keeps_the_last_value_of_each_key(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger()
+    with Server(EMBEDDED, tmp_path) as server:
+        async with connected(server) as client:
+            await client.jetstream().add_stream(
+                StreamConfig(
+                    name="KEYS",
+                    subjects=["keys.>"],
+                    storage=StorageType.FILE,
+                    max_msgs_per_subject=1,
+                )
+            )
+        async with asyncio.timeout(DEADLINE_S), asyncio.TaskGroup() as tasks:
+            for publisher in range(PUBLISHERS):
+                tasks.create_task(overwrite(server, ledger, publisher), name=f"put-{publisher}")
+            tasks.create_task(
+                run_killer(server, ledger, 3, PUBLISHERS * BUCKET_PUTS), name="killer"
+            )
+        server.kill()
+        server.reopen()
+        async with connected(server) as client:
+            jetstream = client.jetstream()
+            state = (await jetstream.stream_info("KEYS")).state
+            values = {
+                (publisher, key): await jetstream.get_last_msg("KEYS", f"keys.{publisher}.{key}")
+                for publisher in range(PUBLISHERS)
+                for key in range(KEYS)
+            }
+
+    assert state.messages == PUBLISHERS * KEYS
+    for (_, key), message in values.items():
+        number = int((message.data or b"").split()[0])
+        assert number == BUCKET_PUTS - KEYS + key
+    assert block_bytes(tmp_path) < PUBLISHERS * BUCKET_PUTS * BUCKET_VALUE_BYTES / 2
 
 
 async def test_a_store_that_forgets_to_write_is_found_out(tmp_path: Path) -> None:
