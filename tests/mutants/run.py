@@ -76,6 +76,7 @@ class Copy:
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join(map(str, paths)),
                 "PYTHONDONTWRITEBYTECODE": "1",
+                "HYPOTHESIS_PROFILE": "mutants",
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

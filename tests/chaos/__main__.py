@@ -1,0 +1,33 @@
+"""``make chaos``: the long forms of the kill -9 runs, one after the other, on both servers.
+
+Each run prints its own figures and can be started alone with the command that is printed before it.
+Exit code 1 if one of them failed.
+"""
+
+import shlex
+import subprocess
+import sys
+
+RUNS = (
+    "takeover --kills 100 --server embedded",
+    "takeover --kills 100 --server real",
+    "bridge_kill --kills 100 --server-kills 20 --server embedded",
+    "bridge_kill --kills 100 --server-kills 20 --server real",
+    "bridge_kill --kills 50 --server-kills 10 --server real --shared",
+)
+
+
+def main() -> int:
+    """Run them all, whatever each says."""
+    failed = []
+    for run in RUNS:
+        print(f"== python -m tests.chaos.{run}", flush=True)
+        command = [sys.executable, "-m", f"tests.chaos.{run.split()[0]}", *shlex.split(run)[1:]]
+        if subprocess.run(command, check=False).returncode != 0:
+            failed.append(run)
+    print(f"{len(RUNS) - len(failed)} of {len(RUNS)} runs held", *failed, sep="\n  failed: ")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
