@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -103,7 +104,11 @@ def _run(settings: DemoSettings, flights: list[Flight]) -> int:
     with tempfile.TemporaryDirectory(prefix="millstream-demo-") as directory:
         with Family(Path(directory)) as family:
             scene = Scene(settings, names, flights, family)
-            outcome = asyncio.run(_play(scene, console))
+            try:
+                outcome = asyncio.run(_play(scene, console))
+            except DemoError:
+                _keep_traces(Path(directory), settings.keep)
+                raise
         report = build(settings, flights, outcome)
         if settings.keep is not None:
             keep(settings.keep, outcome, report)
@@ -128,6 +133,14 @@ async def _play(scene: Scene, console: Console) -> Outcome:
         picture.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await picture
+
+
+def _keep_traces(directory: Path, keep: Path | None) -> None:
+    """After a run that came to no end: what the processes printed and wrote down."""
+    if keep is not None:
+        for pattern in ("*.log", "*.ndjson"):
+            for file in directory.glob(pattern):
+                shutil.copy(file, keep)
 
 
 def _check_places(settings: DemoSettings) -> None:

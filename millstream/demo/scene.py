@@ -16,7 +16,8 @@ The faults, in this order:
    on a server the demo did not start).
 
 The backlog is kept by the producer: it runs ahead of the workers by a fixed number of records, so
-the rate of the whole is that of the workers (lanes ÷ time of a handler call).
+the rate of the whole is that of the workers (lanes ÷ time of a handler call). It does not pass the
+moment of the next fault before this one is over, or nothing would be left for the next to meet.
 """
 
 import asyncio
@@ -134,6 +135,12 @@ class Scene:
         self._faults: list[Fault] = []
         self._workers: dict[str, Child] = {}
         self._next_worker = 1
+        self._ahead = round(settings.records * AHEAD)
+        self._moments = {
+            name: round(settings.records * (share + self._random.uniform(-SHIFT, SHIFT)))
+            for name, share in MOMENTS.items()
+        }
+        self._produced_max = self._moments["kill"]
         self._started = time.monotonic()
         self.board = Board.for_run(settings.records, settings.partitions)
         self.changed = asyncio.Event()
@@ -178,6 +185,7 @@ class Scene:
             await self._stop_worker()
             bridge = await self._kill_bridge(bridge, producer)
             await self._kill_broker(servers)
+            self._produced_max = self._settings.records
             self.board.phase = "no more faults: working off the rest"
             stalled = not await self._finish()
             work_seconds = time.monotonic() - work_started
@@ -312,6 +320,7 @@ class Scene:
         self._tell(f"SIGKILL: bridge, with {on_the_way} records on the way", is_fault=True)
         at = time.monotonic()
         moved = self.board.moved
+        producer.feed(burst)  # so that the new one has something to do in any case
         bridge = await self._start_bridge()
         await self._until(lambda: self.board.moved > moved, "the bridge to move records again")
         fault.recovered_s = time.monotonic() - at
@@ -354,11 +363,11 @@ class Scene:
 
     async def _due(self, moment: str, phase: str) -> None:
         """Wait until so much is handled that the fault is due, and a backlog is there."""
-        share = MOMENTS[moment] + self._random.uniform(-SHIFT, SHIFT)
         self.board.phase = phase
-        handled = int(share * self._settings.records)
+        handled = self._moments.pop(moment)
+        self._produced_max = min(self._moments.values(), default=self._settings.records)
         await self._until(
-            lambda: len(self.board.settled) >= handled and self.board.backlog > 0,
+            lambda: len(self.board.settled) >= handled and self.board.backlog >= self._ahead // 2,
             f"{handled} records to be handled",
             seconds=2 * STEP_S,
         )
@@ -494,19 +503,28 @@ class Scene:
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                raise DemoError(f"waited {seconds:.0f} s in vain for {what}", 1)
+                raise DemoError(f"waited {seconds:.0f} s in vain for {what}: {self._where()}", 1)
             self._check()
             self._family.check()
             await asyncio.sleep(every_s)
+
+    def _where(self) -> str:
+        """How far the run is, for an error that has one line."""
+        board = self.board
+        lags = {number: line.lag for number, line in board.partitions.items() if line.lag}
+        return (
+            f"{board.produced} produced, {board.moved} moved, {len(board.settled)} handled, "
+            f"behind by partition {lags}, owners {board.shares()}"
+        )
 
     # ---- what goes on all the time ---------------------------------------------------------------
 
     async def _pump(self, producer: FlightProducer) -> None:
         """Keep Kafka so many records ahead of the workers."""
-        ahead = round(self._settings.records * AHEAD)
         while True:
-            room = ahead - (self.board.backlog + producer.in_flight)
-            producer.feed(max(0, min(room, FED_AT_ONCE)))
+            room = self._ahead - (self.board.backlog + producer.in_flight)
+            allowed = self._produced_max - (self.board.produced + producer.in_flight)
+            producer.feed(max(0, min(room, allowed, FED_AT_ONCE)))
             self.board.note_produced(producer.acknowledged)
             self._collect()
             await asyncio.sleep(PUMP_S)

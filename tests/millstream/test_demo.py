@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka.admin import AdminClient
 
 from millstream.demo.flights import PACKAGED, read_flights
 from millstream.demo.tracks import Track, encode, follow
 from tests.helpers import require
+from tests.helpers.kafka import Kafka, real_kafka
 from tests.helpers.servers import REAL, Server
 from tests.millstream.demo_run import DEMO_S, SMALL, demo
 
@@ -215,6 +217,33 @@ def test_the_same_demo_on_a_nats_server_leaves_nothing_on_it(tmp_path: Path) -> 
         assert [fault["name"] for fault in report["faults"]] == FAULTS[:-1]
         streams = list((tmp_path / "store").glob("jetstream/*/streams/*"))
         assert streams == []
+
+
+@pytest.mark.kafka
+def test_the_same_demo_on_a_real_kafka_leaves_no_topic_on_it(tmp_path: Path) -> None:
+    require.need("kafka")
+    with real_kafka() as kafka:
+        file = tmp_path / "report.json"
+        before = topics(kafka)
+        code, out, err = play(tmp_path, "--kafka", kafka.bootstrap, "--report", str(file))
+        assert (code, err) == (0, ""), out
+        report = json.loads(file.read_bytes())
+        assert report["servers"]["kafka"] == {"bootstrap": kafka.bootstrap, "embedded": False}
+        assert [fault["name"] for fault in report["faults"]] == FAULTS
+        assert topics(kafka) == before
+
+
+def topics(kafka: Kafka) -> set[str]:
+    """The topics people made."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    return {name for name in admin.list_topics(timeout=10).topics if not name.startswith("__")}
+
+
+def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+    code, _, err = play(tmp_path, "--kafka", "127.0.0.1:1")
+    assert code == 3
+    assert err.startswith("millstream demo: Kafka at 127.0.0.1:1: ")
+    assert err.count("\n") == 1
 
 
 def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 def await_nothing_left(children: dict[str, int], ports: list[int]) -> None:
     """Every child ends, and every port is closed, within a bounded time."""
     pause = threading.Event()
+    left = children
     for _ in range(int(GONE_S / 0.05)):
         left = {name: pid for name, pid in children.items() if is_alive(pid)}
         if not left and not any(map(is_open, ports)):
