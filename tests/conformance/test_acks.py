@@ -88,6 +88,15 @@ async def test_ack_none_moves_the_floor_with_delivery(client: Client, name: str)
     assert await floor(client, name) == (2, 2)
 
 
+async def test_an_ack_for_a_consumer_without_acks_has_no_responders(
+    client: Client, name: str
+) -> None:
+    await with_consumer(client, name, 1, ack_policy="none")
+    [message] = await client.fetch(name, "c", 1)
+
+    assert (await client.ack(message)).status == (503, "")
+
+
 # --- redelivery
 
 

@@ -136,6 +136,48 @@ async def test_delivered_starts_before_the_first_message_to_come(
     assert answer["ack_floor"] == {"consumer_seq": 0, "stream_seq": delivered}
 
 
+@pytest.mark.parametrize(
+    ("filters", "delivered", "pending"),
+    [
+        ({"filter_subject": "b"}, 2, 1),
+        ({"filter_subjects": ["b", "nothing"]}, 2, 1),
+        ({"filter_subject": "nothing"}, 0, 0),
+        ({"filter_subject": ">"}, 3, 1),
+        ({}, 4, 0),
+    ],
+)
+async def test_last_is_the_last_match_or_without_a_filter_the_last_sequence(
+    client: Client, name: str, filters: Json, delivered: int, pending: int
+) -> None:
+    """The fifth and last message is deleted; only without a filter does its sequence count."""
+    await client.stream(name)
+    for subject in "babaa":
+        await client.stored(f"{name}.{subject}")
+    await client.ok(f"STREAM.MSG.DELETE.{name}", {"seq": 5})
+    if "filter_subject" in filters:
+        filters = {"filter_subject": f"{name}.{filters['filter_subject']}"}
+    if "filter_subjects" in filters:
+        filters = {"filter_subjects": [f"{name}.{end}" for end in filters["filter_subjects"]]}
+
+    answer = await client.consumer(name, "c", deliver_policy="last", **filters)
+
+    assert (answer["delivered"]["stream_seq"], answer["num_pending"]) == (delivered, pending)
+
+
+@pytest.mark.parametrize(("rollup", "pending"), [("all", 1), ("sub", 2)])
+async def test_a_rollup_is_pending_once(
+    client: Client, name: str, rollup: str, pending: int
+) -> None:
+    await client.stream(name, allow_rollup_hdrs=True)
+    await client.stored(f"{name}.a")
+    await client.stored(f"{name}.b")
+    await client.consumer(name, "c", filter_subject=f"{name}.>")
+
+    await client.stored(f"{name}.b", b"sum", {"Nats-Rollup": rollup})
+
+    assert (await client.consumer_info(name, "c"))["num_pending"] == pending
+
+
 async def test_pending_counts_what_the_filter_matches(client: Client, name: str) -> None:
     await client.stream(name)
     for subject in "abcab":
@@ -387,6 +429,19 @@ async def test_creating_it_with_another_config_updates_it(client: Client, name: 
 
     config = (await client.consumer_info(name, "c"))["config"]
     assert (config["max_ack_pending"], config["description"]) == (5, "new")
+
+
+async def test_an_update_of_a_work_queue_consumer_names_what_cannot_change(
+    client: Client, name: str
+) -> None:
+    await client.stream(name, retention="workqueue")
+    await client.consumer(name, "c")
+
+    policy = await client.consumer_error(name, "c", deliver_policy="new")
+    acks = await client.consumer_error(name, "c", ack_policy="all")
+
+    assert policy == ApiError(10012, 500, "deliver policy can not be updated")
+    assert acks == ApiError(10012, 500, "ack policy can not be updated")
 
 
 async def test_action_create_refuses_another_config(client: Client, name: str) -> None:

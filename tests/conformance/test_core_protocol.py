@@ -18,7 +18,7 @@ async def test_the_server_speaks_first_and_info_ends_with_a_space(server: Server
 
 
 @pytest.mark.parametrize(
-    ("field", "kind"),
+    ("field", "json_type"),
     [
         ("server_id", str),
         ("server_name", str),
@@ -30,9 +30,9 @@ async def test_the_server_speaks_first_and_info_ends_with_a_space(server: Server
         ("client_id", int),
     ],
 )
-async def test_info_has_the_field(server: Server, field: str, kind: type) -> None:
+async def test_info_has_the_field(server: Server, field: str, json_type: type) -> None:
     async with RawClient.open(server.port) as client:
-        assert isinstance(client.info[field], kind)
+        assert isinstance(client.info[field], json_type)
 
 
 async def test_info_tells_protocol_limits_and_features(server: Server) -> None:

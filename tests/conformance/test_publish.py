@@ -1,5 +1,6 @@
 """Publishing to streams: acknowledgements, deduplication, expectations, TTLs, rollups, discards."""
 
+import itertools
 import json
 
 import pytest
@@ -530,6 +531,79 @@ async def test_a_stream_source_header_is_the_servers_alone(client: Client, name:
     error = await client.refused(f"{name}.a", b"", {"Nats-Stream-Source": "X 1 > > x y"})
 
     assert error == ApiError(10227, 400, "message stream source header is not allowed")
+
+
+FAULTS: dict[str, tuple[dict[str, str], bytes, int]] = {
+    "size": ({}, b"x" * 400, 10054),
+    "batch": ({"Nats-Batch-Id": "b", "Nats-Batch-Sequence": "1"}, b"", 10174),
+    "stream": ({EXPECTED_STREAM: "OTHER"}, b"", 10060),
+    "ttl off": ({"Nats-TTL": "5"}, b"", 10166),
+    "subject sequence": ({LAST_SUBJECT: "88"}, b"", 10071),
+    "source": ({"Nats-Stream-Source": "X 1 > > x y"}, b"", 10227),
+    "message id": ({LAST_ID: "zero"}, b"", 10070),
+    "rollup": ({"Nats-Rollup": "none"}, b"", 10111),
+    "ttl": ({"Nats-TTL": "-5"}, b"", 10165),
+    "full": ({}, b"", 10077),
+}
+"""In the order in which the server looks for them: headers, payload, error."""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        pair
+        for pair in itertools.combinations(FAULTS, 2)
+        if set(pair) != {"ttl off", "ttl"}  # one header, two faults that exclude each other
+    ],
+)
+async def test_of_two_faults_the_first_in_the_servers_order_is_told(
+    client: Client, name: str, first: str, second: str
+) -> None:
+    await client.stream(
+        name,
+        storage="memory",
+        max_msg_size=300,
+        allow_msg_ttl="ttl off" not in (first, second),
+        **({"discard": "new", "max_msgs": 1} if second == "full" else {}),
+    )
+    await client.stored(f"{name}.a")
+    headers = FAULTS[first][0] | FAULTS[second][0]
+
+    error = await client.refused(f"{name}.a", FAULTS[first][1], headers or None)
+
+    assert error.err_code == FAULTS[first][2]
+
+
+@pytest.mark.parametrize(
+    ("headers", "err_code"),
+    [
+        ({"Nats-Incr": "+1"}, 10168),
+        ({"Nats-Schedule": "@every 1h", "Nats-Schedule-Target": "x"}, 10188),
+    ],
+    ids=["counter", "schedule"],
+)
+async def test_a_header_the_stream_does_not_allow_is_refused(
+    client: Client, name: str, headers: dict[str, str], err_code: int
+) -> None:
+    await client.stream(name)
+
+    assert (await client.refused(f"{name}.a", b"", headers)).err_code == err_code
+
+
+async def test_a_message_nobody_is_interested_in_needs_no_valid_ttl(
+    client: Client, name: str
+) -> None:
+    await client.stream(name, retention="interest", allow_msg_ttl=True)
+
+    assert await client.stored(f"{name}.a", b"", {"Nats-TTL": "-5"}) == 1
+
+
+async def test_a_duplicate_is_told_before_the_chain_is_looked_at(client: Client, name: str) -> None:
+    await client.stream(name, allow_msg_ttl=True)
+    await client.stored(f"{name}.a", b"", {"Nats-Msg-Id": "one"})
+    headers = {"Nats-Msg-Id": "one", LAST_ID: "zero", "Nats-Rollup": "none", "Nats-TTL": "-5"}
+
+    assert (await client.store(f"{name}.a", b"", headers))["duplicate"] is True
 
 
 async def eventually_holds(client: Client, stream: str, count: int) -> None:

@@ -318,6 +318,16 @@ async def test_info_counts_subjects_on_request(client: Client, name: str) -> Non
     assert (some["total"], some["offset"], some["limit"]) == (2, 0, 100_000)
 
 
+async def test_info_of_subjects_that_are_not_there_has_no_page(client: Client, name: str) -> None:
+    await client.stream(name)
+    await client.fill(name, 1)
+
+    answer = await client.ok(f"STREAM.INFO.{name}", {"subjects_filter": f"{name}.nothing"})
+
+    assert "subjects" not in answer["state"]
+    assert (answer["total"], answer["offset"], answer["limit"]) == (0, 0, 0)
+
+
 async def test_info_lists_deleted_sequences_on_request(client: Client, name: str) -> None:
     await client.stream(name)
     await client.fill(name, 6)
@@ -514,6 +524,20 @@ async def test_purge_by(
     assert await _sequences(client, name) == left
 
 
+@pytest.mark.parametrize("storage", ["file", "memory"])
+async def test_purge_beyond_the_end_moves_the_sequence(
+    client: Client, name: str, storage: str
+) -> None:
+    await client.stream(name, storage=storage)
+    await client.fill(name, 2)
+
+    await client.ok(f"STREAM.PURGE.{name}", {"seq": 10})
+
+    state = await client.state(name)
+    assert (state["first_seq"], state["last_seq"]) == (10, 9)
+    assert await client.stored(f"{name}.a") == 10
+
+
 async def test_purge_takes_either_seq_or_keep(client: Client, name: str) -> None:
     await client.stream(name)
 
@@ -638,6 +662,13 @@ async def test_first_seq_shows_before_the_first_message(client: Client, name: st
 
     state = await client.state(name)
     assert (state["first_seq"], state["last_seq"], state["messages"]) == (1000, 999, 0)
+
+
+async def test_a_first_seq_of_1_shows_at_once(client: Client, name: str) -> None:
+    await client.stream(name, first_seq=1)
+
+    state = await client.state(name)
+    assert (state["first_seq"], state["last_seq"]) == (1, 0)
 
 
 async def test_a_stream_holds_its_consumers_limit(client: Client, name: str) -> None:
