@@ -46,15 +46,6 @@ def status(code: int, text: str = "", headers: Iterable[tuple[str, str]] = ()) -
     return b"%b\r\n%b\r\n" % (line, _lines(headers))
 
 
-def parse_status(block: bytes | None) -> tuple[int, str] | None:
-    """The status code and text of a block; None when it carries none."""
-    if block is None or not block.startswith(VERSION):
-        return None
-    line = block[len(VERSION) : block.find(b"\r\n")].strip()
-    code, _, text = line.partition(b" ")
-    return (int(code), _text(text.strip())) if len(code) == 3 and code.isdigit() else None
-
-
 def add(block: bytes | None, headers: Iterable[tuple[str, str]]) -> bytes:
     """``block``, or a new one, with headers after those it has."""
     lines = _lines(headers)

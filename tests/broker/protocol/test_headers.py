@@ -1,4 +1,3 @@
-import pytest
 from hypothesis import given, strategies as st
 
 from millstream_broker.protocol import headers
@@ -32,7 +31,6 @@ def test_a_status_block_is_what_clients_read() -> None:
     block = headers.status(404, "No Messages", [("X", "1")])
 
     assert block == b"NATS/1.0 404 No Messages\r\nX: 1\r\n\r\n"
-    assert headers.parse_status(block) == (404, "No Messages")
     assert headers.status(503) == b"NATS/1.0 503\r\n\r\n"
 
 
@@ -61,11 +59,5 @@ def test_what_is_built_parses_back(pairs: list[tuple[str, str]]) -> None:
 def test_any_bytes_are_a_block_without_harm(raw: bytes) -> None:
     headers.get(raw, "A")
     headers.parse(raw)
-    headers.parse_status(raw)
     headers.add(raw, [("A", "1")])
     headers.remove(raw, ["A"])
-
-
-@pytest.mark.parametrize("block", [b"NATS/1.0\r\n\r\n", b"NATS/1.0 abc\r\n\r\n", b"", None])
-def test_a_block_without_a_code_has_no_status(block: bytes | None) -> None:
-    assert headers.parse_status(block) is None
