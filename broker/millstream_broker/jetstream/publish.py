@@ -328,11 +328,11 @@ class Ingest:
             if staged.ttl_ns:
                 stream.expiry.add(seq, staged.ttl_ns, ts_ns)
             stream.last_msg_id = staged.msg_id
+        stream.enforce({staged.subject: None for staged in batch})
         for seq, staged in placed:
             if staged.rollup:
                 pattern = staged.subject if staged.rollup == "sub" else ">"
                 stream.purge(subject=pattern, below_seq=seq)
-        stream.enforce({staged.subject: None for staged in batch})
         return placed[-1][0]
 
 

@@ -142,11 +142,12 @@ class Stream:
         if 0 < config.max_msgs <= count and replaced is None:
             raise ApiError(10077, err="maximum messages exceeded")
         if config.max_bytes > 0:
-            size += self.size_of(subject, staged.headers, staged.payload)
+            added = self.size_of(subject, staged.headers, staged.payload)
             oldest = self.store.load(replaced) if replaced else None
+            freed = 0
             if oldest is not None:
-                size -= self.size_of(subject, oldest.headers, oldest.payload)
-            if size > config.max_bytes:
+                freed = self.size_of(subject, oldest.headers, oldest.payload)
+            if size + added >= config.max_bytes and freed < added:
                 raise ApiError(10077, err="maximum bytes exceeded")
 
     def is_wanted(self, subject: str) -> bool:
@@ -174,7 +175,10 @@ class Stream:
         return seq
 
     def enforce(self, touched: Iterable[str]) -> None:
-        """Remove what the limits no longer allow; ``touched`` are the subjects that grew."""
+        """Remove what the limits no longer allow; ``touched`` are the subjects that grew.
+
+        With ``discard: new`` only the limit per subject removes.
+        """
         config, store = self.config, self.store
         if config.max_msgs_per_subject > 0:
             for subject in touched:
@@ -182,6 +186,8 @@ class Stream:
                 while state is not None and state[2] > config.max_msgs_per_subject:
                     self.remove(state[0])
                     state = store.subject_state(subject)
+        if config.discard is Discard.NEW:
+            return
         if config.max_msgs > 0:
             while store.messages > config.max_msgs:
                 self.remove(store.first_seq)

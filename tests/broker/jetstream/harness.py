@@ -32,8 +32,8 @@ class Delivery:
     @property
     def status(self) -> str:
         """``404 No Messages`` and its like; empty for a message."""
-        found = header_blocks.parse_status(self.headers)
-        return "" if found is None else f"{found[0]} {found[1]}".strip()
+        first_line = (self.headers or b"").partition(b"\r\n")[0].decode()
+        return first_line.removeprefix("NATS/1.0").strip()
 
     def header(self, name: str) -> str | None:
         return header_blocks.get(self.headers, name)

@@ -186,6 +186,35 @@ def test_discard_new_per_subject_refuses_the_second(world: World) -> None:
     assert error["description"] == "maximum messages per subject exceeded"
 
 
+def test_with_discard_new_a_lowered_limit_removes_nothing(world: World) -> None:
+    world.stream(discard="new")
+    world.publish_run([("s.a", b"")] * 5)
+    lowered = {"name": "S", "subjects": ["s.>"], "discard": "new", "max_msgs": 2}
+
+    world.api("STREAM.UPDATE.S", lowered)
+
+    assert world.state()["messages"] == 5
+
+
+def test_a_replacement_must_fit_into_what_it_frees(world: World) -> None:
+    world.stream(
+        storage="memory", max_bytes=64, max_msgs_per_subject=1, discard="new", subjects=["s.*"]
+    )
+    world.publish("s.a", b"x" * 30)  # 49 bytes
+
+    assert world.publish("s.a", b"x" * 31)["error"]["err_code"] == 10077
+    assert world.publish("s.a", b"x" * 30)["seq"] == 2
+
+
+def test_limits_act_before_a_rollup_does(world: World) -> None:
+    world.stream(storage="memory", max_msgs=2, allow_rollup_hdrs=True)
+    world.publish_run([("s.a", b""), ("s.b", b"")])
+
+    world.publish("s.b", b"", {"Nats-Rollup": "sub"})
+
+    assert world.state()["messages"] == 1
+
+
 def test_a_message_over_the_size_limit_is_refused(world: World) -> None:
     world.stream(max_msg_size=5)
 
