@@ -1,0 +1,96 @@
+"""Every example runs, says what it is there to show, and leaves nothing on the servers."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import require
+from tests.helpers.kafka import real_kafka
+from tests.helpers.servers import REAL, Server
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+SAID = {
+    "01_publish_subscribe_request": """\
+linux.debian.packages.xz: xz 5.4.1 is in the archive
+linux.debian.kernel: 6.1 is out
+of these, 1 is about packages.xz
+no responders, known at once
+the late responder says: rain, then sun
+""",
+    "02_record_stream": """\
+300 prices published, 3 are kept
+the newest of each: AAA 199, BBB 199, CCC 199
+once more: nothing, they were read
+after two changes: BBB 206
+""",
+    "03_worker_on_your_connection": """\
+ann: orders 1 2 3 4 5 6 7 8, owes 36
+bob: orders 1 2 3 4 5 6 7 8, owes 36
+cem: orders 1 2 3 4 5 6 7 8, owes 36
+dora: orders 1 2 3 4 5 6 7 8, owes 36
+eve: orders 1 2 3 4 5 6 7 8, owes 36
+your connection is still open
+""",
+    "04_bridge_a_topic": """\
+1002 records moved
+a second run finds its place in the stream: 0 moved
+both sides have the same 1002 records: True
+sensor%2E5: 143 messages, the newest is 999 mm
+sensor%2E3: 144 messages, the newest is empty, flags n
+%null: 1 messages, the newest is nobody's, flags k
+""",
+    "05_half_moved_producer": """\
+the barrier is passed: all that was in Kafka is in the stream
+ann: 100 clicks in order, over Kafka
+bob: 100 clicks in order, over Kafka
+cem: 100 clicks in order, half over Kafka, half by NATS
+dora: 100 clicks in order, half over Kafka, half by NATS
+eve: 100 clicks in order, half over Kafka, half by NATS
+""",
+}
+WITH_KAFKA = ("04_bridge_a_topic", "05_half_moved_producer")
+
+
+def run(name: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=90,
+        env={**os.environ, **environment},
+    )
+
+
+def test_every_numbered_example_has_a_test() -> None:
+    assert {file.stem for file in EXAMPLES.glob("[0-9]*.py")} == SAID.keys()
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_an_example_shows_what_it_says_on_embedded_servers(name: str) -> None:
+    done = run(name, {})
+    assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("name", SAID)
+def test_an_example_shows_the_same_on_a_nats_server(name: str, tmp_path: Path) -> None:
+    require.need("nats")
+    with Server(REAL, tmp_path) as server:
+        done = run(name, {"NATS_URL": server.url})
+        assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
+        assert list(tmp_path.glob("jetstream/*/streams/*")) == []
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("name", WITH_KAFKA)
+def test_an_example_shows_the_same_on_a_real_kafka(name: str) -> None:
+    require.need("kafka")
+    with real_kafka() as kafka:
+        done = run(name, {"KAFKA_BOOTSTRAP": kafka.bootstrap})
+        assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
