@@ -86,6 +86,7 @@ class Stream:
         self.republish: Transform | None = None
         self.is_closed = False
         self._fresh: list[tuple[int, str]] = []
+        self._began_at = config.first_seq
         self._is_sync_planned = False
         self._maintenance_error: StoreError | None = None
         self._compile()
@@ -307,14 +308,18 @@ class Stream:
             return
         self.remove(seq)
 
-    def sweep(self) -> None:
-        """Remove what no reader of an interest stream needs any more (one of them is gone)."""
+    def sweep(self, *, keeps_unwanted: bool = False) -> None:
+        """Remove what no reader of an interest stream needs any more (one of them is gone).
+
+        A stream that becomes an interest stream keeps what none of its readers ever wanted.
+        """
         if self.config.retention is not Retention.INTEREST:
             return
+        keeps_unwanted = keeps_unwanted and bool(self.readers)
         seq = self.store.next_match([">"], 1)
         while seq is not None:
             message = self.store.load(seq)
-            if message is not None:
+            if message is not None and not (keeps_unwanted and not self.is_wanted(message.subject)):
                 self.release(seq, message.subject)
             seq = self.store.next_match([">"], seq + 1)
 
@@ -350,7 +355,7 @@ class Stream:
         self.window.window_ns = config.duplicate_window_ns
         self.ingest.configure()
         if before.retention is not config.retention:
-            self.sweep()
+            self.sweep(keeps_unwanted=True)
         limits = (config.max_msgs_per_subject, before.max_msgs_per_subject)
         grew = limits[0] != limits[1] and limits[0] > 0
         self.enforce(self.store.subjects(">") if grew else ())
@@ -417,7 +422,7 @@ class Stream:
         state: dict[str, Any] = {
             "messages": store.messages,
             "bytes": store.size_bytes,
-            "first_seq": store.first_seq if store.last_seq or self.config.first_seq else 0,
+            "first_seq": store.first_seq if store.last_seq or self._began_at else 0,
             "first_ts": wire.format_time(store.first_ts_ns or None),
             "last_seq": store.last_seq,
             "last_ts": wire.format_time(store.last_ts_ns or None),

@@ -183,3 +183,15 @@ def test_an_interest_stream_may_become_a_limits_stream_and_back(world: World) ->
     world.api("STREAM.UPDATE.S", {**limits, "retention": "interest"})
 
     assert world.state()["messages"] == 0
+
+
+def test_becoming_an_interest_stream_keeps_what_no_consumer_ever_wanted(world: World) -> None:
+    world.stream()
+    world.consumer(filter_subject="s.b")
+    world.publish_run([("s.a", b""), ("s.b", b"")])
+    world.ack(world.fetch(1)[0])
+
+    world.api("STREAM.UPDATE.S", {"name": "S", "subjects": ["s.>"], "retention": "interest"})
+
+    state = world.state()
+    assert (state["messages"], state["first_seq"]) == (1, 1)
