@@ -57,6 +57,7 @@ class Detector:
         self._timing = timing
         self.is_eager = is_eager
         self._watched: dict[str, _Watched] = {}
+        self._num_watched = 0
         self._is_connected = True
         self._quiet_until = 0.0
         self._ticked_at: float | None = None
@@ -68,6 +69,7 @@ class Detector:
 
     def watch(self, instances: dict[str, str], now: float) -> None:
         """Watch exactly these members (id → instance); new ones have been heard just now."""
+        self._num_watched = len(instances)
         for member in self._watched.keys() - instances.keys():
             del self._watched[member]
         for member, instance in instances.items():
@@ -159,9 +161,7 @@ class Detector:
 
     def _repeat_s(self) -> float:
         """How long a probe may be without an answer before the next one goes out."""
-        return max(
-            self._timing.probe_interval_s, len(self._watched) / self._timing.max_probes_per_s
-        )
+        return max(self._timing.probe_interval_s, self._num_watched / self._timing.max_probes_per_s)
 
     def _next_probe_at(self, now: float) -> float:
         timing = self._timing

@@ -109,17 +109,20 @@ _NS = 1_000_000_000
 async def connect(url: str) -> Client:
     """Connect for a group: quick and patient reconnects; raises ServerUnreachable."""
     try:
-        return await nats.connect(
+        client = await nats.connect(
             url,
             name="millstream group",
             connect_timeout=2,
             allow_reconnect=True,
-            max_reconnect_attempts=-1,
+            max_reconnect_attempts=1,
             reconnect_time_wait=random.uniform(0.05, 0.2),  # noqa: S311 - spreads reconnects
             error_cb=_on_error,
         )
     except (OSError, nats.errors.Error, ValueError, TimeoutError) as error:
         raise ServerUnreachable(url, str(error) or type(error).__name__) from error
+    # Only now: with it from the start, nats-py tries for ever to connect the first time.
+    client.options["max_reconnect_attempts"] = -1
+    return client
 
 
 async def _on_error(error: Exception) -> None:

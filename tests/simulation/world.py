@@ -320,6 +320,22 @@ class World:
             self._start_member()
             return
         victim = self.chance.choice(living)
+        if kind in ("kill", "pause", "suspend", "cut"):
+            self._burst(victim)  # a fault that meets no backlog shows nothing
+            delay_s = self.chance.uniform(0.0, 0.1)
+            self.scheduler.after(delay_s, partial(self._befall, kind, victim))
+        else:
+            self._befall(kind, victim)
+
+    def _burst(self, victim: SimulatedMember) -> None:
+        for partition in victim.machine.partitions:
+            key = f"k{partition + self.num_partitions * self.chance.randrange(3)}".encode()
+            for _ in range(self.chance.randint(2, 8)):
+                self._publish(key)
+                self.outcome.num_published += 1
+
+    def _befall(self, kind: str, victim: SimulatedMember) -> None:
+        living = self._living()
         match kind:
             case "kill":
                 victim.kill()
