@@ -22,9 +22,11 @@ from .scene import Scene
 
 REFRESH_S = 0.15
 HAPPENINGS_SHOWN = 9
+_OTHER_LINES = 11
+"""Lines of a picture beside those of the partitions and the story."""
 _LAG_BAR_WIDTH = 20
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "bright_red", "bright_cyan", "white")
-_STATES = {"running": "green", "starting": "dim", "stopped": "yellow", "killed": "red"}
+_STATES = {"running": "dim", "starting": "dim italic", "stopped": "bold yellow"}
 
 
 async def show(scene: Scene, console: Console) -> None:
@@ -64,20 +66,18 @@ async def _show_table(board: Board, console: Console) -> None:
 
 def frame(board: Board, height: int) -> Group:
     """One picture of the run; ``height`` is what the terminal has."""
-    partitions = _partitions(board)
-    used = len(board.partitions) + 13
-    room = max(3, min(HAPPENINGS_SHOWN, height - used))
-    return Group(_head(board), partitions, _workers(board), _story(board.happenings[-room:]))
+    room = height - len(board.partitions) - _OTHER_LINES
+    story = board.happenings[-max(2, min(HAPPENINGS_SHOWN, room)) :]
+    return Group(_head(board), _partitions(board), _workers(board), _story(board, story))
 
 
 def _head(board: Board) -> Panel:
     handled = len(board.settled)
     counts = Text.assemble(
-        ("produced ", "dim"), f"{board.produced:>6,}   ",
-        ("moved ", "dim"), f"{board.moved:>6,}   ",
-        ("handled ", "dim"), f"{handled:>6,}",
-        ("  of ", "dim"), f"{board.records:,}   ",
-        ("refused ", "dim"), f"{board.repeats_refused} repeats, {board.stale_refused} stale",
+        ("produced ", "dim"), f"{board.produced:,}   ",
+        ("moved ", "dim"), f"{board.moved:,}   ",
+        ("handled ", "dim"), f"{handled:,}", ("  of ", "dim"), f"{board.records:,}",
+        no_wrap=True,
     )  # fmt: skip
     bar = ProgressBar(total=board.records, completed=handled, width=None)
     title = f"[bold]millstream demo[/]  Kafka → NATS → workers   [dim]{board.elapsed_s:5.1f} s[/]"
@@ -124,18 +124,30 @@ def _worker_name(board: Board, name: str | None) -> Text:
 
 def _workers(board: Board) -> Text:
     shares = board.shares()
-    words = Text()
+    words = Text(no_wrap=True, overflow="ellipsis")
     for name, line in board.workers.items():
+        if line.state == "killed":
+            continue
+        words.append(" ")
         words.append_text(_worker_name(board, name))
-        words.append(f" {line.state}", style=_STATES[line.state])
-        owned = len(shares.get(name, []))
-        words.append(f" {owned}p {line.applied:,}   ", style="dim")
+        state = f"{len(shares.get(name, []))}p" if line.state == "running" else line.state
+        words.append(f" {state}  ", style=_STATES[line.state])
     return words
 
 
-def _story(happenings: Iterable[Happening]) -> Panel:
+def _story(board: Board, happenings: Iterable[Happening]) -> Panel:
     lines = [_line(happening) for happening in happenings]
-    return Panel(Group(*lines), title="what happened", title_align="left", box=box.ROUNDED)
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    refused = f"{board.repeats_refused} repeats and {board.stale_refused} stale effects refused"
+    return Panel(
+        Group(*lines),
+        title="what happened",
+        title_align="left",
+        subtitle=f"[dim]{refused}[/]",
+        subtitle_align="right",
+        box=box.ROUNDED,
+    )
 
 
 def _line(happening: Happening) -> Text:

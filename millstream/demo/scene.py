@@ -152,10 +152,11 @@ class Scene:
         client = await connect(servers.nats)
         self._client = client
         servers.nats_version = server_version(client)
+        whose = "" if servers.broker is None else "embedded "
+        kafkas = "" if servers.mock is None else "embedded "
         self._tell(
-            f"NATS {servers.nats_version} at {servers.nats}"
-            f"{'' if servers.broker is None else ' (embedded, JetStream on files)'}; "
-            f"Kafka at {servers.kafka}{'' if servers.mock is None else ' (embedded)'}"
+            f"{whose}NATS {servers.nats_version} at {servers.nats.removeprefix('nats://')}, "
+            f"{kafkas}Kafka at {servers.kafka}"
         )
         producer = FlightProducer(servers.kafka, self._names.topic, self._flights)
         try:
@@ -225,9 +226,9 @@ class Scene:
         await self._settle_shares(fault)
         times = [takeover.seconds for takeover in fault.takeovers]
         self._tell(
-            f"{_and(sorted(self._workers))} took over {_partitions(owned)}: "
-            f"{min(times, default=0) * 1000:.0f} to {max(times, default=0) * 1000:.0f} ms from kill"
-            " to handler"
+            f"{_and(sorted(self._workers))} took over {len(owned)} partitions, "
+            f"{min(times, default=0) * 1000:.0f} to {max(times, default=0) * 1000:.0f} ms after"
+            " the kill"
         )
 
     async def _start_two_workers(self) -> None:
@@ -235,8 +236,8 @@ class Scene:
         fault = self._strike("start workers", [], self.board.partitions)
         names = await self._start_workers(2, fault)
         fault.victims = names
-        shares = "; ".join(f"{name} {fault.shares_after.get(name, [])}" for name in names)
-        self._tell(f"{_and(names)} started and got their share: {shares}")
+        shares = _and([str(len(fault.shares_after.get(name, []))) for name in names])
+        self._tell(f"{_and(names)} started and got their share: {shares} partitions")
 
     async def _stop_worker(self) -> None:
         await self._due("stop", "a worker will be stopped in the middle of its work")
@@ -582,10 +583,6 @@ async def _background(*work: Coroutine[None, None, None]) -> AsyncIterator[Calla
             for task in pending:
                 task.cancel()
             _, pending = await asyncio.wait(pending, timeout=LOOK_S)
-
-
-def _partitions(numbers: Iterable[int]) -> str:
-    return "partitions " + ", ".join(map(str, sorted(numbers)))
 
 
 def _and(names: Sequence[str]) -> str:
