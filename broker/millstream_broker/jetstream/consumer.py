@@ -264,14 +264,14 @@ class Consumer:
             if 0 < self.config.max_deliver < count:
                 self._exhaust(queued)
                 continue
-            message = self._load(queued)
+            message = self.stream.read(queued)
             if message is not None:
                 return message, count
             self._settle(queued)
         if self._is_stalled():
             return None
         while self.skip:
-            message = self._load(self.skip[0])
+            message = self.stream.read(self.skip[0])
             if message is not None:
                 return message, 1
             self.skip.popleft()
@@ -282,22 +282,13 @@ class Consumer:
             if seq is None:
                 self.num_pending = 0
                 break
-            message = self._load(seq)
+            message = self.stream.read(seq)
             if message is not None:
                 return (message, 1) if self._is_time_for(message) else None
             self.next_seq = seq + 1
             self.num_pending -= 1
         self.next_seq = max(self.next_seq, store.last_seq + 1)
         return None
-
-    def _load(self, seq: int) -> StoredMessage | None:
-        """Read a message; one that went bad on disk is passed over and reported."""
-        try:
-            return self.stream.store.load(seq)
-        except StoreError as error:
-            facts = {"stream": self.stream.name, "seq": seq, "error": str(error)}
-            self.host.report("message_damaged", facts)
-            return None
 
     def _is_time_for(self, message: StoredMessage) -> bool:
         """With ``replay_policy: original`` messages keep the distance they were stored with."""
@@ -504,7 +495,7 @@ class Consumer:
         for seq in seqs:
             subject = ""
             if retention is Retention.INTEREST:
-                message = self._load(seq)
+                message = self.stream.read(seq)
                 if message is None:
                     continue
                 subject = message.subject
@@ -534,7 +525,7 @@ class Consumer:
     def _replay_at(self) -> float | None:
         """Give the time the next message of an original-speed replay is due."""
         seq = self.stream.store.next_match(self._patterns, self.next_seq)
-        message = None if seq is None else self._load(seq)
+        message = None if seq is None else self.stream.read(seq)
         if message is None or self._replay is None:
             return None
         at_s = self._replay[0] + (message.ts_ns - self._replay[1]) / 1e9

@@ -12,7 +12,6 @@ from typing import Final
 
 from ..protocol import headers as header_blocks
 from ..routing.port import Message
-from ..store.errors import StoreError
 from ..store.port import StoredMessage
 from ..subjects import subject as subjects
 from . import wire
@@ -75,7 +74,7 @@ class DirectGet:
             self._send_batch(request, reply)
         else:
             seq = find(self._stream, request)
-            stored = None if seq is None else self._load(seq)
+            stored = None if seq is None else self._stream.read(seq)
             if stored is None:
                 raise _Refused(404, "Message Not Found")
             self._send(reply, stored, request)
@@ -118,7 +117,7 @@ class DirectGet:
         limit = request.max_bytes if request.max_bytes > 0 else BYTES_MAX
         seq: int | None = next_seq
         while seq is not None and left > 0:
-            stored = self._load(seq)
+            stored = self._stream.read(seq)
             if stored is not None:
                 size += _size(stored)
                 if size > limit and last_seq:
@@ -148,7 +147,7 @@ class DirectGet:
         pending, last_seq, size = len(found), 0, 0
         limit = request.max_bytes if request.max_bytes > 0 else BYTES_MAX
         for seq in found[: request.batch or RESULTS_MAX]:
-            stored = self._load(seq)
+            stored = self._stream.read(seq)
             if stored is None:
                 continue
             size += _size(stored)
@@ -158,14 +157,6 @@ class DirectGet:
             self._send(reply, stored, request, (pending, last_seq))
             last_seq = seq
         self._end(reply, pending, last_seq, [("Nats-UpTo-Sequence", str(shown_up_to))])
-
-    def _load(self, seq: int) -> StoredMessage | None:
-        try:
-            return self._stream.store.load(seq)
-        except StoreError as error:
-            facts = {"stream": self._stream.name, "seq": seq, "error": str(error)}
-            self._stream.host.report("message_damaged", facts)
-            return None
 
     def _send(
         self,

@@ -57,7 +57,7 @@ class Expiry:
         if stream.config.allow_msg_ttl:
             seq = store.next_match([">"], 1)
             while seq is not None:
-                message = store.load(seq)
+                message = stream.read(seq)
                 text = message and header_blocks.get(message.headers, TTL)
                 if message is not None and text:
                     self._add_stored(message, text)
@@ -87,7 +87,7 @@ class Expiry:
                 ts_ns: int | None = stream.store.first_ts_ns
             else:
                 seq = self._oldest()
-                oldest = None if seq is None else stream.store.load(seq)
+                oldest = None if seq is None else stream.read(seq)
                 ts_ns = None if oldest is None else oldest.ts_ns
             if ts_ns is not None:
                 at_ns = ts_ns + stream.config.max_age_ns
@@ -105,13 +105,11 @@ class Expiry:
             seq = heapq.heappop(self._deadlines)[1]
             self._remove(seq, gone)
         if stream.config.max_age_ns > 0:
-            seq_or_none = self._oldest()
-            while seq_or_none is not None:
-                message = stream.store.load(seq_or_none)
-                if message is not None and message.ts_ns + stream.config.max_age_ns > now_ns:
-                    break
-                self._remove(seq_or_none, gone)
-                seq_or_none = self._oldest()
+            young_seq = stream.store.seq_at(now_ns - stream.config.max_age_ns + 1)
+            oldest = self._oldest()
+            while oldest is not None and oldest < young_seq:
+                self._remove(oldest, gone)
+                oldest = self._oldest()
         self._exempt = {seq for seq in self._exempt if seq >= stream.store.first_seq}
         self._mark(gone)
         self.on_stored()
@@ -120,7 +118,7 @@ class Expiry:
         """Remove one message; note its subject in ``gone`` if a marker may take its place."""
         stream = self._stream
         marks = stream.config.subject_delete_marker_ttl_ns > 0 and not stream.config.sealed
-        message = stream.store.load(seq) if marks else None
+        message = stream.read(seq) if marks else None
         stream.remove(seq)
         if message is not None and header_blocks.get(message.headers, MARKER_REASON) is None:
             gone.append(message.subject)

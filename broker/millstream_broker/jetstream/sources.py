@@ -163,7 +163,7 @@ class Source:
 
     def _take(self, origin: Stream, seq: int) -> str | None:
         """Store one message of the origin here; its subject there, None when it is not there."""
-        message = origin.store.load(seq)
+        message = origin.read(seq)
         if message is None:
             return None
         subject = message.subject
@@ -209,7 +209,7 @@ def recover(stream: Stream) -> None:
     missing = {source.key: source for source in stream.sources}
     seq = stream.store.last_seq
     while missing and seq >= stream.store.first_seq and stream.store.messages:
-        message = stream.store.load(seq)
+        message = stream.read(seq)
         value = message and header_blocks.get(message.headers, STREAM_SOURCE)
         seq -= 1
         if not value:

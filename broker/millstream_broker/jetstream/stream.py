@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..protocol import headers as header_blocks
 from ..store.errors import StoreError
-from ..store.port import MessageStore, StreamDirectory
+from ..store.port import MessageStore, StoredMessage, StreamDirectory
 from ..subjects import subject as subjects
 from ..subjects.transform import Transform
 from . import stream_config, wire
@@ -107,6 +107,15 @@ class Stream:
         if republish is not None:
             self.republish = Transform(republish.src, republish.dest, random=random)
 
+    def read(self, seq: int) -> StoredMessage | None:
+        """Load a message; one that went bad on disk is reported and passed over like a gone one."""
+        try:
+            return self.store.load(seq)
+        except StoreError as error:
+            facts = {"stream": self.name, "seq": seq, "error": str(error)}
+            self.host.report("message_damaged", facts)
+            return None
+
     # Storing
 
     def now_ns(self) -> int:
@@ -144,7 +153,7 @@ class Stream:
             raise ApiError(10077, err="maximum messages exceeded")
         if config.max_bytes > 0:
             added = self.size_of(subject, staged.headers, staged.payload)
-            oldest = self.store.load(replaced) if replaced else None
+            oldest = self.read(replaced) if replaced else None
             freed = 0
             if oldest is not None:
                 freed = self.size_of(subject, oldest.headers, oldest.payload)
@@ -250,7 +259,7 @@ class Stream:
         assert self.config.republish is not None
         for seq, subject in fresh:
             dest = self.republish.apply(subject)
-            message = None if dest is None else self.store.load(seq)
+            message = None if dest is None else self.read(seq)
             if message is None or dest is None:
                 continue
             earlier = self.store.last_matches([subject], up_to_seq=seq - 1)
@@ -318,7 +327,7 @@ class Stream:
         keeps_unwanted = keeps_unwanted and bool(self.readers)
         seq = self.store.next_match([">"], 1)
         while seq is not None:
-            message = self.store.load(seq)
+            message = self.read(seq)
             if message is not None and not (keeps_unwanted and not self.is_wanted(message.subject)):
                 self.release(seq, message.subject)
             seq = self.store.next_match([">"], seq + 1)
@@ -359,7 +368,10 @@ class Stream:
         limits = (config.max_msgs_per_subject, before.max_msgs_per_subject)
         grew = limits[0] != limits[1] and limits[0] > 0
         self.enforce(self.store.subjects(">") if grew else ())
-        self.expiry.rebuild()
+        if config.allow_msg_ttl and not before.allow_msg_ttl:
+            self.expiry.rebuild()
+        else:
+            self.expiry.on_stored()
         self.save()
 
     def captures(self, subject: str) -> bool:
@@ -375,7 +387,7 @@ class Stream:
         store = self.store
         seq = store.next_match([">"], store.seq_at(self.host.now.wall_ns - self.window.window_ns))
         while seq is not None and self.window.window_ns > 0:
-            message = store.load(seq)
+            message = self.read(seq)
             msg_id = message and header_blocks.get(message.headers, MSG_ID)
             if message is not None and msg_id:
                 self.window.add(msg_id, seq, message.ts_ns)
@@ -386,7 +398,7 @@ class Stream:
         """Give the id of the newest message: empty when it has none or there is no message."""
         if self.store.messages == 0:
             return ""
-        message = self.store.load(self.store.last_seq)
+        message = self.read(self.store.last_seq)
         return (message and header_blocks.get(message.headers, MSG_ID)) or ""
 
     def _drop_torn_batch(self) -> None:
@@ -399,7 +411,7 @@ class Stream:
         seq = self.store.last_seq
         batch_id = None
         while seq >= self.store.first_seq:
-            message = self.store.load(seq)
+            message = self.read(seq)
             found = message and header_blocks.get(message.headers, BATCH_ID)
             if message is None or not found or (batch_id is not None and found != batch_id):
                 break

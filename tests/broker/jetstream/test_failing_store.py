@@ -12,6 +12,7 @@ from .harness import World
 
 class Failing:
     def __init__(self, folder: Path) -> None:
+        self.storage_dir = folder
         self.files = FaultyFiles()
         self.storage = FileStorage(folder, files=self.files)
         self.world = World(self.storage)
@@ -94,3 +95,24 @@ def test_what_was_written_is_synced_two_minutes_later(failing: Failing) -> None:
     failing.world.advance(2)
 
     assert failing.files.syncs
+
+
+def test_a_message_gone_bad_on_disk_is_reported_and_the_others_are_served(
+    failing: Failing,
+) -> None:
+    failing.world.publish_run([("s.a", b"first"), ("s.a", b"second")])
+    failing.storage.close()
+    block = next(failing.storage_dir.rglob("*.blk"))
+    block.write_bytes(block.read_bytes().replace(b"first", b"fIrst"))
+
+    storage = FileStorage(failing.storage_dir)
+    world = World(storage)
+    world.consumer()
+
+    assert [delivery.payload for delivery in world.fetch(5)] == [b"second"]
+    assert world.state()["lost"]["bytes"] > 0
+    damaged = [
+        facts["lost_messages"] for event, facts in world.reports if event == "stream_damaged"
+    ]
+    assert damaged == [1]
+    storage.close()
