@@ -17,6 +17,7 @@ stream, so nothing can be stored after it was read but through the checkpoint.
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
@@ -29,11 +30,14 @@ from .model import Positions, Record
 from .stream import Checkpoint, Stream
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
+END_S = 2.0
 BATCH_MESSAGES_MAX = 1_000
 """The server's limit for one atomic batch, the checkpoint included."""
 
 _BATCH_BYTES = 4 << 20
 _BATCHES_AT_ONCE = 4
+_WAITING_MAX = 16_000
+_WAITING_BYTES_MAX = 16 << 20
 _BATCH_FAILED = TEMPORARY_REFUSALS | {10176, 10210}
 """Worth another session: not now, a message lost on the way, too many batches at once."""
 
@@ -41,7 +45,7 @@ _BATCH_FAILED = TEMPORARY_REFUSALS | {10176, 10210}
 class CheckpointPublisher:
     """A `Publisher` for a shared route."""
 
-    batch_records = 8_000
+    batch_records = 4_000
 
     def __init__(self, connection: Connection, mapping: Mapping) -> None:
         self._connection = connection
@@ -52,6 +56,12 @@ class CheckpointPublisher:
         self._positions: dict[int, int] = {}
         self._stored = (0, 0)
         self._partitions: Sequence[int] = ()
+        self._waiting: dict[int, deque[Record]] = {}
+        self._waiting_count = self._waiting_bytes = 0
+        self._workers: dict[int, asyncio.Task[None]] = {}
+        self._failures: list[RecordError | SessionLost] = []
+        self._slots = asyncio.Semaphore(_BATCHES_AT_ONCE)
+        self._moved = asyncio.Event()
         self.foreign_seqs: list[int] = []
 
     async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
@@ -67,34 +77,48 @@ class CheckpointPublisher:
         return dict(self._positions)
 
     async def send(self, records: Sequence[Record]) -> None:
-        """Store the records, in batches per partition; returns when all are stored."""
-        by_partition: dict[int, list[Record]] = {}
+        """Hand the records to their partitions' workers; waits while too many are waiting."""
+        self.check()  # a partition whose worker failed must not get another
         for record in records:
-            by_partition.setdefault(record.kafka_partition, []).append(record)
-        slots = asyncio.Semaphore(_BATCHES_AT_ONCE)
-
-        async def store(of_partition: list[Record]) -> None:
-            for batch in _batches(of_partition):
-                async with slots:
-                    await self._store(batch)
-
-        results = await asyncio.gather(
-            *(store(of_partition) for of_partition in by_partition.values()),
-            return_exceptions=True,
-        )
-        errors = [result for result in results if isinstance(result, BaseException)]
-        # A record that cannot be moved ends the run, so it is told before a session that can go on.
-        for error in sorted(errors, key=lambda error: not isinstance(error, RecordError)):
-            raise error
+            self._waiting.setdefault(record.kafka_partition, deque()).append(record)
+            self._waiting_bytes += len(record.value or b"")
+        self._waiting_count += len(records)
+        for partition in self._waiting:
+            if partition not in self._workers:
+                self._workers[partition] = asyncio.create_task(
+                    self._work(partition), name=f"batches of partition {partition}"
+                )
+        while self._waiting_count > _WAITING_MAX or self._waiting_bytes > _WAITING_BYTES_MAX:
+            self.check()
+            await self._one_more_stored()
+        self.check()
 
     def check(self) -> None:
-        """Raise ConnectionLost; nothing else can happen between two sends."""
+        """Raise what a worker met: RecordError before SessionLost, for only that ends the run."""
+        failures = sorted(self._failures, key=lambda error: not isinstance(error, RecordError))
+        if failures:
+            raise failures[0]
         if not self._connection.is_open:
             raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
 
     async def drain(self) -> None:
-        """Nothing to wait for: `send` returns when its records are stored."""
+        """Wait until all that was sent is stored."""
+        while self._workers:
+            await self._one_more_stored()
         self.check()
+
+    async def end(self) -> None:
+        """Forget what waits, let what is on its way arrive."""
+        for waiting in self._waiting.values():
+            waiting.clear()
+        if self._workers:
+            _, late = await asyncio.wait(self._workers.values(), timeout=END_S)
+            for worker in late:
+                worker.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        self._waiting.clear()
+        self._failures.clear()
+        self._waiting_count = self._waiting_bytes = 0
 
     async def met_rival(self) -> bool:
         """Always: nobody but a bridge of this route writes its checkpoints."""
@@ -137,6 +161,38 @@ class CheckpointPublisher:
         )
         self._raise_refusal(answer.get("error"), partition, 0)
         return int(answer["seq"])
+
+    async def _one_more_stored(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
+
+    async def _work(self, partition: int) -> None:
+        """Store a partition's records batch after batch until none wait, or one batch fails."""
+        waiting = self._waiting[partition]
+        try:
+            while waiting:
+                async with self._slots:
+                    await self._store(self._next_batch(waiting))
+                self._moved.set()
+        except (RecordError, SessionLost) as error:
+            self._failures.append(error)
+        finally:
+            self._workers.pop(partition, None)
+            self._moved.set()
+
+    def _next_batch(self, waiting: deque[Record]) -> list[Record]:
+        """What fits one atomic batch, by messages and, but for one larger record, by bytes."""
+        batch: list[Record] = []
+        size = 0
+        while waiting and len(batch) < BATCH_MESSAGES_MAX - 1:
+            length = len(waiting[0].value or b"")
+            if batch and size + length > _BATCH_BYTES:
+                break
+            size += length
+            batch.append(waiting.popleft())
+        self._waiting_count -= len(batch)
+        self._waiting_bytes -= size
+        return batch
 
     async def _store(self, records: Sequence[Record]) -> None:
         """One batch: all of ``records``, of one partition, and the checkpoint after them."""
@@ -205,18 +261,3 @@ class CheckpointPublisher:
 
 def _member(batch: str, place: int) -> str:
     return f"Nats-Batch-Id: {batch}\r\nNats-Batch-Sequence: {place}\r\n"
-
-
-def _batches(records: list[Record]) -> list[list[Record]]:
-    """Pieces that fit one atomic batch, by messages and, but for one larger record, by bytes."""
-    batches: list[list[Record]] = [[]]
-    size = 0
-    for record in records:
-        length = len(record.value or b"")
-        full = len(batches[-1]) >= BATCH_MESSAGES_MAX - 1
-        if batches[-1] and (full or size + length > _BATCH_BYTES):
-            batches.append([])
-            size = 0
-        batches[-1].append(record)
-        size += length
-    return batches

@@ -132,7 +132,13 @@ _UNPACK = msgspec.msgpack.Decoder(list[tuple[int, str, bytes | None]])
 
 def is_own(name: str) -> bool:
     """Whether a header of a bridged message is the bridge's or the server's, not the record's."""
-    return name.lower().startswith(("millstream-", "nats-"))
+    if name.startswith(_OWN_PREFIXES):
+        return True
+    return name[0:1] in "mMnN" and name.lower().startswith(_OWN_LOWER_PREFIXES)
+
+
+_OWN_PREFIXES = ("Millstream-", "Nats-")
+_OWN_LOWER_PREFIXES = ("millstream-", "nats-")
 
 
 def parse_block(block: bytes) -> tuple[int | None, list[tuple[str, str]]]:

@@ -144,13 +144,25 @@ class Mapping:
                 return source if source.topic == self.route.topic else None
         return None
 
-    def record(self, subject: str, headers: NatsHeaders, payload: bytes) -> Record:
-        """The Kafka record a stored message was made from.
+    def record(
+        self,
+        subject: str,
+        headers: NatsHeaders,
+        payload: bytes,
+        source: SourceHeader | None = None,
+    ) -> Record:
+        """The Kafka record a stored message was made from; ``source`` is what `source_in` found.
 
         HeaderError or KeyTokenError (both ValueError): it is not one of this route's, or damaged.
         """
-        own = {name: value for name, value in headers if is_own(name)}
-        source = SourceHeader.parse(own.get(SOURCE_HEADER, ""))
+        own: dict[str, str] = {}
+        plain: list[tuple[str, str]] = []
+        for header in headers:
+            if is_own(header[0]):
+                own[header[0]] = header[1]
+            else:
+                plain.append(header)
+        source = source or SourceHeader.parse(own.get(SOURCE_HEADER, ""))
         if source.topic != self.route.topic:
             raise HeaderError(f"the message comes from topic {source.topic}")
         if NULL_VALUE in source.flags and payload:
@@ -165,10 +177,7 @@ class Mapping:
             source.timestamp_type,
             key,
             None if NULL_VALUE in source.flags else payload,
-            unpack(
-                [(name, value) for name, value in headers if not is_own(name)],
-                own.get(PACKED_HEADER),
-            ),
+            unpack(plain, own.get(PACKED_HEADER)) if plain or PACKED_HEADER in own else (),
         )
 
     def _key(self, subject: str, own: dict[str, str], source: SourceHeader) -> bytes | None:

@@ -121,6 +121,9 @@ class ChainPublisher:
         while self._window is not None and self._window.in_flight:
             await self._wait_for_answer()
 
+    async def end(self) -> None:
+        """Nothing to do: what is in flight is only counted, and its answers are dropped."""
+
     async def met_rival(self) -> bool:
         """Look at the message that came after the session's last: a bridge's, or a stray one.
 

@@ -78,6 +78,10 @@ class Publisher(Protocol):
         """Return when all that was sent is stored."""
         ...
 
+    async def end(self) -> None:
+        """Forget the session and what it has not stored; may be called twice."""
+        ...
+
     async def met_rival(self) -> bool:
         """After a refusal: whether another bridge of this route ended the session."""
         ...

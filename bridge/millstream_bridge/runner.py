@@ -83,7 +83,8 @@ class Bridge:
     ) -> None:
         """ConfigurationError: the route's template cannot be used."""
         self.route = route
-        self.progress = Progress()
+        self._progress = Progress()
+        self._publisher: Publisher | None = None
         self._nats = nats
         self._kafka = kafka
         self._kafka_options = kafka_options
@@ -94,6 +95,12 @@ class Bridge:
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
         self._before = (0, 0)
+
+    @property
+    def progress(self) -> Progress:
+        """Live figures; ask from the loop's thread."""
+        self._note()
+        return self._progress
 
     def stop(self) -> None:
         """Finish what is in flight, then end the run."""
@@ -144,23 +151,23 @@ class Bridge:
                     if connection is None:
                         break
                 if publisher is None:
-                    publisher = self._make_publisher(connection, self._mapping)
-                    self._before = (self.progress.records, self.progress.payload_bytes)
+                    self._note()
+                    publisher = self._publisher = self._make_publisher(connection, self._mapping)
+                    self._before = (self._progress.records, self._progress.payload_bytes)
                 before = self.progress.records
                 try:
                     return await self._session(source, publisher, goal)
                 except (ConnectionLost, Unreachable) as lost:
-                    if self.progress.sessions == 0:
+                    if self._progress.sessions == 0:
                         raise _as_unreachable(lost, connection) from lost
                     logger.warning("%s; trying again", lost, extra={"event": "connection_lost"})
                     await connection.close()
                     connection = None
                 except SessionLost as lost:
                     logger.info("session over: %s", lost, extra={"event": "session_over"})
-                    self.progress.refusals += lost.is_refused
+                    self._progress.refusals += lost.is_refused
                     connection = await self._give_way(lost, publisher, connection, fruitless)
                 finally:
-                    self._note(publisher)
                     fruitless = 0 if self.progress.records > before else fruitless + 1
             return Ended.STOPPED
         finally:
@@ -170,13 +177,13 @@ class Bridge:
     async def _session(self, source: Source, publisher: Publisher, goal: Positions | None) -> Ended:
         marks = await source.watermarks()
         partitions = sorted(marks)
-        positions = await publisher.open(partitions, may_create=not self.progress.sessions)
+        positions = await publisher.open(partitions, may_create=not self._progress.sessions)
         if any(at > marks[p].high for p, at in positions.items()):
             # Another bridge may have stored records younger than our marks.
             marks = await source.watermarks()
         self._check_positions(positions, marks)
         await source.assign(positions, partitions)
-        self.progress.sessions += 1
+        self._progress.sessions += 1
         if self._on_ready is not None:
             self._on_ready(positions)
             self._on_ready = None
@@ -187,6 +194,7 @@ class Bridge:
             return await self._move(reader, publisher, goal)
         finally:
             await reader.close()
+            await publisher.end()
 
     async def _move(self, reader: "_Reader", publisher: Publisher, goal: Positions | None) -> Ended:
         while True:
@@ -203,8 +211,7 @@ class Bridge:
                 await publisher.drain()
                 raise polled.error
             publisher.check()
-            self._note(publisher)
-            self.progress.lag = reader.lag
+            self._progress.lag = reader.lag
 
     async def _drain_for_stop(self, publisher: Publisher) -> None:
         """Wait a while for what is in flight; if it does not come, the next run reads it again."""
@@ -212,18 +219,19 @@ class Bridge:
             async with asyncio.timeout(DRAIN_S):
                 await publisher.drain()
 
-    def _note(self, publisher: Publisher | None) -> None:
+    def _note(self) -> None:
+        publisher = self._publisher
         if publisher is None:
             return
         records, size = publisher.stored
-        self.progress.records = self._before[0] + records
-        self.progress.payload_bytes = self._before[1] + size
+        self._progress.records = self._before[0] + records
+        self._progress.payload_bytes = self._before[1] + size
         for partition, position in publisher.positions.items():
-            if position > self.progress.positions.get(partition, -1):
-                self.progress.positions[partition] = position
+            if position > self._progress.positions.get(partition, -1):
+                self._progress.positions[partition] = position
         for seq in publisher.foreign_seqs:
-            if seq not in self.progress.foreign_seqs:
-                self.progress.foreign_seqs.append(seq)
+            if seq not in self._progress.foreign_seqs:
+                self._progress.foreign_seqs.append(seq)
 
     def _check_positions(self, positions: Positions, marks: dict[int, Watermarks]) -> None:
         for partition, position in positions.items():
@@ -277,7 +285,7 @@ class Bridge:
 
     async def _stand_back(self, publisher: Publisher) -> None:
         """Wait until no bridge of this route has stored anything for a while."""
-        self.progress.stood_back += 1
+        self._progress.stood_back += 1
         logger.warning(
             "standing back: somebody else keeps writing to stream %s; this bridge goes on when it"
             " has been quiet for %g s",

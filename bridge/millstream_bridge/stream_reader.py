@@ -1,8 +1,10 @@
 """Reading a stream fast: a pull consumer without acks, thousands of messages a request.
 
 The consumer is nameless to users, lives in memory and dies by itself when its reader does. A
-request is over when its messages have come or a status says so; the next is sent then. The order is
-the stream's.
+request is over when its messages have come or a status says so; the next is sent then. Each has a
+reply subject of its own, because a status may follow the last message (409 Batch Completed, when
+bytes are left over) and must not be taken for the next request's. What is still to come is told by
+the server with every message, so an end is never guessed. The order is the stream's.
 """
 
 import asyncio
@@ -29,10 +31,10 @@ async def read_stream(
     """
     if first_seq > last_seq:
         return
-    name = await _make_consumer(connection, stream, subject, first_seq)
+    name, pending = await _make_consumer(connection, stream, subject, first_seq)
     inbox = connection.new_inbox()
-    feed = _Feed()
-    sid = connection.subscribe(inbox, feed.take)
+    feed = _Feed(inbox, pending)
+    sid = connection.subscribe(f"{inbox}.*", feed.take)
     request = msgspec.json.encode(
         {
             "batch": BATCH_MESSAGES,
@@ -40,10 +42,10 @@ async def read_stream(
             "expires": int(_EXPIRES_S * 1e9),
         }
     )
-    ask = f"PUB $JS.API.CONSUMER.MSG.NEXT.{stream}.{name} {inbox} {len(request)}\r\n".encode()
     try:
         while not feed.is_done(last_seq):
-            connection.write(ask + request + b"\r\n")
+            to = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name} {feed.next_reply()}"
+            connection.write(b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(request), request))
             yield await feed.one_request()
     finally:
         if connection.is_open:
@@ -51,7 +53,10 @@ async def read_stream(
             await connection.request(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
 
 
-async def _make_consumer(connection: Connection, stream: str, subject: str, first_seq: int) -> str:
+async def _make_consumer(
+    connection: Connection, stream: str, subject: str, first_seq: int
+) -> tuple[str, int]:
+    """The consumer's name, and how many messages it has to deliver."""
     name = f"millstream-{secrets.token_hex(6)}"
     config = {
         "name": name,
@@ -72,39 +77,53 @@ async def _make_consumer(connection: Connection, stream: str, subject: str, firs
     )
     if error := answer.get("error"):
         raise ConfigurationError(f"stream {stream}: {error.get('description')}")
-    return name
+    return name, int(answer["num_pending"])
 
 
 class _Feed:
     """Collects what the connection's read loop hands over, one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, inbox: str, pending: int) -> None:
+        self._inbox = inbox
+        self._request = 0
+        self._reply = ""
         self._messages: list[tuple[int, Message]] = []
+        self._status: int | None = None
         self._over = asyncio.Event()
         self._seq = 0
-        self._pending = -1
+        self._pending = pending
+
+    def next_reply(self) -> str:
+        """The reply subject of a new request; answers to the ones before no longer count."""
+        self._request += 1
+        self._reply = f"{self._inbox}.{self._request}"
+        self._over.clear()
+        return self._reply
 
     def take(self, message: Message) -> None:
-        """A delivered message, or a status that ends the request."""
-        if not message.reply.startswith("$JS.ACK."):
-            self._over.set()
-            return
-        fields = message.reply.rsplit(".", 5)
-        self._seq, self._pending = _numbers(message.reply, fields)
-        self._messages.append((self._seq, message))
-        if self._pending == 0 or len(self._messages) >= BATCH_MESSAGES:
+        """A delivered message, or a status that ends the request it answers."""
+        if message.reply.startswith("$JS.ACK."):
+            # Subject and reply of a delivered message are the stream's: it cannot be of an earlier
+            # request, for those were over only when their messages had come.
+            self._seq, self._pending = _numbers(message.reply)
+            self._messages.append((self._seq, message))
+            if self._pending == 0 or len(self._messages) >= BATCH_MESSAGES:
+                self._over.set()
+        elif message.subject == self._reply:
+            self._status = message.status
             self._over.set()
 
     async def one_request(self) -> list[tuple[int, Message]]:
-        """What one request brought."""
+        """What one request brought. ConnectionLost: nothing, though something is still to come."""
         try:
             async with asyncio.timeout(2 * _EXPIRES_S):
                 await self._over.wait()
         except TimeoutError as error:
             raise ConnectionLost("the stream's reader got no answer") from error
-        self._over.clear()
         if not self._messages:
-            self._pending = 0  # the request ran out: nothing is left
+            raise ConnectionLost(
+                f"the stream's reader got status {self._status}, {self._pending} messages to come"
+            )
         messages, self._messages = self._messages, []
         return messages
 
@@ -113,9 +132,16 @@ class _Feed:
         return self._pending == 0 or self._seq >= last_seq
 
 
-def _numbers(reply: str, fields: list[str]) -> tuple[int, int]:
-    """Stream sequence and what is still to come, of an ack subject with 9 or 11 and more tokens."""
-    if reply.count(".") == 8:
-        return int(fields[2]), int(fields[5])
+def _numbers(reply: str) -> tuple[int, int]:
+    """Stream sequence and what is still to come, of an ack subject of either form.
+
+    ``$JS.ACK.stream.consumer.delivered.seq.consumer_seq.time.pending``, and the longer one with
+    domain and account before the stream and a random token at the end.
+    """
     tokens = reply.split(".")
+    if len(tokens) == _ACK_TOKENS:
+        return int(tokens[5]), int(tokens[8])
     return int(tokens[7]), int(tokens[10])
+
+
+_ACK_TOKENS = 9

@@ -178,7 +178,7 @@ class StreamSide:
             self.older += 1
             return
         try:
-            record = self._mapping.record(message.subject, headers, message.payload)
+            record = self._mapping.record(message.subject, headers, message.payload, source)
         except ValueError as error:
             self._differ(partition, offset, seq, str(error))
             return

@@ -82,8 +82,10 @@ def bridge(command: str, kafka: str, server: Server, topic: str, *more: str) -> 
         ],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    if done.returncode:
+        raise RuntimeError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}")
     *_, report, used = done.stdout.strip().splitlines()
     memory, cpu_s = used.split()
     return {

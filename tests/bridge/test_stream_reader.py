@@ -1,0 +1,82 @@
+"""Reading a stream to its end: all of it, whatever statuses come in between."""
+
+import json
+
+import pytest
+
+from millstream_bridge.connection import Connection, Message
+from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.stream_reader import BATCH_MESSAGES, _Feed, read_stream
+from tests.helpers.servers import Server
+
+
+async def filled(server: Server, count: int) -> Connection:
+    connection = await Connection.open(server.url, name="test")
+    body = {"name": "S", "subjects": ["s.>"]}
+    await connection.request("$JS.API.STREAM.CREATE.S", json.dumps(body).encode())
+    connection.write(b"".join(b"PUB s.%d 6\r\n%06d\r\n" % (n % 2, n) for n in range(count - 1)))
+    await connection.request("s.last", b"finish")
+    return connection
+
+
+@pytest.mark.parametrize("count", [1, BATCH_MESSAGES, BATCH_MESSAGES + 1, 3 * BATCH_MESSAGES])
+async def test_all_messages_are_read_once_and_in_order(nats_server: Server, count: int) -> None:
+    connection = await filled(nats_server, count)
+    try:
+        for _ in range(3):
+            read = [
+                seq
+                async for messages in read_stream(connection, "S", "s.>", last_seq=count)
+                for seq, _ in messages
+            ]
+            assert read == list(range(1, count + 1))
+    finally:
+        await connection.close()
+
+
+async def test_a_filter_and_a_first_sequence_are_kept_to(nats_server: Server) -> None:
+    connection = await filled(nats_server, 101)
+    try:
+        read = [
+            seq
+            async for messages in read_stream(
+                connection, "S", "s.1", first_seq=50, last_seq=connection.max_payload
+            )
+            for seq, _ in messages
+        ]
+    finally:
+        await connection.close()
+
+    assert read == list(range(50, 101, 2))
+
+
+async def test_a_subject_without_messages_is_read_as_nothing(nats_server: Server) -> None:
+    connection = await filled(nats_server, 3)
+    try:
+        assert [m async for m in read_stream(connection, "S", "s.nothing", last_seq=3)] == []
+    finally:
+        await connection.close()
+
+
+async def test_a_late_status_of_the_request_before_does_not_end_this_one() -> None:
+    feed = _Feed("_INBOX.x", pending=2)
+    first = feed.next_reply()
+    feed.take(Message("s.1", "$JS.ACK.S.c.1.1.1.1700000000000000000.1", b"", b"one"))
+    feed.take(Message(first, "", b"NATS/1.0 409 Batch Completed\r\n\r\n", b""))
+    await feed.one_request()
+
+    feed.next_reply()
+    feed.take(Message(first, "", b"NATS/1.0 408 Request Timeout\r\n\r\n", b""))
+    feed.take(Message("s.1", "$JS.ACK.S.c.1.2.2.1700000000000000000.0", b"", b"two"))
+
+    assert [seq for seq, _ in await feed.one_request()] == [2]
+    assert feed.is_done(1 << 62)
+
+
+async def test_a_request_that_brings_nothing_though_something_is_there_is_an_error() -> None:
+    feed = _Feed("_INBOX.x", pending=2)
+    reply = feed.next_reply()
+    feed.take(Message(reply, "", b"NATS/1.0 409 Consumer Deleted\r\n\r\n", b""))
+
+    with pytest.raises(ConnectionLost, match="status 409, 2 messages to come"):
+        await feed.one_request()
