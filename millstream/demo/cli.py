@@ -21,6 +21,7 @@ from .scene import Outcome, Scene
 from .settings import (
     PARTITIONS_DEFAULT,
     RECORDS_DEFAULT,
+    RECORDS_PER_PARTITION_MIN,
     WORK_MS_DEFAULT,
     WORKERS_DEFAULT,
     DemoError,
@@ -38,7 +39,7 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def demo(
     records: Annotated[
-        int, typer.Option(min=100, help="How many flights of the file to produce.")
+        int, typer.Option(min=1, help="How many flights of the file to produce.")
     ] = RECORDS_DEFAULT,
     workers: Annotated[
         int, typer.Option(min=2, max=50, help="Worker processes.")
@@ -86,7 +87,7 @@ def demo(
         keep=keep,
     )
     try:
-        _check_places(settings)
+        _check_settings(settings)
         rows = read_flights(flights or PACKAGED, records)
         return _run(settings, rows)
     except FlightsError as error:
@@ -143,8 +144,15 @@ def _keep_traces(directory: Path, keep: Path | None) -> None:
                 shutil.copy(file, keep)
 
 
-def _check_places(settings: DemoSettings) -> None:
-    """Refuse places that cannot be written before a minute is spent."""
+def _check_settings(settings: DemoSettings) -> None:
+    """Refuse what cannot work before a minute is spent: too few records, unwritable places."""
+    records_min = RECORDS_PER_PARTITION_MIN * settings.partitions
+    if settings.records < records_min:
+        raise DemoError(
+            f"--records {settings.records}: {settings.partitions} partitions need at least"
+            f" {records_min}, or a fault would meet no backlog",
+            USAGE,
+        )
     folders = []
     if settings.report is not None:
         folders.append(settings.report.parent)

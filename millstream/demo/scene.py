@@ -49,7 +49,7 @@ from .servers import (
     start_broker,
     start_servers,
 )
-from .settings import MAX_LANES, DemoError, DemoSettings, Names
+from .settings import AHEAD, MAX_LANES, DemoError, DemoSettings, Names
 from .sink import SinkContent, read_sink
 from .worker import WorkerSpec
 
@@ -66,8 +66,6 @@ FED_AT_ONCE = 100
 MOMENTS = {"kill": 0.14, "start": 0.27, "stop": 0.42, "bridge": 0.62, "broker": 0.78}
 """At which share of handled records each fault is due; the seed shifts each a little."""
 SHIFT = 0.03
-AHEAD = 0.07
-"""How far the producer runs ahead of the workers, as a share of all records."""
 BURST = 0.05
 """What is produced at once just before the bridge is killed."""
 
@@ -287,7 +285,8 @@ class Scene:
 
     async def _stop_inside_handler(self, victim: str, child: Child) -> tuple[Fault, int]:
         """Stop it at a moment when it is inside handler calls; try again if it was not."""
-        while True:
+        deadline = time.monotonic() + STEP_S
+        while time.monotonic() < deadline:
             before = self.board.shares()
             stopped_ns = child.stop()
             self._collect()
@@ -297,7 +296,9 @@ class Scene:
                 fault = self._strike("stop a worker", [victim], before.get(victim, []))
                 return fault, stopped_ns
             child.resume()
+            self._check()
             await asyncio.sleep(PUMP_S)
+        raise DemoError(f"{victim} was never inside a handler with a backlog: {self._where()}", 1)
 
     async def _kill_bridge(self, bridge: Child, producer: FlightProducer) -> Child:
         await self._due("bridge", "the bridge will be killed")

@@ -9,6 +9,10 @@ PARTITIONS_DEFAULT = 10
 WORK_MS_DEFAULT = 120
 MAX_LANES = 16
 """Handler calls at once in one worker: with ``work`` this is how fast a worker can be."""
+AHEAD = 0.07
+"""How far the producer runs ahead of the workers, as a share of all records."""
+RECORDS_PER_PARTITION_MIN = 60
+"""With fewer, a fault could not meet a backlog in every partition."""
 
 
 class DemoError(Exception):

@@ -246,6 +246,21 @@ def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3(tmp_path: Path) -
     assert err.count("\n") == 1
 
 
+def test_so_few_records_that_a_fault_would_meet_no_backlog_are_refused(tmp_path: Path) -> None:
+    code, out, err = play(tmp_path, "--records", "599")
+    assert (code, out) == (2, "")
+    assert err == (
+        "millstream demo: --records 599: 10 partitions need at least 600,"
+        " or a fault would meet no backlog\n"
+    )
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    code, out, err = play(tmp_path, "--report", str(tmp_path / "nowhere" / "report.json"))
+    assert (code, out) == (2, "")
+    assert err == f"millstream demo: {tmp_path / 'nowhere'}: not a folder that can be written to\n"
+
+
 def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
     code, _, err = play(tmp_path, "--nats", "nats://127.0.0.1:1")
     assert (code, err) == (

@@ -85,7 +85,7 @@ async def test_the_demo_refuses_a_malformed_file_in_one_line_before_it_starts_an
     tmp_path: Path,
 ) -> None:
     file = _file(tmp_path, HEADER, *[ROW] * 150, ROW.replace("1400", "far"))
-    done = await millstream("demo", "--flights", str(file), "--records", "151")
+    done = await millstream("demo", "--flights", str(file), "--records", "151", "--partitions", "2")
     assert (done.code, done.out) == (2, "")
     assert done.err == (
         f"millstream demo: {file}: line 152: distance is 'far', not a whole number\n"

@@ -1,6 +1,7 @@
 """What `pub`, `sub`, `req` and `reply` print, and how they end."""
 
 import re
+import signal
 
 import pytest
 from nats.aio.client import Client
@@ -88,6 +89,16 @@ async def test_sub_raw_prints_bodies_only(broker: Server, client: Client) -> Non
         await client.publish("bare", b"two\n")
         done = await listener.finished()
     assert (done.out, done.err) == ("probe\none\ntwo\n", "")
+
+
+async def test_sub_that_is_interrupted_is_exit_code_130_and_no_traceback(
+    broker: Server, client: Client
+) -> None:
+    command = (*MILLSTREAM, "sub", "endless", "-s", broker.url)
+    async with listening(client, "endless", *command) as listener:
+        listener.process.send_signal(signal.SIGINT)
+        done = await listener.finished()
+    assert (done.code, done.said) == (130, "Subscribing on endless \n")
 
 
 async def test_members_of_a_queue_share_the_messages(broker: Server, client: Client) -> None:
