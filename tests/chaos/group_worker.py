@@ -7,6 +7,7 @@ Ends when standard input ends.
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -76,15 +77,19 @@ async def _main() -> None:
                 raise
             say("applied" if applied is Verdict.APPLY else "repeat", message.partition, message.seq)
 
-    async def end_with_stdin() -> None:
-        await asyncio.to_thread(sys.stdin.read)
-        await group.stop()
+    loop = asyncio.get_running_loop()
+    stopping: list[asyncio.Task[None]] = []
 
-    watching = asyncio.create_task(end_with_stdin())
+    def on_stdin() -> None:
+        if not os.read(sys.stdin.fileno(), 4096):  # the parent is gone
+            loop.remove_reader(sys.stdin)
+            stopping.append(loop.create_task(group.stop()))
+
+    loop.add_reader(sys.stdin, on_stdin)
     try:
         await group.run()
     finally:
-        watching.cancel()
+        loop.remove_reader(sys.stdin)
         if connection is not None:
             await connection.close()
 
