@@ -157,7 +157,7 @@ class Stream:
             freed = 0
             if oldest is not None:
                 freed = self.size_of(subject, oldest.headers, oldest.payload)
-            if size + added >= config.max_bytes and freed < added:
+            if size + added > config.max_bytes and freed < added:
                 raise ApiError(10077, err="maximum bytes exceeded")
 
     def is_wanted(self, subject: str) -> bool:
@@ -367,7 +367,9 @@ class Stream:
             self.sweep(keeps_unwanted=True)
         limits = (config.max_msgs_per_subject, before.max_msgs_per_subject)
         grew = limits[0] != limits[1] and limits[0] > 0
-        self.enforce(self.store.subjects(">") if grew else ())
+        self.enforce(())
+        if grew:
+            self.enforce(self.store.subjects(">"))
         if config.allow_msg_ttl and not before.allow_msg_ttl:
             self.expiry.rebuild()
         else:

@@ -206,6 +206,15 @@ def test_a_replacement_must_fit_into_what_it_frees(world: World) -> None:
     assert world.publish("s.a", b"x" * 30)["seq"] == 2
 
 
+def test_discard_new_takes_exactly_what_fits(world: World) -> None:
+    world.stream(storage="memory", max_bytes=2 * 19, discard="new")
+
+    world.publish_run([("s.a", b"")] * 2)  # 19 bytes each in memory
+
+    assert world.state()["bytes"] == 38
+    assert world.publish("s.a")["error"]["err_code"] == 10077
+
+
 def test_limits_act_before_a_rollup_does(world: World) -> None:
     world.stream(storage="memory", max_msgs=2, allow_rollup_hdrs=True)
     world.publish_run([("s.a", b""), ("s.b", b"")])
