@@ -5,14 +5,12 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from tests.benchmarks import broker
 from tests.benchmarks.measure import Comparison, can_measure, compare
 from tests.helpers import require
 
 SCENARIOS = [*broker.SCENARIOS]
+LINE = "{:<44} {:>7} {:>12} {:>8} {:>8} {:>11} {:>11}"
 
 
 def main() -> int:
@@ -33,12 +31,16 @@ def main() -> int:
     if options.short:
         chosen = [scenario.shortened() for scenario in chosen]
 
-    console = Console()
+    say = sys.stdout.write
+    say("server CPU per message, embedded / nats-server, median of the pairs\n\n")
+    say(LINE.format("", "ratio", "range", "µs", "µs real", "per s", "per s real") + "\n")
     found: list[Comparison] = []
     for comparison in compare(chosen, options.pairs):
         found.append(comparison)
-        console.print(f"{comparison.scenario.name}: {comparison.ratio:.2f}", highlight=False)
-    console.print(_table(found))
+        say(_line(comparison) + "\n")
+        sys.stdout.flush()
+    if not all(comparison.has_enough_cpu for comparison in found):
+        say("\n* a run in which a server worked less than a second: raise the messages\n")
     if options.json:
         document = {
             "schema": "millstream.benchmarks/1",
@@ -48,25 +50,16 @@ def main() -> int:
     return 0
 
 
-def _table(comparisons: list[Comparison]) -> Table:
-    table = Table(title="server CPU per message: embedded / nats-server (median of pairs)")
-    for heading in ("scenario", "ratio", "range", "embedded µs", "real µs", "embedded/s", "real/s"):
-        table.add_column(heading, justify="left" if heading == "scenario" else "right")
-    for comparison in comparisons:
-        low, high = comparison.spread
-        one, other = (comparison.median(which, lambda s: s.cpu_us) for which in (0, 1))
-        rates = [f"{comparison.median(which, lambda s: s.rate):,.0f}" for which in (0, 1)]
-        enough = all(s.has_enough_cpu for pair in comparison.pairs for s in pair)
-        table.add_row(
-            comparison.scenario.name,
-            f"{comparison.ratio:.2f}" + ("" if enough else " *"),
-            f"{low:.2f}-{high:.2f}",
-            f"{one:.3f}",
-            f"{other:.3f}",
-            *rates,
-        )
-    table.caption = "* a run in which a server worked less than a second: raise the messages"
-    return table
+def _line(comparison: Comparison) -> str:
+    low, high = comparison.spread
+    mark = "" if comparison.has_enough_cpu else " *"
+    return LINE.format(
+        comparison.scenario.name,
+        f"{comparison.ratio:.2f}{mark}",
+        f"{low:.2f}-{high:.2f}",
+        *(f"{comparison.median(which, lambda s: s.cpu_us):.3f}" for which in (0, 1)),
+        *(f"{comparison.median(which, lambda s: s.rate):,.0f}" for which in (0, 1)),
+    )
 
 
 if __name__ == "__main__":

@@ -88,6 +88,10 @@ class Comparison:
         ratios = [one.cpu_us / other.cpu_us for one, other in self.pairs]
         return min(ratios), max(ratios)
 
+    @property
+    def has_enough_cpu(self) -> bool:
+        return all(sample.has_enough_cpu for pair in self.pairs for sample in pair)
+
     def median(self, which: int, figure: Callable[[Sample], float]) -> float:
         """Median of a figure over the runs of embedded (0) or real (1)."""
         return statistics.median(figure(pair[which]) for pair in self.pairs)
@@ -102,7 +106,7 @@ class Comparison:
             "cpu_ratio_range": [round(value, 3) for value in self.spread],
             "cpu_us": [round(self.median(i, lambda s: s.cpu_us), 4) for i in (0, 1)],
             "per_s": [round(self.median(i, lambda s: s.rate)) for i in (0, 1)],
-            "enough_cpu": all(sample.has_enough_cpu for pair in self.pairs for sample in pair),
+            "enough_cpu": self.has_enough_cpu,
             "extra": {
                 key: [round(self.median(i, _extra(key)), 1) for i in (0, 1)]
                 for key in self.pairs[0][0].extra
