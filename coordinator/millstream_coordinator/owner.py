@@ -29,7 +29,15 @@ from .events import (
     Unfenced,
 )
 from .handoff import RETRY_S, raise_epoch, release, serve
-from .model import DonePosition, DoneRecord, Message, PartitionState, decode, encode
+from .model import (
+    DonePosition,
+    DoneRecord,
+    Message,
+    PartitionRecord,
+    PartitionState,
+    decode,
+    encode,
+)
 from .naming import done_key, partition_key
 from .ownership import Ownership, OwnershipState
 from .ports import (
@@ -85,8 +93,7 @@ class Owner:
             else:
                 self._lose(one)
             one = None
-        if record is None or record.done_from != self.context.settings.member:
-            self._carried.pop(partition, None)
+        self._drop_carried(partition, record)
         if record is None or not self.context.is_mine(record):
             return
         if one is None:
@@ -97,6 +104,18 @@ class Owner:
         elif one.state is OwnershipState.DRAINING:
             one.state = OwnershipState.STARTING
             self._serve_again(one)
+
+    def _drop_carried(self, partition: int, record: PartitionRecord | None) -> None:
+        """Forget saved progress that no record can point to any more.
+
+        One of the current epoch may still be pointed to: by the next change of owner, when this is
+        a new process under the old one's name and the old one's partitions are yet to be moved.
+        """
+        position = self._carried.get(partition)
+        if position is None or (record is not None and position.epoch >= record.epoch):
+            return
+        if record is None or record.done_from != self.context.settings.member:
+            del self._carried[partition]
 
     def _begin(self, partition: int, epoch: int, floor: int) -> None:
         one = Ownership(partition, epoch, floor)

@@ -1,0 +1,89 @@
+"""A change of owner survives the death of whoever takes a step, before and after each step.
+
+A member leaves (graceful) or is killed (forced); then whoever issues the chosen command for the
+first time dies with it, either before the server saw it or right after it carried it out. The usual
+checkers look on, and the group must come to rest.
+"""
+
+import pytest
+
+from millstream_coordinator.memory import MemoryClient
+from millstream_coordinator.naming import PARTITION_PREFIX
+from millstream_coordinator.ports import (
+    Command,
+    CreateConsumer,
+    DeleteConsumer,
+    DoubleAck,
+    OpenPull,
+    ReadConsumer,
+    ReadKey,
+    WriteKey,
+)
+
+from .world import World
+
+CHANGE_AT_S = 1.5
+STEPS = {
+    "sync acks": DoubleAck,
+    "1 read old consumer": ReadConsumer,
+    "2 write record": WriteKey,
+    "3 delete old consumer": DeleteConsumer,
+    "4 create own consumer": CreateConsumer,
+    "5 read record again": ReadKey,
+    "6 pull": OpenPull,
+}
+
+
+class CrashingWorld(World):
+    """No faults but one change of owner and one crash in it."""
+
+    def __init__(self, seed: int, change: str, step: type, *, is_after: bool) -> None:
+        super().__init__(seed)
+        self._change = change
+        self._step_type = step
+        self._is_after = is_after
+        self._is_armed = False
+        self.has_crashed = False
+
+    def _arrange_faults(self) -> None:
+        self.scheduler.at(0.5, self._start_member)
+        self.scheduler.at(CHANGE_AT_S, self._begin_change)
+
+    def _begin_change(self) -> None:
+        owners = [one for one in self._living() if one.machine.partitions]
+        victim = self.chance.choice(owners)
+        self._burst(victim)
+        self._is_armed = True
+        self.disturbed_at = self.now
+        if self._change == "leave":
+            victim.stop()
+        else:
+            victim.kill()
+
+    def execute(self, client: MemoryClient, command: Command) -> None:
+        is_step = self._is_armed and isinstance(command, self._step_type)
+        if isinstance(command, ReadKey | WriteKey):
+            is_step = is_step and command.key.startswith(PARTITION_PREFIX)
+        if not is_step or len(self._living()) < 2:
+            super().execute(client, command)
+            return
+        self._is_armed = False
+        self.has_crashed = True
+        self.disturbed_at = self.now
+        if self._is_after:
+            super().execute(client, command)
+        next(one for one in self.members if one.client is client).kill()
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("change", ["leave", "kill"])
+def test_a_crash_at_any_step_is_picked_up(change: str, step: str, is_after: bool) -> None:
+    crashed = 0
+    for seed in range(3):
+        world = CrashingWorld(seed, change, STEPS[step], is_after=is_after)
+        world.run()
+        crashed += world.has_crashed
+
+    if (change, step) != ("kill", "sync acks"):  # the dead cannot sync theirs
+        assert crashed
