@@ -29,7 +29,7 @@ T = TypeVar("T")
 app = typer.Typer(
     name="bridge",
     help="Kafka topics into NATS subjects: each record once, in order, with everything it had.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -61,8 +61,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 
 @app.callback()
-def _options() -> None:
+def _options(context: typer.Context) -> None:
     """Kafka topics into NATS subjects: each record once, in order, with everything it had."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
 
 
 @app.command("run")

@@ -12,7 +12,6 @@ abort and always answers -1 when a timestamp is looked up; neither is asked of i
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from confluent_kafka import (
@@ -28,6 +27,7 @@ from confluent_kafka import (
 from .errors import BridgeError, ConfigurationError, RecordError, Unreachable
 from .model import Positions, Record, TimestampType, Watermarks
 from .ports import Polled
+from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
 _client_logger = logging.getLogger(f"{__name__}.librdkafka")
@@ -35,6 +35,10 @@ _client_logger = logging.getLogger(f"{__name__}.librdkafka")
 _client_logger.setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
+
+CLOSE_S = 0.5
+LOOK_S = 0.5
+"""How long a look at the topic's size may hold up reading."""
 
 GONE = "Kafka no longer has this offset (its log begins at {}); going on would leave a gap"
 
@@ -56,10 +60,11 @@ class KafkaSource:
         self.bootstrap = bootstrap
         self._topic = topic
         self._timeout_s = timeout_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kafka")
+        self._thread = WorkerThread("kafka")
         self._consumer: Consumer | None = None
         self._is_heard = False
         self._is_assigned = False
+        self._is_closed = False
         self._config: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "group.id": f"millstream-bridge-{topic}",
@@ -85,7 +90,7 @@ class KafkaSource:
 
     async def partition_count(self) -> int:
         """How many partitions the topic has now."""
-        return len(await self._run(self._partitions))
+        return len(await self._run(lambda: self._partitions(LOOK_S)))
 
     async def known_ends(self, partitions: Sequence[int]) -> dict[int, int]:
         """The high watermarks that came with the latest fetches; asks nobody."""
@@ -101,16 +106,25 @@ class KafkaSource:
 
     async def close(self) -> None:
         """Close the client and end its thread."""
-        consumer, self._consumer = self._consumer, None
-        loop = asyncio.get_running_loop()
-        if consumer is not None:
-            await loop.run_in_executor(self._thread, consumer.close)
-        self._thread.shutdown(wait=False)
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._run(self._close)
+        except TimeoutError:
+            logger.debug("the Kafka client is still waiting for somebody; left to itself")
+        self._thread.stop()
 
     async def _run(self, call: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+        return await self._thread.run(call)
 
     # in the thread
+
+    def _close(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()
 
     def _client(self) -> Consumer:
         if self._consumer is None:
@@ -135,9 +149,9 @@ class KafkaSource:
         else:
             logger.debug("kafka: %s", error.str(), extra={"event": "kafka_error"})
 
-    def _partitions(self) -> list[int]:
+    def _partitions(self, timeout_s: float) -> list[int]:
         try:
-            metadata = self._client().list_topics(self._topic, timeout=self._timeout_s)
+            metadata = self._client().list_topics(self._topic, timeout=timeout_s)
         except KafkaException as error:
             raise self._unreachable(error) from error
         self._is_heard = True
@@ -150,7 +164,7 @@ class KafkaSource:
 
     def _watermarks(self) -> dict[int, Watermarks]:
         marks = {}
-        for partition in self._partitions():
+        for partition in self._partitions(self._timeout_s):
             place = TopicPartition(self._topic, partition)
             try:
                 found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)

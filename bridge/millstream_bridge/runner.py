@@ -95,6 +95,7 @@ class Bridge:
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
         self._before = (0, 0)
+        self._is_moving = False
 
     @property
     def progress(self) -> Progress:
@@ -114,12 +115,18 @@ class Bridge:
         """
         started = time.monotonic()
         source = KafkaSource(self._kafka, self.route.topic, options=self._kafka_options)
+        work = asyncio.create_task(self._work(source, stop_at_end), name="bridge")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
-            marks = await source.watermarks()
-            connection = await self._connect()
-            goal = {p: mark.high for p, mark in marks.items()} if stop_at_end else None
-            ended = await self._sessions(source, connection, goal)
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._is_moving and not work.done():
+                work.cancel()  # nothing is in flight; it only waits for somebody to answer
+                await asyncio.wait({work})
+            ended = Ended.STOPPED if work.cancelled() else await work
         finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.wait({work, stop})
             await source.close()
         return BridgeReport(
             topic=self.route.topic,
@@ -134,6 +141,12 @@ class Bridge:
             foreign_seqs=tuple(self.progress.foreign_seqs),
             positions=dict(sorted(self.progress.positions.items())),
         )
+
+    async def _work(self, source: KafkaSource, stop_at_end: bool) -> Ended:
+        marks = await source.watermarks()
+        connection = await self._connect()
+        goal = {p: mark.high for p, mark in marks.items()} if stop_at_end else None
+        return await self._sessions(source, connection, goal)
 
     async def _connect(self) -> Connection:
         return await Connection.open(self._nats, name=f"millstream bridge {self.route.name}")
@@ -190,9 +203,11 @@ class Bridge:
         reader = _Reader(
             source, publisher.batch_records, positions, marks, self._look_for_partitions_s
         )
+        self._is_moving = True
         try:
             return await self._move(reader, publisher, goal)
         finally:
+            self._is_moving = False
             await reader.close()
             await publisher.end()
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from .errors import ConfigurationError
 from .model import Route
@@ -46,6 +46,11 @@ def load(**flags: Any) -> BridgeSettings:
     """
     try:
         return BridgeSettings(**{name: value for name, value in flags.items() if value is not None})
+    except SettingsError as error:
+        # Raised for text that should be JSON; the name it gives is the field's.
+        reason = str(error.__cause__ or error)
+        variable = "MILLSTREAM_BRIDGE_KAFKA_OPTIONS"
+        raise ConfigurationError(f"{variable} is no JSON object: {reason}") from error
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "settings"

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,6 +199,53 @@ def test_wrong_usage_is_one_line_and_its_exit_code(
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("end", ["sigterm", "stdin"])
+def test_a_run_that_waits_for_a_dead_kafka_ends_at_once_when_told_to(end: str) -> None:
+    """Its first question to Kafka would take five seconds to give up."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    address = "{}:{}".format(*silent.getsockname())
+    route = ("--topic", "t", "--stream", "S", "--subject", SUBJECT)
+
+    with silent, started("run", "--kafka", address, *route, "--end-with-stdin") as process:
+        silent.settimeout(20)
+        peer, _ = silent.accept()  # it has come as far as asking
+        with peer:
+            begun = time.monotonic()
+            if end == "stdin":
+                assert process.stdin is not None
+                process.stdin.close()
+                process.stdin = None
+            else:
+                process.terminate()
+            process.communicate(timeout=20)
+
+    assert process.returncode == 0
+    assert time.monotonic() - begun < 4
+
+
+def test_without_a_command_the_help_is_shown_and_nothing_done() -> None:
+    done = subprocess.run(PROGRAM, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 2
+    assert "verify" in done.stdout
+    assert done.stderr == ""
+
+
+def test_kafka_options_that_are_no_json_name_the_variable() -> None:
+    done = subprocess.run(
+        [*PROGRAM, "run", "--kafka", "k", "--topic", "t", "--stream", "S", "--subject", SUBJECT],
+        env={"MILLSTREAM_BRIDGE_KAFKA_OPTIONS": "{bad"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert "MILLSTREAM_BRIDGE_KAFKA_OPTIONS is no JSON object" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_options_come_from_the_environment_too() -> None:
