@@ -14,6 +14,7 @@ storages, and is driven by what arrives and by ``advance(now)``. It does no I/O 
 | dedup, expiry, ttl | duplicate window; max_age, Nats-TTL and markers; durations |
 | sources | a stream that takes from other streams |
 | consumer | which message is next and who gets it |
+| start, ack_intake | where a consumer begins; what clients answer |
 | acks | deliveries and what is owed: pending, floor, redelivery |
 | pull, push | waiting requests and their statuses; flow control and heartbeats |
 | consumer_state | a consumer's document and journal |

@@ -24,15 +24,14 @@ from ..store.errors import StoreError
 from ..store.port import StoredMessage
 from ..subjects import subject as subjects
 from . import advisory, consumer_state, stream_config, wire
+from .ack_intake import AckIntake
 from .acks import AckState
-from .consumer_state import ACKED, DELIVERED, EXHAUSTED, SETTLED, Event
+from .consumer_state import DELIVERED, EXHAUSTED, SETTLED, Event
 from .host import Host
-from .model import AckPolicy, ConsumerConfig, DeliverPolicy, ReplayPolicy, Retention
-from .pull import PullLine, parse_request
+from .model import AckPolicy, ConsumerConfig, ReplayPolicy, Retention
+from .pull import PullLine
 from .push import PushWindow
 from .stream import Stream
-from .strictjson import JsonError
-from .ttl import parse_duration
 
 MESSAGES_PER_ROUND: Final = 1000
 BYTES_PER_ROUND: Final = 4 * 1024 * 1024
@@ -101,7 +100,9 @@ class Consumer:
         subscribe, where = self.host.subscribe, f"{self.stream.name}.{self.name}"
         self._unsubscribe = [subscribe(f"$JS.API.CONSUMER.MSG.NEXT.{where}", self._on_requests)]
         if self.config.ack_policy is not AckPolicy.NONE:
-            self._unsubscribe.append(subscribe(f"{self._ack_head}.>", self._on_acks))
+            self._unsubscribe.append(
+                subscribe(f"{self._ack_head}.>", AckIntake(self, self._ack_head).receive)
+            )
         if self.config.flow_control:
             self._unsubscribe.append(subscribe(f"{self.flow_prefix}.*", self._on_flow))
         self.host.wake(self)
@@ -312,7 +313,7 @@ class Consumer:
     def _record(self, message: StoredMessage, count: int) -> None:
         """Note a delivery that is about to go out."""
         seq, now = message.seq, self.host.now
-        deadline_s = now.mono_s + self._wait_s(count)
+        deadline_s = now.mono_s + self.wait_s(count)
         self.state.deliver(seq, count, now.wall_ns, deadline_s)
         self._last_active_ns = now.wall_ns
         self._note((DELIVERED, seq, count, now.wall_ns))
@@ -328,7 +329,7 @@ class Consumer:
         if self.config.ack_policy is AckPolicy.NONE:
             self._release([seq])
 
-    def _wait_s(self, count: int) -> float:
+    def wait_s(self, count: int) -> float:
         """How long the ``count``-th delivery may stay without ack."""
         backoff = self.config.backoff_ns
         if backoff:
@@ -340,13 +341,13 @@ class Consumer:
         count = self.state.delivery_count(seq)
         self.state.exhaust(seq)
         self._note((EXHAUSTED, seq))
-        self._advise(
+        self.advise(
             "MAX_DELIVERIES",
             "max_deliver",
             {"stream_seq": seq, "deliveries": count},
         )
 
-    def _advise(self, event: str, kind: str, facts: dict[str, Any]) -> None:
+    def advise(self, event: str, kind: str, facts: dict[str, Any]) -> None:
         """Publish an advisory about one message if somebody listens."""
         where = f"CONSUMER.{event}.{self.stream.name}.{self.name}"
         named = {"stream": self.stream.name, "consumer": self.name, **facts}
@@ -369,7 +370,7 @@ class Consumer:
     def _on_requests(self, messages: Sequence[Message]) -> None:
         if self.is_closed:
             return
-        self._used_s = self.host.now.mono_s
+        self.on_used()
         for message in messages:
             if message.reply is None:
                 continue
@@ -392,100 +393,20 @@ class Consumer:
             self.window.on_answer(message.subject)
         self.host.wake(self)
 
-    def _on_acks(self, messages: Sequence[Message]) -> None:
-        if self.is_closed:
-            return
+    def on_used(self) -> None:
+        """A client used the consumer: it is not inactive."""
         self._used_s = self.host.now.mono_s
-        head = len(self._ack_head) + 1
-        for message in messages:
-            parts = message.subject[head:].split(".")
-            try:
-                _, seq, consumer_seq, _, _ = (int(part) for part in parts)
-            except ValueError:
-                continue
-            payload = message.payload
-            is_next = payload.startswith(b"+NXT")
-            if not payload or payload in (b"+ACK", b"+OK") or is_next:
-                self._ack(seq, consumer_seq)
-            elif payload.startswith(b"-NAK"):
-                self._nak(seq, consumer_seq, payload[4:])
-            elif payload == b"+WPI":
-                self._postpone(seq)
-            elif payload.startswith(b"+TERM"):
-                self._terminate(seq, consumer_seq, payload[5:])
-            if is_next and message.reply is not None:
-                self._ask_next(message.reply, payload[4:])
-            elif message.reply is not None:
-                self._owed.append(message.reply)
-                self.host.save(self)
-        self.host.wake(self)
 
-    def _ask_next(self, reply: str, body: bytes) -> None:
-        """Take the pull request inside a ``+NXT``."""
-        if self.config.is_push:
-            return
-        try:
-            request = parse_request(body, asked_with_next=True)
-        except JsonError as error:
-            block = header_blocks.status(400, f"Bad Request - {error}")
-            self.host.bus.publish(reply, headers=block)
-            return
-        self.line.add(reply, request)
-
-    def _ack(self, seq: int, consumer_seq: int) -> None:
-        settled = self.state.ack(seq, consumer_seq)
+    def on_acked(self, event: Event, settled: Iterable[int]) -> None:
+        """Nothing is owed for these messages any more."""
         self._last_ack_ns = self.host.now.wall_ns
-        if settled:
-            self._note((ACKED, seq, consumer_seq))
-            self._release(settled)
+        self._note(event)
+        self._release(settled)
 
-    def _nak(self, seq: int, consumer_seq: int, body: bytes) -> None:
-        """Deliver again: at once, or after the delay the client asks for."""
-        delay_s = self._nak_delay(body.strip())
-        deadline_s = None if delay_s is None else self.host.now.mono_s + delay_s
-        count = self.state.delivery_count(seq)
-        if self.state.nak(seq, deadline_s):
-            self._advise(
-                "MSG_NAKED",
-                "nak",
-                {"consumer_seq": consumer_seq, "stream_seq": seq, "deliveries": count},
-            )
-
-    def _nak_delay(self, text: bytes) -> float | None:
-        if not text:
-            return None
-        if text.startswith(b"{"):
-            try:
-                request = wire.read_request(wire.NAK, text, strict=False)
-            except JsonError:
-                return None
-            return request.delay_ns / 1e9 if request.delay_ns > 0 else None
-        delay_ns = parse_duration(text.decode("utf-8", "replace"))
-        return delay_ns / 1e9 if delay_ns is not None and delay_ns > 0 else None
-
-    def _postpone(self, seq: int) -> None:
-        wait_s = self._wait_s(self.state.delivery_count(seq))
-        self.state.postpone(seq, self.host.now.mono_s + wait_s)
-
-    def _terminate(self, seq: int, consumer_seq: int, reason: bytes) -> None:
-        count = self.state.delivery_count(seq)
-        if not self.state.settle(seq):
-            return
-        self._last_ack_ns = self.host.now.wall_ns
-        self._note((SETTLED, seq))
-        facts: dict[str, Any] = {
-            "consumer_seq": consumer_seq,
-            "stream_seq": seq,
-            "deliveries": count,
-        }
-        if reason.strip():
-            facts["reason"] = reason.strip().decode("utf-8", "replace")
-        self._advise(
-            "MSG_TERMINATED",
-            "terminated",
-            facts,
-        )
-        self._release([seq])
+    def owe(self, reply: str) -> None:
+        """Answer a double ack at the end of the round, when it is written down."""
+        self._owed.append(reply)
+        self.host.save(self)
 
     def _release(self, seqs: Iterable[int]) -> None:
         """Tell the stream that nothing is owed for these any more."""
@@ -575,7 +496,7 @@ class Consumer:
         """Count every pending message's wait from its last delivery."""
         self.state.restart_waits(
             {
-                seq: self.host.mono_of(entry.sent_ns) + self._wait_s(self.state.delivery_count(seq))
+                seq: self.host.mono_of(entry.sent_ns) + self.wait_s(self.state.delivery_count(seq))
                 for seq, entry in self.state.pending.items()
             }
         )
@@ -706,30 +627,3 @@ def _size(subject: str, ack: str, headers: bytes | None, payload: bytes) -> int:
     """Count a delivery as ``max_bytes`` and flow control count it."""
     size = len(ack) + len(payload) + (len(headers) if headers else 0)
     return size + (len(subject) if subject.isascii() else len(subject.encode("utf-8", "replace")))
-
-
-def starting_point(stream: Stream, config: ConsumerConfig) -> tuple[int, list[int]]:
-    """Say where a new consumer begins: its first sequence, and the snapshot it walks before that.
-
-    With ``last_per_subject`` the sequence is the one behind the snapshot.
-    """
-    store = stream.store
-    first, beyond = max(store.first_seq, 1), store.last_seq + 1
-    filters = config.filters
-    match config.deliver_policy:
-        case DeliverPolicy.ALL:
-            return first, []
-        case DeliverPolicy.NEW:
-            return beyond, []
-        case DeliverPolicy.LAST:
-            if not filters:
-                return max(store.last_seq, 1), []
-            found = store.last_matches(filters)
-            return (found[-1] if found else 1), []
-        case DeliverPolicy.BY_START_SEQUENCE:
-            return max(config.opt_start_seq, first), []
-        case DeliverPolicy.BY_START_TIME:
-            assert config.opt_start_time_ns is not None
-            return max(store.seq_at(config.opt_start_time_ns), first), []
-        case DeliverPolicy.LAST_PER_SUBJECT:
-            return beyond, store.last_matches(filters)

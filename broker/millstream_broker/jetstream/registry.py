@@ -17,7 +17,7 @@ from ..store.port import Storage
 from ..subjects import subject as subjects
 from . import advisory, consumer_config, consumer_state, sources, stream_config, wire
 from .codes import ApiError
-from .consumer import Consumer, starting_point
+from .consumer import Consumer
 from .direct import DirectGet
 from .host import Host
 from .model import (
@@ -30,6 +30,7 @@ from .model import (
 )
 from .publish import Ingest
 from .sources import Source
+from .start import starting_point
 from .stream import Stream
 from .strictjson import JsonError
 
