@@ -504,6 +504,20 @@ async def test_discard_new_refuses_too_many_bytes(client: Client, name: str) -> 
     assert error == ApiError(10077, 503, "maximum bytes exceeded")
 
 
+@pytest.mark.parametrize(("storage", "per_message"), [("file", 30), ("memory", 16)])
+async def test_discard_new_takes_exactly_max_bytes(
+    client: Client, name: str, storage: str, per_message: int
+) -> None:
+    size = per_message + len(f"{name}.a") + 10
+    await client.stream(name, storage=storage, discard="new", max_bytes=3 * size)
+
+    for _ in range(3):
+        await client.stored(f"{name}.a", b"x" * 10)
+
+    assert (await client.state(name))["bytes"] == 3 * size
+    assert (await client.refused(f"{name}.a", b"")).description == "maximum bytes exceeded"
+
+
 async def test_discard_new_takes_messages_again_after_a_delete(client: Client, name: str) -> None:
     await client.stream(name, discard="new", max_msgs=1)
     await client.fill(name, 1)

@@ -17,7 +17,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 TIMEOUT_S = 10.0
-QUIET: Mapping[str, object] = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
+QUIET: Mapping[str, object] = {
+    "verbose": False,
+    "pedantic": False,
+    "headers": True,
+    "no_responders": True,
+}
 """CONNECT options of an ordinary client: no +OK, headers on."""
 
 

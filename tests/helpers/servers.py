@@ -158,8 +158,9 @@ class Server:
         """SIGSTOP: when this returns the process stands still; its sockets stay open."""
         pid = self.pid
         os.kill(pid, signal.SIGSTOP)
-        # The last of its threads stops a moment after kill(2) returned; WNOWAIT reaps nothing.
-        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13
+            # The last of its threads stops a moment after kill(2) returned; WNOWAIT reaps nothing.
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         self._paused = True
 
     def resume(self) -> None:
