@@ -5,7 +5,8 @@
 
 This script imports nothing of millstream: it makes the records again from the CSV, finds out from
 ``handled.ndjson`` which place in Kafka each of them had, computes what every aircraft's track must
-be, and compares that with ``sink.json``. Exit code 0 if everything is as it must be, else 1.
+be, and compares that with ``sink.json``. Exit code 0 if everything is as it must be, 1 if not, 2 if
+a file cannot be read.
 
 What it relies on: the producer played the file in order, so the n-th row of an aircraft is its n-th
 record; Kafka keeps the records of one key in one partition, in order; and every record was handled
@@ -23,6 +24,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+PROBLEMS_SHOWN = 20
 TEXT = {"carrier", "tailnum", "origin", "dest", "time_hour"}
 
 
@@ -77,10 +79,10 @@ def track(legs):
     }
 
 
-def handled_calls(file):
-    """Every handler call, in the order in which the calls began."""
+def lines_of(file):
+    """The lines of a kept file, in the order of their times."""
     with file.open(encoding="utf-8") as lines:
-        return sorted((json.loads(line) for line in lines), key=lambda call: call["time"])
+        return sorted(map(json.loads, lines), key=lambda line: line["time"])
 
 
 def count_out_of_order(calls):
@@ -138,6 +140,30 @@ def check_stream_order(calls):
     return problems
 
 
+def check_effects(calls, effects):
+    """What is wrong with the ends of the calls: each record's effect must be applied once.
+
+    A worker that was killed after its effect was in the sink could not write that down. Then, and
+    when an answer of the sink was lost, there is no line that says so, but somebody was refused as
+    a repeat later.
+    """
+    ends = defaultdict(Counter)
+    for effect in effects:
+        ends[effect["kafka_partition"], effect["offset"]][effect["outcome"]] += 1
+    begun = Counter((call["kafka_partition"], call["offset"]) for call in calls)
+    problems = []
+    for place in sorted(begun.keys() | ends.keys()):
+        outcomes = ends[place]
+        unknown = begun[place] - outcomes.total() + outcomes["failed"]
+        if begun[place] < outcomes.total():
+            problems.append(f"the record at {place} has more ends of calls than calls")
+        elif outcomes["applied"] > 1:
+            problems.append(f"the effect of {place} was applied {outcomes['applied']} times")
+        elif not outcomes["applied"] and not (outcomes["repeat"] and unknown):
+            problems.append(f"nothing says that the effect of {place} was applied")
+    return problems
+
+
 def check_tracks(flights, places, sink):
     """What is wrong with the sink's content."""
     legs = defaultdict(list)
@@ -170,33 +196,47 @@ def check_tracks(flights, places, sink):
     return problems
 
 
-def main():
-    """Run the check that the arguments name; returns the exit code."""
-    if len(sys.argv) != 3:
-        print("usage: check_demo.py KEPT_DIRECTORY FLIGHTS_CSV_GZ", file=sys.stderr)
-        return 2
-    kept, flights_file = Path(sys.argv[1]), Path(sys.argv[2])
-    report = json.loads((kept / "report.json").read_bytes())
+def check(kept, flights_file):
+    """Check a kept run; returns what is wrong, and prints what was read."""
+    count = json.loads((kept / "report.json").read_bytes())["settings"]["records"]
     sink = json.loads((kept / "sink.json").read_bytes())
-    calls = handled_calls(kept / "handled.ndjson")
-    count = report["settings"]["records"]
+    calls, effects = lines_of(kept / "handled.ndjson"), lines_of(kept / "effects.ndjson")
     flights = list(rows(flights_file, count))
     places = places_by_key(calls)
 
     problems = check_places(places, count) + check_stream_order(calls)
-    problems += check_tracks(flights, places, sink)
+    problems += check_effects(calls, effects) + check_tracks(flights, places, sink)
     if violations := count_out_of_order(calls):
         problems.append(f"{violations} messages were handled out of order")
     applied = sum(one["legs"] for one in [*sink["aircraft"].values(), *sink["without_key"]])
     if applied != count:
         problems.append(f"{applied} effects were applied, {count} records were produced")
     print(
-        f"{count} rows of {flights_file.name}, {len(calls)} handler calls, {applied} effects, "
-        f"{len(sink['aircraft'])} aircraft"
+        f"{len(flights)} rows of {flights_file.name}, {len(calls)} handler calls, "
+        f"{applied} effects, {len(sink['aircraft'])} aircraft"
     )
-    for problem in problems:
+    return problems
+
+
+def main():
+    """Run the check that the arguments name; returns the exit code."""
+    if len(sys.argv) != 3:
+        is_help = sys.argv[1:] in (["-h"], ["--help"])
+        print(
+            "usage: check_demo.py KEPT_DIRECTORY FLIGHTS_CSV_GZ",
+            file=None if is_help else sys.stderr,
+        )
+        return 0 if is_help else 2
+    try:
+        problems = check(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        print(f"check_demo.py: cannot be read: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    for problem in problems[:PROBLEMS_SHOWN]:
         print(f"WRONG: {problem}")
-    print("everything is as the file says" if not problems else f"{len(problems)} problems")
+    if len(problems) > PROBLEMS_SHOWN:
+        print(f"… and {len(problems) - PROBLEMS_SHOWN} more")
+    print(f"{len(problems)} problems" if problems else "everything is as the file says")
     return 1 if problems else 0
 
 

@@ -152,7 +152,7 @@ def _create_topic(bootstrap: str, topic: str, partitions: int) -> None:
     new = NewTopic(topic, partitions, 1, config={"retention.ms": "-1"})
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
-        admin.list_topics(timeout=KAFKA_S)
+        admin.list_topics(timeout=CONNECT_S)
         admin.create_topics([new], operation_timeout=KAFKA_S)[topic].result(KAFKA_S)
     except (KafkaException, TimeoutError) as error:
         reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer"

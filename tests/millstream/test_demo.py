@@ -164,6 +164,20 @@ def change_a_chain(kept: Path) -> None:
     (kept / "sink.json").write_text(json.dumps(sink))
 
 
+def apply_an_effect_twice(kept: Path) -> None:
+    file = kept / "effects.ndjson"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, next(line for line in lines if '"applied"' in line)]) + "\n")
+
+
+def forget_an_effect(kept: Path) -> None:
+    file = kept / "effects.ndjson"
+    lines = file.read_text().splitlines()
+    repeated = {json.loads(line)["seq"] for line in lines if '"repeat"' in line}
+    gone = next(n for n, line in enumerate(lines) if json.loads(line)["seq"] not in repeated)
+    file.write_text("\n".join(lines[:gone] + lines[gone + 1 :]) + "\n")
+
+
 def forget_an_aircraft(kept: Path) -> None:
     sink = json.loads((kept / "sink.json").read_bytes())
     sink["aircraft"].popitem()
@@ -188,6 +202,8 @@ def handle_out_of_order(kept: Path) -> None:
         (swap_two_legs, r"chain,.* longest_absence_min|chain,.* shortest_turn_min"),
         (store_out_of_order, "in another order|legs were handled|in more than one partition"),
         (lose_a_record, "1499 records were handled, 1500 were produced"),
+        (apply_an_effect_twice, "more ends of calls than calls|was applied 2 times"),
+        (forget_an_effect, "nothing says that the effect of"),
         (change_a_figure, r": longest_absence_min differ"),
         (change_a_chain, r": chain differ"),
         (forget_an_aircraft, "is not in the sink"),
@@ -203,6 +219,23 @@ def test_the_independent_check_finds_what_is_wrong(
     done = check(spoiled)
     assert done.returncode == 1
     assert re.search(f"WRONG: .*({finding})", done.stdout)
+
+
+@pytest.mark.parametrize("name", ["sink.json", "handled.ndjson", "effects.ndjson"])
+@pytest.mark.parametrize("is_torn", [True, False], ids=["torn", "missing"])
+def test_the_independent_check_says_in_one_line_what_it_cannot_read(
+    kept: Path, tmp_path: Path, name: str, is_torn: bool
+) -> None:
+    spoiled = tmp_path / "spoiled"
+    shutil.copytree(kept, spoiled)
+    content = (spoiled / name).read_bytes()
+    (spoiled / name).unlink()
+    if is_torn:
+        (spoiled / name).write_bytes(content[: len(content) // 2])
+    done = check(spoiled)
+    assert done.returncode == 2
+    assert done.stderr.startswith("check_demo.py: cannot be read: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.real_server
