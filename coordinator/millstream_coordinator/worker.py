@@ -168,7 +168,8 @@ class Group:
         """Join and work until `stop`, SIGTERM or SIGINT.
 
         Raises GroupError (ServerUnreachable, StreamMissing, StreamUnfit, ConfigMismatch,
-        MemberReplaced, KeyRuleError), nothing of which leaves anything half done behind.
+        MemberReplaced, KeyRuleError), nothing of which leaves anything half done behind; and what
+        a callback raised.
         """
         if self._ended is not None:
             raise RuntimeError("a group runs once")
@@ -261,21 +262,33 @@ class Group:
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
-        if self._machine is not None and self._ended is not None and not self._ended.is_set():
-            self._machine.stop(time.monotonic())
-            self._carry_out()
+        machine = self._machine
+        if machine is not None and self._ended is not None and not self._ended.is_set():
+            self._step(lambda: machine.stop(time.monotonic()))
 
     def _receive(self, event: Happening | Reply) -> None:
         assert self._machine is not None
-        self._machine.receive(event, time.monotonic())
-        self._carry_out()
+        machine = self._machine
+        self._step(lambda: machine.receive(event, time.monotonic()))
 
     def _tick(self) -> None:
         assert self._machine is not None
+        machine = self._machine
         self._timer = None
         self._timer_at = float("inf")
-        self._machine.tick(time.monotonic())
-        self._carry_out()
+        self._step(lambda: machine.tick(time.monotonic()))
+
+    def _step(self, step: Callable[[], None]) -> None:
+        """Move the machine on. What it or a callback raises ends the member, and `run` raises it.
+
+        The caller is often a client's callback, where an exception would only be logged.
+        """
+        try:
+            step()
+            self._carry_out()
+        except Exception as error:  # noqa: BLE001 - handed to whoever awaits `run`
+            self._error = self._error or error
+            self._stopped.set()
 
     def _carry_out(self) -> None:
         assert self._machine is not None

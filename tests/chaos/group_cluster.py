@@ -137,6 +137,11 @@ class Cluster:
         await worker.process.wait()
         return killed_at
 
+    async def hang(self, worker: Worker) -> float:
+        """SIGSTOP; returns when kill(2) had returned."""
+        os.kill(worker.pid, signal.SIGSTOP)
+        return time.monotonic()
+
     def running(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.is_running]
 

@@ -35,6 +35,8 @@ class Takeovers:
     leader_kills: int = 0
     kills: int = 0
     is_verbose: bool = False
+    hangs: bool = False
+    """SIGSTOP in place of SIGKILL."""
 
     def percentile(self, share: float) -> float:
         ordered = sorted(self.moved)
@@ -49,11 +51,12 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
     results.kills += 1
     results.leader_kills += view.leader is not None and view.leader.member == victim.member
 
-    killed_at = await group.kill(victim)
+    killed_at = await (group.hang(victim) if results.hangs else group.kill(victim))
     entered: dict[int, float] = {}
+    others = [worker for worker in group.running() if worker is not victim]
 
     def is_taken_over() -> bool:
-        for worker in group.running():
+        for worker in others:
             for at, partition, epoch, _ in reversed(worker.calls):
                 if at < killed_at:
                     break
@@ -63,6 +66,8 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
 
     await group.until(is_taken_over, 20, f"partitions {lost} taken over from {victim.member}")
     results.moved += [at - killed_at for at in entered.values()]
+    if results.hangs:
+        await group.kill(victim)
     if results.is_verbose:
         was_leader = view.leader is not None and view.leader.member == victim.member
         print(f"kill {results.kills} of {victim.member}{' (leader)' if was_leader else ''}")
@@ -102,13 +107,15 @@ def main() -> int:
     parser.add_argument("--server", choices=(REAL, EMBEDDED), default=REAL)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--verbose", action="store_true", help="what happened when, per kill")
+    parser.add_argument("--hang", action="store_true", help="SIGSTOP in place of SIGKILL")
     given = parser.parse_args()
-    results = Takeovers(is_verbose=given.verbose)
+    results = Takeovers(is_verbose=given.verbose, hangs=given.hang)
     with tempfile.TemporaryDirectory() as store, Server(given.server, store) as server:
         asyncio.run(measure(server.url, given.kills, given.seed, results))
     milliseconds = [at * 1000 for at in results.moved]
+    kind = "hangs" if given.hang else "kills"
     print(
-        f"{given.server}: {results.kills} kills ({results.leader_kills} of the leader),"
+        f"{given.server}: {results.kills} {kind} ({results.leader_kills} of the leader),"
         f" {len(results.moved)} partitions taken over;"
         f" p50 {statistics.median(milliseconds):.0f} ms,"
         f" p95 {results.percentile(0.95) * 1000:.0f} ms, max {max(milliseconds):.0f} ms"

@@ -343,3 +343,14 @@ async def test_events_can_be_read_as_they_come() -> None:
         await reading
 
     assert sum(isinstance(event, PartitionAssigned) for event in told) == 4
+
+
+async def test_what_a_callback_raises_comes_out_of_run() -> None:
+    server = MemoryServer()
+    server.add_stream("G")
+
+    def on_assigned(_partition: int, _epoch: int) -> None:
+        raise ZeroDivisionError("in the callback")
+
+    with pytest.raises(ZeroDivisionError, match="in the callback"):
+        await member(server, "g", Seen(), on_assigned=on_assigned).run(handle_signals=False)
