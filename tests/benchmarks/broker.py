@@ -3,7 +3,7 @@
 from tests.benchmarks.measure import Scenario
 
 SCENARIOS = [
-    Scenario(name="core publish, pipelined, 16 B", load="core", messages=3_000_000),
+    Scenario(name="core publish, pipelined, 16 B", load="core", messages=6_000_000),
     Scenario(
         name="core 1 to 1, pipelined, 16 B",
         load="core",
@@ -19,11 +19,11 @@ SCENARIOS = [
     Scenario(
         name="core, 100 connections, one message a write",
         load="core",
-        messages=200_000,
+        messages=500_000,
         arguments={"subscribers": 1, "publishers": 100},
     ),
     Scenario(
-        name="request/reply, 1 pair", load="request_reply", messages=20_000, arguments={"pairs": 1}
+        name="request/reply, 1 pair", load="request_reply", messages=40_000, arguments={"pairs": 1}
     ),
     Scenario(
         name="request/reply, 50 pairs",
@@ -35,7 +35,7 @@ SCENARIOS = [
         Scenario(
             name=f"JetStream publish, {storage}, 128 B",
             load="js_publish",
-            messages=300_000,
+            messages=400_000,
             arguments={"storage": storage, "size": 128},
         )
         for storage in ("file", "memory")
@@ -44,7 +44,7 @@ SCENARIOS = [
         Scenario(
             name=f"JetStream consume, ack {ack}, 128 B",
             load="js_consume",
-            messages=300_000,
+            messages=600_000,
             arguments={"storage": "file", "size": 128, "ack": ack},
         )
         for ack in ("none", "explicit")
