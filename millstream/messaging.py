@@ -376,7 +376,7 @@ def _run(
     try:
         return asyncio.run(connected())
     except (nats.errors.Error, TimeoutError) as error:
-        _fail(name, 1, f"{_reason(error)} ({server})")
+        _fail(name, 1, f"{_reason(error)} ({_shown(server)})")
 
 
 @contextlib.asynccontextmanager
@@ -398,7 +398,7 @@ async def _connection(name: str, server: str, timeout_s: float) -> AsyncIterator
             )
     except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
         cause = client.problems[-1] if client.problems else error
-        _fail(name, 3, f"no NATS server at {server}: {_reason(cause)}")
+        _fail(name, 3, f"no NATS server at {_shown(server)}: {_reason(cause)}")
     # Only now: with these from the start, a server that is not there would be waited for.
     client.options.update(allow_reconnect=True, max_reconnect_attempts=-1, reconnect_time_wait=1)
     client.problems.clear()
@@ -406,6 +406,12 @@ async def _connection(name: str, server: str, timeout_s: float) -> AsyncIterator
         yield client
     finally:
         await client.close()
+
+
+def _shown(server: str) -> str:
+    """The URL without a user, password or token in it."""
+    scheme, separator, rest = server.rpartition("://")
+    return scheme + separator + rest.rpartition("@")[2]
 
 
 def _reason(error: Exception) -> str:

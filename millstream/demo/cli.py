@@ -1,7 +1,6 @@
 """``millstream demo``: the command line of the demo."""
 
 import asyncio
-import contextlib
 import os
 import secrets
 import shutil
@@ -32,6 +31,15 @@ from .settings import (
 PLAIN_WIDTH = 100
 """Where there is no terminal to ask for its width."""
 CHECK_FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Picture(Console):
+    """A console whose reader may go away, as in ``millstream demo | head``."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what Python raises; rich would end the process from inside a task."""
+        raise BrokenPipeError
+
 
 app = typer.Typer(add_completion=False)
 
@@ -97,12 +105,16 @@ def demo(
 
 
 def _run(settings: DemoSettings, flights: list[Flight]) -> int:
-    console = Console()
+    console = Picture()
     if not console.is_terminal:
-        console = Console(width=PLAIN_WIDTH)
+        console = Picture(width=PLAIN_WIDTH)
     own_servers = settings.nats is None and settings.kafka is None
     names = Names("" if own_servers else f"-{secrets.token_hex(3)}")
-    with tempfile.TemporaryDirectory(prefix="millstream-demo-") as directory:
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="millstream-demo-")
+    except OSError as error:
+        raise DemoError(f"no place for the broker's store: {error.strerror}", 3) from None
+    with temporary as directory:
         with Family(Path(directory)) as family:
             scene = Scene(settings, names, flights, family)
             try:
@@ -125,15 +137,24 @@ async def _play(scene: Scene, console: Console) -> Outcome:
     assert main is not None
     # SIGTERM ends the run as Ctrl-C does, which asyncio.run turns into a cancellation itself.
     loop.add_signal_handler(signal.SIGTERM, main.cancel)
+
+    def end(_: object) -> None:
+        """With nobody to look at it, the run ends."""
+        main.cancel()
+
     picture = asyncio.create_task(show(scene, console), name="demo picture")
+    picture.add_done_callback(end)
     try:
-        return await scene.run()
+        outcome = await scene.run()
     except asyncio.CancelledError:
+        if picture.done():
+            picture.result()
         raise KeyboardInterrupt from None
     finally:
+        picture.remove_done_callback(end)
         picture.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await picture
+        await asyncio.wait([picture])
+    return outcome
 
 
 def _keep_traces(directory: Path, keep: Path | None) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from .flights import Flight
 from .ledger import Call, Effect
 from .scene import Fault, Outcome
+from .servers import without_credentials
 from .settings import MAX_LANES, DemoSettings
 from .sink import SinkContent
 from .tracks import Track, follow
@@ -127,7 +128,7 @@ def build(settings: DemoSettings, flights: Sequence[Flight], outcome: Outcome) -
         },
         "servers": {
             "nats": {
-                "url": servers.nats,
+                "url": without_credentials(servers.nats),
                 "embedded": settings.nats is None,
                 "version": servers.nats_version,
             },

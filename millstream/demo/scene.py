@@ -48,6 +48,7 @@ from .servers import (
     server_version,
     start_broker,
     start_servers,
+    without_credentials,
 )
 from .settings import AHEAD, MAX_LANES, DemoError, DemoSettings, Names
 from .sink import SinkContent, read_sink
@@ -153,7 +154,7 @@ class Scene:
         whose = "" if servers.broker is None else "embedded "
         kafkas = "" if servers.mock is None else "embedded "
         self._tell(
-            f"{whose}NATS {servers.nats_version} at {servers.nats.removeprefix('nats://')}, "
+            f"{whose}NATS {servers.nats_version} at {without_credentials(servers.nats)}, "
             f"{kafkas}Kafka at {servers.kafka}"
         )
         producer = FlightProducer(servers.kafka, self._names.topic, self._flights)

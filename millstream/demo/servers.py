@@ -91,6 +91,12 @@ def nats_url(broker: Child | None) -> str:
     return str(facts.get("url") or facts.get("nats") or facts["urls"][0])
 
 
+def without_credentials(url: str) -> str:
+    """The URL as it may be shown: without a user, password or token in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def server_version(client: Client) -> str:
     """The version the connected server tells, as in ``2.15.1``."""
     version = client.connected_server_version
@@ -122,7 +128,9 @@ async def connect(url: str) -> Client:
         )
     except (OSError, TimeoutError, ValueError, nats.errors.Error) as error:
         reason = _reason(problems[-1] if problems else error)
-        raise DemoError(f"no NATS server at {url}: {reason}", UNREACHABLE) from None
+        raise DemoError(
+            f"no NATS server at {without_credentials(url)}: {reason}", UNREACHABLE
+        ) from None
     # Only now: with these from the start, a server that is not there would be waited for.
     client.options.update(
         allow_reconnect=True, max_reconnect_attempts=-1, reconnect_time_wait=RECONNECT_WAIT_S

@@ -69,6 +69,18 @@ def test_a_demo_killed_while_a_worker_is_stopped_leaves_nothing_behind(tmp_path:
     await_nothing_left(children, ports)
 
 
+def test_a_demo_that_nobody_reads_any_more_ends_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with demo(tmp_path, *SMALL) as running:
+        running.until("5 workers share 10 partitions")
+        children, ports = all_started(running)
+        running.output.close()
+        assert running.process.stderr is not None
+        assert running.process.stderr.read() == ""
+        assert running.process.wait(30) == 1
+        running.process.stdout = None
+    await_nothing_left(children, ports)
+
+
 def test_a_demo_that_cannot_go_on_leaves_nothing_behind(tmp_path: Path) -> None:
     with demo(tmp_path, *SMALL) as running:
         running.until("5 workers share 10 partitions")

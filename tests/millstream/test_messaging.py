@@ -196,6 +196,11 @@ async def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(
     )
 
 
+async def test_a_password_in_the_url_is_not_shown() -> None:
+    done = await millstream("pub", "a", "b", "-s", "nats://me:secret@127.0.0.1:1")
+    assert done.err == f"millstream pub: no NATS server at {NOWHERE}: connection refused\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
