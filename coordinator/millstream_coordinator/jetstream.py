@@ -26,7 +26,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
-import nats
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -108,20 +107,25 @@ _NS = 1_000_000_000
 
 async def connect(url: str) -> Client:
     """Connect for a group: quick and patient reconnects; raises ServerUnreachable."""
+    client = Client()
     try:
-        client = await nats.connect(
+        await client.connect(
             url,
             name="millstream group",
             connect_timeout=2,
             allow_reconnect=True,
             max_reconnect_attempts=1,
-            reconnect_time_wait=random.uniform(0.05, 0.2),  # noqa: S311 - spreads reconnects
+            reconnect_time_wait=0,
             error_cb=_on_error,
         )
     except (OSError, nats.errors.Error, ValueError, TimeoutError) as error:
         raise ServerUnreachable(url, str(error) or type(error).__name__) from error
+    except asyncio.CancelledError:
+        await client.close()
+        raise
     # Only now: with it from the start, nats-py tries for ever to connect the first time.
     client.options["max_reconnect_attempts"] = -1
+    client.options["reconnect_time_wait"] = random.uniform(0.05, 0.2)  # noqa: S311 - spreads them
     return client
 
 

@@ -206,13 +206,10 @@ class Group:
             async with asyncio.TaskGroup() as tasks:
                 self._task_group = tasks
                 try:
-                    await port.open(self._receive, self._spawn)
-                    self._machine.start(time.monotonic())
-                    self._carry_out()
-                    if self._is_stopping:
-                        self._machine.stop(time.monotonic())
-                        self._carry_out()
-                    await self._stopped.wait()
+                    if await self._open(port, tasks):
+                        machine = self._machine
+                        self._step(lambda: machine.start(time.monotonic()))
+                        await self._stopped.wait()
                 finally:
                     for task in list(self._tasks):
                         task.cancel()
@@ -227,6 +224,21 @@ class Group:
         finally:
             self._stopped.set()
             await port.close()
+
+    async def _open(self, port: Port, tasks: asyncio.TaskGroup) -> bool:
+        """Open the port; False if the member was stopped before that."""
+        if self._is_stopping:
+            return False
+        opening = tasks.create_task(port.open(self._receive, self._spawn), name="open")
+        stopped = tasks.create_task(self._stopped.wait(), name="stopped")
+        try:
+            await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if self._stopped.is_set():
+            opening.cancel()
+            return False
+        return True
 
     def _settings(self) -> MemberSettings:
         if self._stream is not None and self._handler is None and self._capacity:

@@ -354,3 +354,26 @@ async def test_what_a_callback_raises_comes_out_of_run() -> None:
 
     with pytest.raises(ZeroDivisionError, match="in the callback"):
         await member(server, "g", Seen(), on_assigned=on_assigned).run(handle_signals=False)
+
+
+async def test_a_group_can_be_stopped_while_it_connects() -> None:
+    is_connecting = asyncio.Event()
+    release = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_connecting.set()
+        await release.wait()
+        writer.close()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    group = member(f"nats://127.0.0.1:{port}", "g", Seen())
+    running_group = asyncio.create_task(group.run(handle_signals=False))
+    await is_connecting.wait()
+
+    async with asyncio.timeout(1):
+        await group.stop()
+        await running_group
+
+    release.set()
+    silent.close()
