@@ -9,7 +9,7 @@ from collections.abc import Generator
 
 from .book import Book
 from .events import GroupEvent
-from .model import MemberSettings, PartitionRecord, Retention
+from .model import MemberSettings, PartitionRecord
 from .naming import consumer, partition_key
 from .ports import Command, KeyRead, ReadKey, Reply, Tell
 from .steps import Pause, Steps
@@ -26,7 +26,6 @@ class Context:
         self.book = Book()
         self.out: list[Command] = []
         self.steps = Steps(self.out)
-        self.retention = Retention.LIMITS
         self.now = 0.0
         self.confirmed_at = float("-inf")
         self.is_connected = True

@@ -293,7 +293,6 @@ class GroupMachine:
         if not isinstance(prepared, Prepared):
             self._give_up_if_refused(prepared)
             return False
-        context.retention = prepared.retention
         if not (yield from self._agree()):
             return False
         if not (yield from self.owner.load()):

@@ -348,8 +348,7 @@ class JetStreamPort:
             answer = await self._api.call(f"STREAM.INFO.KV_{self._bucket}")
         self._bucket_created = answer["created"]
         self._has_message_ttl = bool(answer["config"].get("allow_msg_ttl"))
-        retention = Retention(self._stream.get("retention", Retention.LIMITS))
-        return Prepared(id=command.id, retention=retention)
+        return Prepared(id=command.id)
 
     async def _read_key(self, command: ReadKey) -> Reply:
         try:

@@ -267,9 +267,7 @@ class MemoryServer:
         name = naming.bucket(client.settings.group)
         if isinstance(command, Prepare):
             self._buckets.setdefault(name, _Bucket())
-            stream = self.streams.get(client.settings.config.stream or "")
-            retention = Retention.LIMITS if stream is None else stream.retention
-            client.send(Prepared(id=command.id, retention=retention))
+            client.send(Prepared(id=command.id))
             return
         bucket = self._buckets.get(name)
         if bucket is None:

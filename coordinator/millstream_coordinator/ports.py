@@ -18,7 +18,7 @@ from typing import Protocol
 from .errors import GroupError
 from .events import GroupEvent
 from .key import KeyRule
-from .model import MemberSettings, Message, Retention
+from .model import MemberSettings, Message
 
 # ---- commands ------------------------------------------------------------------------------------
 
@@ -233,7 +233,6 @@ class Prepared:
     """The bucket is there, and the stream (if the group has one) can carry the group."""
 
     id: int
-    retention: Retention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
