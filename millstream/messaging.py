@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import shlex
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -415,6 +416,8 @@ def _shown(server: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return "no such host"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     return str(error) or "no answer within the timeout"

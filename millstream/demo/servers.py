@@ -8,6 +8,7 @@ stream and buckets have names nobody else uses, and are deleted at the end.
 import asyncio
 import contextlib
 import os
+import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -139,6 +140,8 @@ async def connect(url: str) -> Client:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, socket.gaierror):
+        return "no such host"
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     return " ".join(str(error).split()) or "no answer"

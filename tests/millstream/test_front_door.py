@@ -34,9 +34,9 @@ async def test_version_is_the_distributions() -> None:
 
 
 async def test_an_unknown_command_is_one_line_and_exit_code_2() -> None:
-    done = await millstream("brigde", "run")
+    done = await millstream("kafka", "run")
     assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("millstream: no command 'brigde'; it has demo, broker")
+    assert done.err.startswith("millstream: no command 'kafka'; it has demo, broker")
     assert done.err.count("\n") == 1
 
 

@@ -196,6 +196,14 @@ async def test_a_server_that_is_not_there_is_one_line_and_exit_code_3(
     )
 
 
+async def test_a_host_that_does_not_exist_is_named() -> None:
+    done = await millstream("pub", "a", "b", "-s", "nats://no.such.host.invalid:4222")
+    assert done.code == 3
+    assert done.err == (
+        "millstream pub: no NATS server at nats://no.such.host.invalid:4222: no such host\n"
+    )
+
+
 async def test_a_password_in_the_url_is_not_shown() -> None:
     done = await millstream("pub", "a", "b", "-s", "nats://me:secret@127.0.0.1:1")
     assert done.err == f"millstream pub: no NATS server at {NOWHERE}: connection refused\n"
