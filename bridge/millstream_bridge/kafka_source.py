@@ -11,6 +11,8 @@ abort and always answers -1 when a timestamp is looked up; neither is asked of i
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +41,7 @@ T = TypeVar("T")
 CLOSE_S = 0.5
 LOOK_S = 0.5
 """How long a look at the topic's size may hold up reading."""
+LEADER_RETRY_S = 0.1
 
 GONE = "Kafka no longer has this offset (its log begins at {}); going on would leave a gap"
 
@@ -65,6 +68,7 @@ class KafkaSource:
         self._is_heard = False
         self._is_assigned = False
         self._is_closed = False
+        self._pause = threading.Event()
         self._config: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "group.id": f"millstream-bridge-{topic}",
@@ -109,6 +113,7 @@ class KafkaSource:
         if self._is_closed:
             return
         self._is_closed = True
+        self._pause.set()
         try:
             async with asyncio.timeout(CLOSE_S):
                 await self._run(self._close)
@@ -165,15 +170,26 @@ class KafkaSource:
     def _watermarks(self) -> dict[int, Watermarks]:
         marks = {}
         for partition in self._partitions(self._timeout_s):
-            place = TopicPartition(self._topic, partition)
+            marks[partition] = self._watermarks_of(partition)
+        return marks
+
+    def _watermarks_of(self, partition: int) -> Watermarks:
+        """Asks again while the partition's leader moves or, on a new topic, is not there yet."""
+        place = TopicPartition(self._topic, partition)
+        give_up_at = time.monotonic() + self._timeout_s
+        while True:
             try:
                 found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
             except KafkaException as error:
-                raise self._unreachable(error) from error
+                moves = error.args[0].code() in _LEADER_MOVES
+                if not moves or self._is_closed or time.monotonic() > give_up_at:
+                    raise self._unreachable(error) from error
+                self._partitions(self._timeout_s)
+                self._pause.wait(LEADER_RETRY_S)
+                continue
             if found is None:
                 raise Unreachable("Kafka", self.bootstrap, f"no offsets of partition {partition}")
-            marks[partition] = Watermarks(*found)
-        return marks
+            return Watermarks(*found)
 
     def _known_ends(self, partitions: Sequence[int]) -> dict[int, int]:
         ends = {}
@@ -265,6 +281,7 @@ class KafkaSource:
         return Unreachable("Kafka", self.bootstrap, _text(error))
 
 
+_LEADER_MOVES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _FINAL_ERRORS = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,
