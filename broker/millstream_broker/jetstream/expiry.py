@@ -136,7 +136,7 @@ class Expiry:
                 None, [(MARKER_REASON, "MaxAge"), (TTL, duration_text(ttl_ns)), (ROLLUP, "sub")]
             )
             ts_ns = stream.now_ns()
-            seq = stream.append(subject, block, b"")
+            seq = stream.append(subject, block, b"", ts_ns)
             self.add(seq, ttl_ns, ts_ns)
             stream.last_msg_id = ""
         if marked:

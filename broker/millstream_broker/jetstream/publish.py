@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -49,12 +49,8 @@ class _Duplicate(Exception):
         self.seq = seq
 
 
-class _Ack(NamedTuple):
-    """An answer owed; ``seq`` is the sequence it promises, 0 when it promises none."""
-
-    reply: str
-    seq: int
-    document: bytes
+_Ack = tuple[str, int, bytes]
+"""An answer owed: reply subject, the sequence it promises (0 when it promises none), document."""
 
 
 class Ingest:
@@ -87,17 +83,18 @@ class Ingest:
         acks: list[_Ack] = []
         is_plain, answers, head = self._is_plain, self._answers, self._ack_head
         plain: dict[str, None] = {}
+        ts_ns = stream.now_ns()
         for message in messages:
             if is_plain and message.headers is None:
                 try:
-                    seq = stream.append(message.subject, None, message.payload)
+                    seq = stream.append(message.subject, None, message.payload, ts_ns)
                 except StoreError as error:
                     self._refuse(message, ApiError(10077, err=str(error)), acks)
                     continue
                 stream.last_msg_id = ""
                 plain[message.subject] = None
                 if answers and message.reply is not None:
-                    acks.append(_Ack(message.reply, seq, b"%b%d}" % (head, seq)))
+                    acks.append((message.reply, seq, b"%b%d}" % (head, seq)))
                 continue
             if plain:
                 stream.enforce(plain)
@@ -128,11 +125,11 @@ class Ingest:
             self._refuse(message, error, acks)
             return
         if self._answers and message.reply is not None:
-            acks.append(_Ack(message.reply, seq, document))
+            acks.append((message.reply, seq, document))
 
     def _refuse(self, message: Message, error: ApiError, acks: list[_Ack]) -> None:
         if self._answers and message.reply is not None:
-            acks.append(_Ack(message.reply, 0, self._error_document(error)))
+            acks.append((message.reply, 0, self._error_document(error)))
 
     def _error_document(self, error: ApiError) -> bytes:
         name = self._stream.config.name
@@ -321,7 +318,7 @@ class Ingest:
         placed: list[tuple[int, Staged]] = []
         ts_ns = stream.now_ns()
         for staged in batch:
-            seq = stream.append(staged.subject, staged.headers, staged.payload)
+            seq = stream.append(staged.subject, staged.headers, staged.payload, ts_ns)
             placed.append((seq, staged))
             if staged.msg_id:
                 stream.window.add(staged.msg_id, seq, ts_ns)

@@ -171,12 +171,12 @@ class Stream:
         """What is stored and not visible yet: readers hear of it later, so it does not count."""
         return self._fresh
 
-    def append(self, subject: str, headers: bytes | None, payload: bytes) -> int:
+    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
         """Store a message that passed all checks and give its sequence; not visible yet.
 
-        On an interest stream nobody listens to, only the sequence is used up.
+        ``ts_ns`` is the round's ``now_ns``. On an interest stream nobody listens to, only the
+        sequence is used up.
         """
-        ts_ns = self.now_ns()
         if not self.is_wanted(subject):
             self.store.skip(1, ts_ns)
             return self.store.last_seq

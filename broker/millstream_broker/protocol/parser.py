@@ -136,7 +136,8 @@ def _payload(
         _check_payload_end(buffer[end + size :])
         return Incomplete(stop - len(buffer))
     body = buffer[end:stop]
-    _check_payload_end(body[size:])
+    if body[size:] != b"\r\n":
+        raise UnknownOperation
     return Publish(subject, reply, headers_size, body), stop
 
 

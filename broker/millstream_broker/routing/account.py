@@ -78,7 +78,8 @@ class Account:
 
     def has_interest(self, subject: str, queue: str | None = None) -> bool:
         """Whether anybody (with ``queue``: a member of that queue group) would get the subject."""
-        route = self.route(subject.encode("utf-8", "surrogateescape"))
+        raw = subject.encode("utf-8", "surrogateescape")
+        route = self.routes.subjects.get(raw) or self.route(raw)
         return route.has_interest() if queue is None else queue in route.queues
 
     def route(self, subject: bytes) -> Route:
@@ -136,14 +137,15 @@ class Account:
         deliver_as: str | None = None,
     ) -> int:
         """Route a message of the server's own; what MSG shows is ``deliver_as`` or the subject."""
-        route = self.route(subject.encode("utf-8", "surrogateescape"))
-        if not route.has_interest():
+        raw = subject.encode("utf-8", "surrogateescape")
+        route = self.routes.subjects.get(raw) or self.route(raw)
+        if not (route.plain or route.queues or route.sinks):
             return 0
         return self._deliver(
             route,
             None if reply is None else reply.encode("utf-8", "surrogateescape"),
             0 if headers is None else len(headers),
-            b"%b\r\n" % payload if headers is None else b"%b%b\r\n" % (headers, payload),
+            payload + b"\r\n" if headers is None else b"%b%b\r\n" % (headers, payload),
             None,
             deliver_as,
         )
@@ -158,18 +160,36 @@ class Account:
         shown_as: str | None,
     ) -> int:
         reached = 0
-        if route.plain or route.queues:
-            message = _Outgoing(reply, headers_size, body, shown_as)
-            for subscription, prefix in route.plain:
+        targets = route.plain
+        if route.queues:
+            chosen = (self._choose(members, origin) for members in route.queues.values())
+            targets = [*targets, *(member for member in chosen if member is not None)]
+        if targets:
+            shown = b"" if shown_as is None else shown_as.encode("utf-8", "surrogateescape")
+            address = b"" if reply is None else reply + b" "
+            size = len(body) - 2
+            tail = b"%b%d\r\n" % (address, size - headers_size)
+            counts = self.routes.counts
+            for subscription, prefix in targets:
                 connection = subscription.connection
-                if connection is not origin or connection.is_echo:
-                    self._send(subscription, prefix, message)
-                    reached += 1
-            for members in route.queues.values():
-                chosen = self._choose(members, origin)
-                if chosen is not None:
-                    self._send(*chosen, message)
-                    reached += 1
+                if connection is origin and not connection.is_echo:
+                    continue
+                line = prefix if shown_as is None else message_prefix(shown, subscription.sid)
+                if not headers_size:
+                    connection.deliver(line + tail, body)
+                    counts.out_bytes += size
+                elif connection.accepts_headers:
+                    head = b"H%b%b%d %d\r\n" % (line, address, headers_size, size)
+                    connection.deliver(head, body)
+                    counts.out_bytes += size
+                else:
+                    connection.deliver(line + tail, body[headers_size:])
+                    counts.out_bytes += size - headers_size
+                counts.out_messages += 1
+                reached += 1
+                subscription.delivered += 1
+                if 0 < subscription.max_delivered <= subscription.delivered:
+                    self.remove(subscription)
         if route.sinks:
             arrived = Message(
                 shown_as or route.text,
@@ -195,19 +215,6 @@ class Account:
                 return member
         return None
 
-    def _send(self, subscription: Subscription, prefix: bytes, message: "_Outgoing") -> None:
-        connection = subscription.connection
-        if message.shown_as is not None:
-            prefix = message_prefix(message.shown_as, subscription.sid)
-        head, body = message.encode(prefix, accepts_headers=connection.accepts_headers)
-        connection.deliver(head, body)
-        counts = self.routes.counts
-        counts.out_messages += 1
-        counts.out_bytes += len(body) - 2
-        subscription.delivered += 1
-        if subscription.max_delivered and subscription.delivered >= subscription.max_delivered:
-            self.remove(subscription)
-
     def _tell_no_responders(self, origin: Connection, subject: bytes, reply: bytes) -> None:
         """Answer 503 on the requester's own plain subscription for the reply, if it has one."""
         for interest in self._index.match(reply.decode("utf-8", "surrogateescape")):
@@ -222,10 +229,11 @@ class Account:
     # Subscribers inside the server
 
     def _gather(self, subscription: InternalSubscription, message: Message) -> None:
-        if self._runs and self._runs[-1][0] is subscription:
-            self._runs[-1][1].append(message)
+        runs = self._runs
+        if runs and runs[-1][0] is subscription:
+            runs[-1][1].append(message)
         else:
-            self._runs.append((subscription, [message]))
+            runs.append((subscription, [message]))
 
     def settle(self, now: Instant) -> None:
         """Hand gathered runs to the subscribers inside the server, in order, until none is left."""
@@ -233,28 +241,3 @@ class Account:
         while runs:
             subscription, messages = runs.popleft()
             subscription.sink(messages, now)
-
-
-class _Outgoing:
-    """One message on its way to clients; what they share is encoded once."""
-
-    __slots__ = ("_address", "_body", "_headers_size", "_tail", "shown_as")
-
-    def __init__(
-        self, reply: bytes | None, headers_size: int, body: bytes, shown_as: str | None
-    ) -> None:
-        self._headers_size = headers_size
-        self._body = body
-        self.shown_as = None if shown_as is None else shown_as.encode("utf-8", "surrogateescape")
-        self._address = b"" if reply is None else reply + b" "
-        self._tail = b"%b%d\r\n" % (self._address, len(body) - 2 - headers_size)
-
-    def encode(self, prefix: bytes, *, accepts_headers: bool) -> tuple[bytes, bytes]:
-        """The control line and what follows it; headers go only to who accepts them."""
-        size = self._headers_size
-        if not size:
-            return prefix + self._tail, self._body
-        if accepts_headers:
-            line = b"H%b%b%d %d\r\n" % (prefix, self._address, size, len(self._body) - 2)
-            return line, self._body
-        return prefix + self._tail, self._body[size:]

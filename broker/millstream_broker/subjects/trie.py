@@ -77,19 +77,16 @@ class Trie(Generic[V]):
         found: list[V] = []
         nodes = [self._root]
         for token in tokens:
+            is_plain = token not in ("*", ">")
             below: list[_Node[V]] = []
             for node in nodes:
                 children = node.children
-                rest = children.get(">")
-                if rest is not None:
-                    found.extend(rest.values)
-                one = children.get("*")
-                if one is not None:
-                    below.append(one)
-                if token not in ("*", ">"):
-                    same = children.get(token)
-                    if same is not None:
-                        below.append(same)
+                if ">" in children:
+                    found.extend(children[">"].values)
+                if "*" in children:
+                    below.append(children["*"])
+                if is_plain and token in children:
+                    below.append(children[token])
             if not below:
                 return found
             nodes = below
