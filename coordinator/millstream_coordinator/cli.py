@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -309,15 +309,21 @@ def _on_end_of_stdin(action: Callable[[], object]) -> None:
     """Call ``action``, on a thread of its own, when standard input ends: our parent is gone."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
-            pass
-        action()
+        # Not sys.stdin: an interpreter that ends while a thread holds its lock aborts.
+        with suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        with suppress(RuntimeError):  # the loop is closed: we are at our end anyway
+            action()
 
     threading.Thread(target=wait, name="end of stdin", daemon=True).start()
 
 
 def _write_ready(path: Path, facts: dict[str, object]) -> None:
-    """Put the file in place by rename: who sees it sees all of it."""
+    """Put the file in place by rename: who sees it sees all of it. GroupError if that fails."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-    part.replace(path)
+    try:
+        part.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise GroupError(f"cannot write {path}: {error.strerror or error}") from error

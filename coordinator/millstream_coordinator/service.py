@@ -131,8 +131,7 @@ async def lead(
                 for group in groups
             ]
             await stopping.wait()
-            for group in groups:
-                await group.stop()
+            await asyncio.gather(*(group.stop() for group in groups))
             await asyncio.wait(running)
     except* GroupError as errors:
         raise first_error(errors) from errors

@@ -292,6 +292,30 @@ def test_it_ends_when_its_parents_pipe_does(
     assert not _is_alive(process.pid)
 
 
+def test_sigterm_ends_it_cleanly_while_its_standard_input_is_watched(
+    server: Server, new_stream: str, tmp_path: Path
+) -> None:
+    arguments = (new_stream, *new_group(server, new_stream))
+    with running(*arguments, "--end-with-stdin", ready=tmp_path / "ready.json") as process:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(READY_WAIT_S)  # its standard input stays open
+
+    assert code == 0
+
+
+def test_a_ready_file_that_cannot_be_written_is_one_line_and_exit_2(
+    server: Server, new_stream: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "nowhere" / "ready.json"
+
+    code, _, err = coordinator(
+        "run", new_stream, *new_group(server, new_stream), "--ready-file", str(file)
+    )
+
+    assert code == 2
+    assert err == f"millstream coordinator run: cannot write {file}: No such file or directory\n"
+
+
 def test_an_existing_group_is_led_as_it_is(server: Server, described: str, tmp_path: Path) -> None:
     with running(described, "--nats", server.url, ready=tmp_path / "ready.json") as process:
         process.send_signal(signal.SIGTERM)
