@@ -39,7 +39,7 @@ class AckIntake:
         for message in messages:
             parts = message.subject[self._head_length :].split(".")
             try:
-                _, seq, consumer_seq, _, _ = (int(part) for part in parts)
+                _, seq, consumer_seq, _, _ = map(int, parts)
             except ValueError:
                 continue
             payload = message.payload

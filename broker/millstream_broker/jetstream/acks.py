@@ -48,7 +48,8 @@ class AckState:
         self.deliveries: dict[int, int] = {}
         self._queue: deque[int] = deque()
         self._queued: set[int] = set()
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: list[float] = []
+        self._waits: dict[float, list[int]] = {}
 
     def delivery_count(self, seq: int) -> int:
         """Say how often a pending message was delivered."""
@@ -70,7 +71,7 @@ class AckState:
         if count > 1:
             self.deliveries[seq] = count
             self._unqueue(seq)
-        heapq.heappush(self._deadlines, (deadline_s, seq))
+        self._wait(seq, deadline_s)
         return consumer_seq
 
     def ack(self, seq: int, consumer_seq: int) -> list[int]:
@@ -84,7 +85,8 @@ class AckState:
     def settle(self, seq: int) -> bool:
         """One message is owed no more; whether it was pending or had run out of deliveries."""
         was_redelivered = self.deliveries.pop(seq, None) is not None
-        self._unqueue(seq)
+        if self._queued:
+            self._unqueue(seq)
         entry = self.pending.pop(seq, None)
         if entry is None:
             return was_redelivered
@@ -134,7 +136,7 @@ class AckState:
         if deadline_s is not None:
             self._unqueue(seq)
             entry.deadline_s = deadline_s
-            heapq.heappush(self._deadlines, (deadline_s, seq))
+            self._wait(seq, deadline_s)
         else:
             self._enqueue(seq)
         return True
@@ -145,17 +147,30 @@ class AckState:
         if entry is None or seq in self._queued:
             return False
         entry.deadline_s = deadline_s
-        heapq.heappush(self._deadlines, (deadline_s, seq))
+        self._wait(seq, deadline_s)
         return True
+
+    def _wait(self, seq: int, deadline_s: float) -> None:
+        """Have ``expire`` look at a message then; what went out together waits together."""
+        waiting = self._waits.get(deadline_s)
+        if waiting is None:
+            self._waits[deadline_s] = [seq]
+            heapq.heappush(self._deadlines, deadline_s)
+        else:
+            waiting.append(seq)
+
+    def _is_waiting(self, seq: int, deadline_s: float) -> bool:
+        """Whether this deadline still counts: not acked, queued or put off since."""
+        entry = self.pending.get(seq)
+        return entry is not None and entry.deadline_s == deadline_s and seq not in self._queued
 
     def expire(self, now_s: float) -> int:
         """Queue what was not acked in time, in ascending stream sequence; how many."""
-        late = set()
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            deadline_s, seq = heapq.heappop(self._deadlines)
-            entry = self.pending.get(seq)
-            if entry is not None and entry.deadline_s == deadline_s and seq not in self._queued:
-                late.add(seq)
+        late: set[int] = set()
+        while self._deadlines and self._deadlines[0] <= now_s:
+            deadline_s = heapq.heappop(self._deadlines)
+            waiting = self._waits.pop(deadline_s)
+            late.update(seq for seq in waiting if self._is_waiting(seq, deadline_s))
         for seq in sorted(late):
             self._enqueue(seq)
         return len(late)
@@ -163,20 +178,21 @@ class AckState:
     def next_deadline(self) -> float | None:
         """Give the time of the next ``expire`` that may find something."""
         while self._deadlines:
-            deadline_s, seq = self._deadlines[0]
-            entry = self.pending.get(seq)
-            if entry is not None and entry.deadline_s == deadline_s and seq not in self._queued:
-                return deadline_s
-            heapq.heappop(self._deadlines)
+            deadline_s = self._deadlines[0]
+            waiting = self._waits[deadline_s]
+            while waiting:
+                if self._is_waiting(waiting[-1], deadline_s):
+                    return deadline_s
+                waiting.pop()
+            del self._waits[heapq.heappop(self._deadlines)]
         return None
 
     def restart_waits(self, deadline_of: dict[int, float]) -> None:
         """Set all deadlines anew (after a restart, or a change of the ack wait)."""
-        self._deadlines = []
+        self._deadlines, self._waits = [], {}
         for seq, entry in self.pending.items():
             entry.deadline_s = deadline_of[seq]
-            self._deadlines.append((entry.deadline_s, seq))
-        heapq.heapify(self._deadlines)
+            self._wait(seq, entry.deadline_s)
 
     @property
     def queue_length(self) -> int:

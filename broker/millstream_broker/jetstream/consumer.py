@@ -313,8 +313,7 @@ class Consumer:
     def _record(self, message: StoredMessage, count: int) -> None:
         """Note a delivery that is about to go out."""
         seq, now = message.seq, self.host.now
-        deadline_s = now.mono_s + self.wait_s(count)
-        self.state.deliver(seq, count, now.wall_ns, deadline_s)
+        self.state.deliver(seq, count, now.wall_ns, now.mono_s + self.wait_s(count))
         self._last_active_ns = now.wall_ns
         self._note((DELIVERED, seq, count, now.wall_ns))
         if count > 1:
@@ -327,7 +326,7 @@ class Consumer:
         if self.config.replay_policy is ReplayPolicy.ORIGINAL:
             self._replay = (now.mono_s, message.ts_ns)
         if self.config.ack_policy is AckPolicy.NONE:
-            self._release([seq])
+            self._release((seq,))
 
     def wait_s(self, count: int) -> float:
         """How long the ``count``-th delivery may stay without ack."""
@@ -547,7 +546,10 @@ class Consumer:
         try:
             if self._events:
                 self._events_since_document += len(self._events)
-                if self._events_since_document >= EVENTS_PER_DOCUMENT:
+                # A document costs what is pending: it comes after as many events at least.
+                if self._events_since_document >= max(
+                    EVENTS_PER_DOCUMENT, 4 * len(self.state.pending)
+                ):
                     self.save_document()
                 else:
                     entry = consumer_state.encode_events(self._events)

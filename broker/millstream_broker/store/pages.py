@@ -246,7 +246,9 @@ class SequenceTable(Generic[Cell]):
             page.version += 1
 
     def next_live(self, seq: int) -> int | None:
-        """The first message at or after ``seq``."""
+        """The first message at or after ``seq``; who walks forward mostly finds ``seq`` itself."""
+        if self.find(seq) is not None:
+            return seq
         numbers = self.numbers
         for place in range(bisect_left(numbers, seq >> PAGE_BITS), len(numbers)):
             page = self.pages[numbers[place]]
