@@ -69,6 +69,8 @@ class Consumer:
         self.flow_prefix = f"$JS.FC.{stream.name}.{name}"
         self.num_pending = 0
         self.is_closed = False
+        self.is_saved = not config.mem_storage
+        """Whether it outlives the server."""
         self._on_inactive = on_inactive
         self._ack_head = f"$JS.ACK.{stream.name}.{name}"
         self._events: list[Event] = []
@@ -84,11 +86,6 @@ class Consumer:
         self._unsubscribe: list[Callable[[], None]] = []
         self._filter()
         self.count_pending()
-
-    @property
-    def is_saved(self) -> bool:
-        """Whether it outlives the server."""
-        return not self.config.mem_storage
 
     def _filter(self) -> None:
         self._patterns = self.config.filters or (">",)
@@ -293,7 +290,7 @@ class Consumer:
 
     def _is_time_for(self, message: StoredMessage) -> bool:
         """With ``replay_policy: original`` messages keep the distance they were stored with."""
-        if self.config.replay_policy is ReplayPolicy.INSTANT or self._replay is None:
+        if self._replay is None:
             return True
         started_s, ts_ns = self._replay
         return started_s + (message.ts_ns - ts_ns) / 1e9 <= self.host.now.mono_s

@@ -146,28 +146,21 @@ class PullLine:
                 return header_blocks.status(408, "Requests Pending")
         return None
 
-    def has_taker(self) -> bool:
-        """Whether somebody waits who is still there; who is not loses the place."""
-        bus = self._consumer.host.bus
-        now_s = self._consumer.host.now.mono_s
-        while self._line:
-            first = self._line[0]
-            if first.expires_s is not None and first.expires_s <= now_s:
-                self._send(first.reply, first.status(408, "Request Timeout"))
-            elif bus.has_interest(first.reply):
-                return True
-            self._line.popleft()
-        return False
-
     def take(self, size_bytes: int) -> Waiting | None:
-        """Find who gets a message of this size; requests it is too large for end with a 409."""
-        while self.has_taker():
-            first = self._line[0]
-            if first.has_byte_limit and size_bytes > first.remaining_bytes:
+        """Find who gets a message of this size.
+
+        Who is late or too small for it leaves with a status, who is no longer there without one.
+        """
+        line, host = self._line, self._consumer.host
+        while line:
+            first = line[0]
+            if first.expires_s is not None and first.expires_s <= host.now.mono_s:
+                self._send(first.reply, first.status(408, "Request Timeout"))
+            elif host.bus.has_interest(first.reply):
+                if not first.has_byte_limit or size_bytes <= first.remaining_bytes:
+                    return first
                 self._send(first.reply, first.status(409, "Message Size Exceeds MaxBytes"))
-                self._line.popleft()
-                continue
-            return first
+            line.popleft()
         return None
 
     def on_delivered(self, waiting: Waiting, size_bytes: int) -> None:

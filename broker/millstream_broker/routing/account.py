@@ -197,8 +197,12 @@ class Account:
                 body[:headers_size] if headers_size else None,
                 body[headers_size:-2],
             )
+            runs = self._runs
             for sink in route.sinks:
-                self._gather(sink, arrived)
+                if runs and runs[-1][0] is sink:
+                    runs[-1][1].append(arrived)
+                else:
+                    runs.append((sink, [arrived]))
             reached += len(route.sinks)
         return reached
 
@@ -227,13 +231,6 @@ class Account:
                 return
 
     # Subscribers inside the server
-
-    def _gather(self, subscription: InternalSubscription, message: Message) -> None:
-        runs = self._runs
-        if runs and runs[-1][0] is subscription:
-            runs[-1][1].append(message)
-        else:
-            runs.append((subscription, [message]))
 
     def settle(self, now: Instant) -> None:
         """Hand gathered runs to the subscribers inside the server, in order, until none is left."""

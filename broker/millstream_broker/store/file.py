@@ -151,7 +151,8 @@ class FileStore(IndexedStore[int]):
         record = encode_message(tail.seed + position, seq, ts_ns, raw, headers, payload)
         size = len(record)
         pending += record
-        self._index.append(seq, subject, ts_ns, size, tail.number << POSITION_BITS | position)
+        cell = tail.number << POSITION_BITS | position
+        self._table.append(seq, self._index.subjects.add(subject, seq), ts_ns, size, cell)
         self._appended += 1
         self._appended_bytes += size
         return seq
