@@ -30,7 +30,7 @@ from .model import Positions, Record
 from .stream import Checkpoint, Stream
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
-END_S = 2.0
+END_S = 0.3
 BATCH_MESSAGES_MAX = 1_000
 """The server's limit for one atomic batch, the checkpoint included."""
 
@@ -59,7 +59,7 @@ class CheckpointPublisher:
         self._waiting: dict[int, deque[Record]] = {}
         self._waiting_count = self._waiting_bytes = 0
         self._workers: dict[int, asyncio.Task[None]] = {}
-        self._failures: list[RecordError | SessionLost] = []
+        self._failures: list[Exception] = []
         self._slots = asyncio.Semaphore(_BATCHES_AT_ONCE)
         self._moved = asyncio.Event()
         self.foreign_seqs: list[int] = []
@@ -94,8 +94,8 @@ class CheckpointPublisher:
         self.check()
 
     def check(self) -> None:
-        """Raise what a worker met: RecordError before SessionLost, for only that ends the run."""
-        failures = sorted(self._failures, key=lambda error: not isinstance(error, RecordError))
+        """Raise what a worker met; SessionLost last, for all others end the run."""
+        failures = sorted(self._failures, key=lambda error: isinstance(error, SessionLost))
         if failures:
             raise failures[0]
         if not self._connection.is_open:
@@ -174,7 +174,7 @@ class CheckpointPublisher:
                 async with self._slots:
                     await self._store(self._next_batch(waiting))
                 self._moved.set()
-        except (RecordError, SessionLost) as error:
+        except Exception as error:  # noqa: BLE001 - `check` raises it: nothing may pass for stored
             self._failures.append(error)
         finally:
             self._workers.pop(partition, None)

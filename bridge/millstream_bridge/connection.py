@@ -22,6 +22,8 @@ from .headers import HeaderError, parse_block
 
 WRITE_BUFFER_BYTES = 1 << 20
 PROTOCOL_LINE_BYTES_MAX = 1 << 20
+STALL_S = 10.0
+FLUSH_S = 0.3
 
 
 class Message(NamedTuple):
@@ -85,6 +87,9 @@ class Connection(asyncio.Protocol):
             raise Unreachable("NATS", connection.url, "no answer in time") from error
         except OSError as error:
             raise Unreachable("NATS", connection.url, str(error) or repr(error)) from error
+        except asyncio.CancelledError:
+            connection._abort()
+            raise
         return connection
 
     @property
@@ -98,9 +103,16 @@ class Connection(asyncio.Protocol):
             raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
         self._transport.write(data)
 
-    async def writable(self) -> None:
-        """Return when the send buffer is below its limit; ConnectionLost if it never will be."""
-        await self._writable.wait()
+    async def writable(self, *, timeout_s: float = STALL_S) -> None:
+        """Return when the send buffer is below its limit; ConnectionLost if it does not get there.
+
+        A server that hangs takes nothing, and its connection stays open.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._writable.wait()
+        except TimeoutError as error:
+            raise ConnectionLost(f"{self.url} took nothing for {timeout_s:g} s") from error
         if not self.is_open:
             raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
 
@@ -164,12 +176,12 @@ class Connection(asyncio.Protocol):
         return f"_INBOX.{secrets.token_hex(8)}"
 
     async def close(self) -> None:
-        """Flush what was written and close; returns when the socket is closed."""
+        """Flush for a moment what was written and close; returns when the socket is closed."""
         if self._transport is not None:
             self.lost_reason = self.lost_reason or "closed here"
             self._transport.close()
             try:
-                async with asyncio.timeout(1.0):
+                async with asyncio.timeout(FLUSH_S):
                     await self._closed.wait()
             except TimeoutError:
                 self._abort()

@@ -162,6 +162,8 @@ class KafkaSource:
         self._is_heard = True
         topic = metadata.topics[self._topic]
         fault: KafkaError | None = topic.error
+        if fault is not None and fault.code() in _PASSING_ERRORS:
+            raise Unreachable("Kafka", self.bootstrap, f"topic {self._topic}: {fault.str()}")
         if fault is not None or not topic.partitions:
             reason = fault.str() if fault is not None else "it has no partitions"
             raise ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {reason}")
@@ -282,6 +284,9 @@ class KafkaSource:
 
 
 _LEADER_MOVES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
+_PASSING_ERRORS = frozenset({KafkaError.LEADER_NOT_AVAILABLE})
+"""What a broker that is just starting says of a topic it has."""
+
 _FINAL_ERRORS = frozenset(
     {
         KafkaError.UNKNOWN_TOPIC_OR_PART,

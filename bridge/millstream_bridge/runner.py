@@ -24,7 +24,7 @@ from enum import StrEnum
 
 from .checkpoint_publisher import CheckpointPublisher
 from .connection import Connection
-from .errors import BridgeError, ConnectionLost, RecordError, SessionLost, Unreachable
+from .errors import ConnectionLost, RecordError, SessionLost, Unreachable
 from .kafka_source import GONE, KafkaSource
 from .mapping import Mapping
 from .model import BridgeReport, Positions, Route, Watermarks
@@ -36,7 +36,8 @@ logger = logging.getLogger(__name__)
 STAND_BACK_S = 1.0
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 0.05, 1.0
 FRUITLESS_SESSIONS_MAX = 3
-DRAIN_S = 10.0
+STOP_S = 0.5
+"""What is in flight has so long to arrive after `Bridge.stop`; the next run reads the rest."""
 LOOK_FOR_PARTITIONS_S = 10.0
 LAG_EVERY_S = 1.0
 _POLL_S = 0.2
@@ -104,7 +105,7 @@ class Bridge:
         return self._progress
 
     def stop(self) -> None:
-        """Finish what is in flight, then end the run."""
+        """Let what is in flight arrive, for STOP_S at most, then end the run."""
         self._stopping.set()
 
     async def run(self, *, stop_at_end: bool = False) -> BridgeReport:
@@ -119,8 +120,10 @@ class Bridge:
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
             await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._is_moving and not work.done():
-                work.cancel()  # nothing is in flight; it only waits for somebody to answer
+            if self._is_moving and not work.done():
+                await asyncio.wait({work}, timeout=STOP_S)
+            if not work.done():
+                work.cancel()  # it only waits for somebody to answer
                 await asyncio.wait({work})
             ended = Ended.STOPPED if work.cancelled() else await work
         finally:
@@ -208,13 +211,17 @@ class Bridge:
             return await self._move(reader, publisher, goal)
         finally:
             self._is_moving = False
-            await reader.close()
-            await publisher.end()
+            try:
+                await reader.close()
+            finally:
+                await publisher.end()
 
     async def _move(self, reader: "_Reader", publisher: Publisher, goal: Positions | None) -> Ended:
         while True:
             if self._stopping.is_set():
-                await self._drain_for_stop(publisher)
+                # What does not arrive now, the next run reads again.
+                with suppress(SessionLost):
+                    await publisher.drain()
                 return Ended.STOPPED
             if goal is not None and reader.has_reached(goal):
                 await publisher.drain()
@@ -227,12 +234,6 @@ class Bridge:
                 raise polled.error
             publisher.check()
             self._progress.lag = reader.lag
-
-    async def _drain_for_stop(self, publisher: Publisher) -> None:
-        """Wait a while for what is in flight; if it does not come, the next run reads it again."""
-        with suppress(SessionLost, TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                await publisher.drain()
 
     def _note(self) -> None:
         publisher = self._publisher
@@ -364,8 +365,10 @@ class _Reader:
     async def close(self) -> None:
         """Wait for the poll under way; it is short."""
         if self._polling is not None:
-            with suppress(BridgeError):
-                await self._polling
+            # Waited for, not awaited: it may have been cancelled with whoever awaited it.
+            await asyncio.wait({self._polling})
+            if not self._polling.cancelled() and (error := self._polling.exception()):
+                logger.debug("last poll: %s", error, extra={"event": "last_poll_failed"})
 
     def _poll(self) -> asyncio.Task[Polled]:
         return asyncio.create_task(

@@ -1,11 +1,14 @@
 """The connection's read side: the same from any chunks; what is no acknowledgement is told."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any, cast
 
+import pytest
 from hypothesis import given, strategies as st
 
 from millstream_bridge.connection import AckSink, Connection, Message
+from millstream_bridge.errors import ConnectionLost
 
 
 class Wire:
@@ -129,3 +132,28 @@ def test_a_lost_connection_is_told_to_the_session() -> None:
 
     assert len(session.others) == 1
     assert not session.connection.is_open
+
+
+async def test_a_server_that_takes_nothing_any_more_is_a_lost_connection() -> None:
+    session = Session()
+    session.connection.pause_writing()
+
+    with pytest.raises(ConnectionLost, match="took nothing"):
+        await session.connection.writable(timeout_s=0.01)
+
+
+async def test_giving_up_while_shaking_hands_closes_the_socket() -> None:
+    accepted: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    silent = await asyncio.start_server(lambda *ends: accepted.put_nowait(ends), "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+
+    async with silent, asyncio.timeout(10):
+        opening = asyncio.create_task(Connection.open(f"nats://127.0.0.1:{port}", name="test"))
+        peer, writer = await accepted.get()
+        opening.cancel()
+        await asyncio.wait({opening})
+        with suppress(ConnectionResetError):
+            assert await peer.read() == b""
+        writer.close()
+
+    assert opening.cancelled()

@@ -2,8 +2,10 @@
 
 import ctypes
 
+import pytest
 from confluent_kafka import KafkaError
 
+from millstream_bridge.errors import Unreachable
 from millstream_bridge.kafka_mock import MockKafka
 from millstream_bridge.kafka_source import KafkaSource
 
@@ -27,3 +29,16 @@ async def test_a_leader_on_the_move_is_asked_again() -> None:
             await source.close()
 
     assert (marks[0].low, marks[0].high) == (0, 0)
+
+
+async def test_a_topic_without_a_leader_yet_is_waited_for_not_refused() -> None:
+    with MockKafka({"t": 1}) as kafka:
+        kafka._library.rd_kafka_mock_topic_set_error(
+            ctypes.c_void_p(kafka._cluster), b"t", ctypes.c_int(KafkaError.LEADER_NOT_AVAILABLE)
+        )
+        source = KafkaSource(kafka.bootstrap, "t")
+        try:
+            with pytest.raises(Unreachable, match="topic t"):
+                await source.watermarks()
+        finally:
+            await source.close()

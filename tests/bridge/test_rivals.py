@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import nats as nats_py
@@ -12,6 +13,7 @@ from millstream_bridge import Bridge, Record, verify
 from millstream_bridge.checkpoint_publisher import CheckpointPublisher
 from millstream_bridge.connection import Connection
 from millstream_bridge.mapping import Mapping
+from millstream_bridge.model import TimestampType
 from millstream_bridge.nats_publisher import ChainPublisher
 from millstream_bridge.ports import Publisher
 from millstream_bridge.window import Window
@@ -272,3 +274,35 @@ async def test_a_server_that_stands_still_ends_the_session_and_nothing_is_stored
 
     assert running.result().sessions > 1
     assert offsets(await stored_records(nats_server.url, route)) == all_offsets()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_told_to_stop_while_the_server_stands_still_it_ends_and_the_next_run_goes_on(
+    nats_server: Server, mock: Kafka, topic: str, shared: bool
+) -> None:
+    fill(mock, topic)
+    route = a_route(topic, shared=shared)
+    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(bridge.run(), name="bridge")
+        await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
+        nats_server.pause()
+        bridge.stop()
+        async with asyncio.timeout(3.0):  # the answers it waits for are given up after 5 and 10 s
+            await asyncio.wait({running})
+        nats_server.resume()
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    assert running.result().ended == "stopped"
+    assert offsets(await stored_records(nats_server.url, route)) == all_offsets()
+
+
+async def test_a_batch_that_fails_by_a_fault_of_ours_does_not_pass_for_stored() -> None:
+    link = cast(Connection, SimpleNamespace(is_open=True))
+    publisher = CheckpointPublisher(link, Mapping(a_route("t", shared=True)))
+
+    await publisher.send([Record(0, 7, 0, TimestampType.CREATE, b"k", b"v", ())])
+
+    with pytest.raises(AssertionError):  # no session is open, so no frames can be made
+        await publisher.drain()
