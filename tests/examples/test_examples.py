@@ -56,13 +56,15 @@ eve: 100 clicks in order, half over Kafka, half by NATS
 WITH_KAFKA = ("04_bridge_a_topic", "05_half_moved_producer")
 
 
-def run(name: str, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def run(
+    name: str, environment: Mapping[str, str], timeout_s: float = 90
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(EXAMPLES / f"{name}.py")],
         capture_output=True,
         text=True,
         check=False,
-        timeout=90,
+        timeout=timeout_s,
         env={**os.environ, **environment},
     )
 
@@ -75,6 +77,14 @@ def test_every_numbered_example_has_a_test() -> None:
 def test_an_example_shows_what_it_says_on_embedded_servers(name: str) -> None:
     done = run(name, {})
     assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_an_example_without_a_server_is_one_line(name: str) -> None:
+    done = run(name, {"NATS_URL": "nats://127.0.0.1:1"}, timeout_s=10)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("no NATS server at nats://127.0.0.1:1: ")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.real_server
