@@ -39,7 +39,7 @@ class Command:
 
 COMMANDS = {
     "demo": Command(
-        "the whole story on 12,000 real flights, in a minute", "millstream.demo.cli:app"
+        "the whole story on ten thousand real flights, in a minute", "millstream.demo.cli:app"
     ),
     "broker": Command(
         "a NATS server with JetStream; takes nats-server's flags",

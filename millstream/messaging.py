@@ -156,8 +156,9 @@ def pub(
             subject, payload, headers = outgoing.filled(number)
             say = _note if not quiet and not show_progress else _silence
             if jetstream:
+                stored = await _stored(client, subject, payload, headers, timeout_s)
                 say(f"Published {len(payload)} bytes to {quoted(subject)}")
-                say(await _stored(client, subject, payload, headers, timeout_s))
+                say(stored)
                 continue
             await client.publish(subject, payload, reply=outgoing.reply, headers=headers)
             if not show_progress or number == count:

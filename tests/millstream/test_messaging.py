@@ -51,7 +51,7 @@ async def test_pub_waits_for_a_stream_when_told_to(broker: Server, client: Clien
 
 
 async def test_pub_to_no_stream_fails_when_told_to_wait_for_one(broker: Server) -> None:
-    done = await millstream("pub", "not.stored", "x", "-J", "-q", "-s", broker.url)
+    done = await millstream("pub", "not.stored", "x", "-J", "-s", broker.url)
     assert done.code == 1
     assert done.err == (
         f"millstream pub: nats: no responders available for request ({broker.url})\n"
