@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from nats.aio.client import Client
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
@@ -27,13 +26,12 @@ from .errors import GroupError, ServerUnreachable
 from .events import GroupEvent, describe as describe_event
 from .naming import check_name
 from .overview import MemberRow, PartitionRow, read_overview
-from .service import NewGroup, connected, first_error, lead
+from .service import NewGroup, connected, lead, unless_stopped
 from .settings import CoordinatorSettings
 
 USAGE_ERROR = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
-_CANCEL_AGAIN_S = 0.05
 
 PARTITION_COLUMNS = (
     "GROUP",
@@ -55,7 +53,15 @@ app = typer.Typer(
 )
 
 NatsUrl = Annotated[
-    str | None, typer.Option("--nats", metavar="URL", help="Server(s), separated by commas.")
+    str | None,
+    typer.Option(
+        "--nats",
+        "--server",
+        "-s",
+        metavar="URL",
+        envvar=["MILLSTREAM_COORDINATOR_NATS_URL", "NATS_URL"],
+        help="Server(s), separated by commas.",
+    ),
 ]
 
 
@@ -117,7 +123,8 @@ async def _run(
         _on_end_of_stdin(lambda: loop.call_soon_threadsafe(stop, 0))
 
     async with AsyncExitStack() as stack:
-        connection = await _connect(stack, settings, stopping)
+        connecting = stack.enter_async_context(connected(settings))
+        connection = await unless_stopped(stopping, connecting)
         if connection is None:
             return code
         url = connection.connected_url.geturl() if connection.connected_url else settings.nats_url
@@ -137,28 +144,6 @@ async def _run(
             on_event=_print_event,
         )
     return code
-
-
-async def _connect(
-    stack: AsyncExitStack, settings: CoordinatorSettings, stopping: asyncio.Event
-) -> Client | None:
-    """Connect, unless told to stop before: then None. Raises ServerUnreachable."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            connecting = tasks.create_task(
-                stack.enter_async_context(connected(settings)), name="connect"
-            )
-            told = tasks.create_task(stopping.wait(), name="wait for the end")
-            await asyncio.wait([connecting, told], return_when=asyncio.FIRST_COMPLETED)
-            told.cancel()
-            while not connecting.done():
-                # More than once: wait_for of Python 3.11, which the client uses, drops a
-                # cancellation that comes at the same moment as its result.
-                connecting.cancel()
-                await asyncio.wait([connecting], timeout=_CANCEL_AGAIN_S)
-    except* GroupError as errors:
-        raise first_error(errors) from errors
-    return None if connecting.cancelled() else connecting.result()
 
 
 @app.command()

@@ -11,11 +11,11 @@ bucket; a group that nobody started yet needs all three from the caller.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import nats.errors
 from nats.aio.client import Client
@@ -27,6 +27,10 @@ from .model import Message
 from .settings import CoordinatorSettings
 from .view import read_view
 from .worker import Group
+
+T = TypeVar("T")
+
+_CANCEL_AGAIN_S = 0.05
 
 EventListener = Callable[[str, GroupEvent], None]
 """Takes the group's name and what happened in it."""
@@ -106,7 +110,9 @@ async def lead(
                 on_ready()
 
     for name in dict.fromkeys(names):
-        wanted = await _definition(connection, name, new)
+        wanted = await unless_stopped(stopping, _definition(connection, name, new))
+        if wanted is None:
+            return
         group = Group(
             connection,
             stream=wanted.stream,
@@ -124,7 +130,7 @@ async def lead(
             # It has no capacity, so this is never called; the rule says what the group reads.
             group.handler(wanted.rule)(_handle_nothing)
         groups.append(group)
-    try:
+    with _one_error():
         async with asyncio.TaskGroup() as tasks:
             running = [
                 tasks.create_task(group.run(handle_signals=False), name=f"lead {group.name}")
@@ -133,8 +139,25 @@ async def lead(
             await stopping.wait()
             await asyncio.gather(*(group.stop() for group in groups))
             await asyncio.wait(running)
-    except* GroupError as errors:
-        raise first_error(errors) from errors
+
+
+async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` returns; None if ``stopping`` is set before: then it was cancelled.
+
+    For what waits for a server, which may never answer. Raises what ``work`` raises.
+    """
+    with _one_error():
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(work, name="work")
+            told = tasks.create_task(stopping.wait(), name="wait for the end")
+            await asyncio.wait([working, told], return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            while not working.done():
+                # More than once: wait_for of Python 3.11, which the client uses, drops a
+                # cancellation that comes at the same moment as its result.
+                working.cancel()
+                await asyncio.wait([working], timeout=_CANCEL_AGAIN_S)
+    return None if working.cancelled() else working.result()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,7 +191,21 @@ def _no_key(_subject: str, _headers: Mapping[str, str], _payload: bytes) -> byte
     return None
 
 
-def first_error(errors: BaseExceptionGroup[GroupError]) -> GroupError:
-    """The first error inside, for the one line that is told."""
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Raise the first GroupError of a task group's in place of the group, if it holds no others.
+
+    No ``except*``: what is raised inside one comes out in another group before Python 3.11.4.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        ours, others = errors.split(GroupError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from errors
+
+
+def _first(errors: BaseExceptionGroup[GroupError]) -> GroupError:
     found = errors.exceptions[0]
-    return first_error(found) if isinstance(found, BaseExceptionGroup) else found
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found

@@ -27,6 +27,7 @@ class CoordinatorSettings(BaseSettings):
 
     Each is an environment variable too, such as ``MILLSTREAM_COORDINATOR_NATS_URL``. Durations are
     seconds (``0.25``) or ISO 8601 (``PT0.25S``). The times must be the same for a whole group.
+    Where the server is, the command line also takes from ``NATS_URL``, as the nats command does.
     """
 
     model_config = SettingsConfigDict(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import nats
 import pytest
-from nats.js.api import KeyValueConfig, StreamConfig
+from nats.js.api import KeyValueConfig, RetentionPolicy, StreamConfig
 from typer.testing import CliRunner
 
 from millstream_coordinator import naming
@@ -330,6 +330,45 @@ def test_a_stream_that_is_not_there_is_one_line_and_exit_2(server: Server, name:
     assert code == 2
     assert "stream 'NOWHERE' not found" in err
     assert err.count("\n") == 1
+
+
+def test_a_stream_that_cannot_carry_a_group_is_one_line_and_exit_2(
+    server: Server, name: str
+) -> None:
+    async def make() -> None:
+        client = await nats.connect(server.url)
+        await client.jetstream().add_stream(
+            StreamConfig(name=name, subjects=[f"{name}.>"], retention=RetentionPolicy.INTEREST)
+        )
+        await client.close()
+
+    asyncio.run(make())
+    code, out, err = coordinator("run", name, *new_group(server, name))
+
+    assert (code, out) == (2, "")
+    assert f"stream {name!r} cannot carry the group" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--nats", "--server", "-s"])
+def test_where_the_server_is_can_be_said_in_three_ways(
+    server: Server, described: str, option: str
+) -> None:
+    code, _, err = coordinator("describe", described, option, server.url)
+
+    assert (code, err) == (0, "")
+
+
+def test_nats_url_says_where_the_server_is_unless_the_coordinators_own_variable_does(
+    server: Server, described: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_URL", server.url)
+    by_the_common_one, _, _ = coordinator("describe", described)
+    monkeypatch.setenv("NATS_URL", "nats://127.0.0.1:1")
+    monkeypatch.setenv("MILLSTREAM_COORDINATOR_NATS_URL", server.url)
+    by_its_own, _, _ = coordinator("describe", described)
+
+    assert (by_the_common_one, by_its_own) == (0, 0)
 
 
 def _is_alive(pid: int) -> bool:

@@ -7,11 +7,12 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
-from millstream_coordinator.errors import GroupMissing, ServerUnreachable
+from millstream_coordinator import service
+from millstream_coordinator.errors import ConfigMismatch, GroupMissing, ServerUnreachable
 from millstream_coordinator.events import GroupEvent, Joined, Left
-from millstream_coordinator.service import NewGroup, connected, lead
+from millstream_coordinator.service import NewGroup, connected, lead, unless_stopped
 from millstream_coordinator.settings import CoordinatorSettings
-from millstream_coordinator.view import read_view
+from millstream_coordinator.view import GroupView, read_view
 from tests.helpers.servers import Server
 
 
@@ -75,6 +76,41 @@ async def test_a_group_that_cannot_be_led_ends_the_others_too(
             await lead(connection, [name], settings, new=new, stopping=asyncio.Event())
 
     assert not isinstance(failed.value, BaseExceptionGroup)
+
+
+async def test_a_group_that_another_process_makes_otherwise_meanwhile_is_a_mismatch(
+    server: Server, client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = CoordinatorSettings(nats_url=server.url)
+    await stream(client, name)
+    stopping = asyncio.Event()
+
+    async def nobody_made_it_yet(_connection: Client, group: str) -> GroupView:
+        raise GroupMissing(group)
+
+    async with connected(settings) as connection, asyncio.timeout(10):
+        new = defined(name, 3)
+        await lead(connection, [name], settings, new=new, stopping=stopping, on_ready=stopping.set)
+        monkeypatch.setattr(service, "read_view", nobody_made_it_yet)
+        with pytest.raises(ConfigMismatch, match=name):
+            await lead(connection, [name], settings, new=defined(name, 5), stopping=asyncio.Event())
+
+
+async def test_what_cannot_be_waited_for_is_given_up_when_told_to_stop() -> None:
+    stopping = asyncio.Event()
+    is_waiting = asyncio.Event()
+
+    async def never_answers() -> str:
+        is_waiting.set()
+        await asyncio.Event().wait()
+        return "never"
+
+    waiting = asyncio.create_task(unless_stopped(stopping, never_answers()))
+    await is_waiting.wait()
+    stopping.set()
+
+    async with asyncio.timeout(5):
+        assert await waiting is None
 
 
 async def test_an_existing_groups_own_definition_counts(
