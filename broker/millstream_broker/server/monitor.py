@@ -25,6 +25,7 @@ class Monitor:
     def __init__(self, server: "Broker") -> None:
         self._server = server
         self._listener: asyncio.Server | None = None
+        self._answering: set[asyncio.Task[None]] = set()
         self.port = 0
 
     async def start(self, host: str | None, port: int) -> None:
@@ -39,20 +40,33 @@ class Monitor:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Close the port."""
+        """Close the port, and the connections that have not asked anything yet."""
         if self._listener is not None:
             self._listener.close()
+            for task in self._answering:
+                task.cancel()
+            if self._answering:
+                await asyncio.wait(self._answering)
             await self._listener.wait_closed()
             self._listener = None
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+        # Cancelled only by `close`; the stream server would report that as an unhandled exception.
+        with suppress(asyncio.CancelledError):
+            await self._exchange(reader, writer)
+        writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError, TimeoutError, asyncio.LimitOverrunError, ValueError, EOFError):
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 request = await reader.readuntil(b"\r\n\r\n")
                 method, target, _ = request.split(b" ", 2)
                 writer.write(self._response(method, target.split(b"?")[0].decode("latin-1")))
                 await writer.drain()
-        writer.close()
 
     def _response(self, method: bytes, path: str) -> bytes:
         if method != b"GET":

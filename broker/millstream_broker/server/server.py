@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream.broker")
 
-DRAIN_S = 2.0
+DRAIN_S = 0.5
+"""Clients that do not take their last bytes in this time are cut off at the end."""
 STALL_S = 0.005
 _WILDCARD_HOSTS = ("0.0.0.0", "::", "")  # noqa: S104 - compared with, not bound
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from millstream_broker import Broker, ServerOptions, StartError
+from millstream_broker.server.monitor import REQUEST_TIMEOUT_S
 
 from .raw import connect
 
@@ -242,3 +243,36 @@ async def _get(broker: Broker, path: str, *, whole: bool = False) -> bytes:
     answer = await reader.read()
     writer.close()
     return answer if whole else answer.split(b"\r\n\r\n", 1)[1]
+
+
+async def test_a_client_that_reads_nothing_holds_up_the_end_for_less_than_a_second() -> None:
+    broker = Broker(options=options())
+    await broker.start()
+    async with connect(broker.port, QUIET + b"SUB big 1\r\n") as sleeper:
+        await sleeper.sync()
+        sleeper.stop_reading()
+        async with connect(broker.port, QUIET) as publisher:
+            for _ in range(16):
+                publisher.send(b"PUB big 1000000\r\n" + bytes(1_000_000) + b"\r\n")
+            await publisher.sync()
+
+            async with asyncio.timeout(1.0):
+                await broker.close()
+
+
+async def test_a_monitoring_connection_that_asks_nothing_ends_with_the_broker() -> None:
+    broker = Broker(options=options(monitor_port=0))
+    await broker.start()
+    assert broker.monitor_url is not None
+    port = int(broker.monitor_url.rsplit(":", 1)[1])
+    before = asyncio.all_tasks()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(REQUEST_TIMEOUT_S / 2):
+        while asyncio.all_tasks() == before:  # noqa: ASYNC110 - the server's task is not ours
+            await asyncio.sleep(0.01)
+
+        await broker.close()
+        assert await reader.read() == b""
+
+    assert asyncio.all_tasks() == before
+    writer.close()
