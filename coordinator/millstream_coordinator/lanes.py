@@ -39,11 +39,6 @@ class Lanes:
         return len(self._running)
 
     @property
-    def num_lanes(self) -> int:
-        """Keys (and keyless messages) that have messages here."""
-        return len(self._lanes)
-
-    @property
     def has_ready(self) -> bool:
         """Whether `start` would give a message."""
         return bool(self._ready)

@@ -252,14 +252,6 @@ class ConsumerConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SequencePair:
-    """A place in a consumer and in its stream."""
-
-    consumer_seq: int = 0
-    stream_seq: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRequest:
     """STREAM.CREATE and STREAM.UPDATE."""
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..protocol import headers as header_blocks
 from ..store.errors import StoreError
 from ..store.port import MessageStore, StoredMessage, StreamDirectory
-from ..subjects import subject as subjects
 from ..subjects.transform import Transform
 from . import stream_config, wire
 from .codes import ApiError
@@ -375,10 +374,6 @@ class Stream:
         else:
             self.expiry.on_stored()
         self.save()
-
-    def captures(self, subject: str) -> bool:
-        """Whether a published message of this subject comes here."""
-        return any(subjects.matches(pattern, subject) for pattern in self.config.subjects)
 
     # Recovery
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 OK = b"+OK\r\n"
 PING = b"PING\r\n"
 PONG = b"PONG\r\n"
-CRLF = b"\r\n"
 
 
 def info(fields: Mapping[str, object]) -> bytes:
