@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import suppress
 
 import typer
 
@@ -12,7 +13,12 @@ _MOVE_EVERY_S = 0.25
 
 
 async def progress_lines(bridge: Bridge) -> None:
-    """Report to stderr until cancelled."""
+    """Report to stderr until cancelled, or until nobody reads it any more: the run goes on."""
+    with suppress(OSError):
+        await _report(bridge)
+
+
+async def _report(bridge: Bridge) -> None:
     is_terminal = sys.stderr.isatty()
     every_s = _MOVE_EVERY_S if is_terminal else LINE_EVERY_S
     before = 0
