@@ -184,6 +184,26 @@ async def test_delete_of_what_is_not_there(
     assert await client.error(f"STREAM.MSG.DELETE.{name}", {"seq": seq}) == error
 
 
+@pytest.mark.parametrize(
+    ("storage", "error"),
+    [
+        ("file", ApiError(10057, 500, "no message found")),
+        ("memory", ApiError(10043, 400, "sequence 1 not found")),
+    ],
+)
+async def test_delete_of_what_was_before_the_first_message(
+    client: Client, name: str, storage: str, error: ApiError
+) -> None:
+    await filled(client, name, storage=storage)
+    await client.ok(f"STREAM.MSG.DELETE.{name}", {"seq": 1})
+
+    assert await client.error(f"STREAM.MSG.DELETE.{name}", {"seq": 1}) == error
+
+    await client.ok(f"STREAM.PURGE.{name}")
+
+    assert await client.error(f"STREAM.MSG.DELETE.{name}", {"seq": 1}) == error
+
+
 async def test_delete_is_refused_where_denied(client: Client, name: str) -> None:
     await filled(client, name, deny_delete=True)
 

@@ -319,7 +319,7 @@ class Api:
     def _missing(self, stream: Stream, seq: int) -> ApiError:
         """Give nats-server's answer for a message that is not there to delete."""
         if stream.config.storage is StorageType.FILE:
-            if seq == 0:
+            if seq < max(stream.store.first_seq, 1):
                 return ApiError(10057, err="no message found")
             if seq > stream.store.last_seq:
                 return ApiError(10057, err="stream store EOF")

@@ -295,14 +295,16 @@ def test_purge_with_sequence_and_keep_is_a_bad_request(world: World) -> None:
 
 def test_deleting_what_is_not_there_has_its_own_answers(world: World) -> None:
     world.stream(first_seq=2)
-    world.publish_run([("s.a", b"")] * 2)
-    world.api("STREAM.MSG.DELETE.S", {"seq": 2})
+    world.publish_run([("s.a", b"")] * 3)
+    for seq in (2, 4):
+        world.api("STREAM.MSG.DELETE.S", {"seq": seq})
 
     def told(seq: int) -> tuple[int, str]:
         error = world.api("STREAM.MSG.DELETE.S", {"seq": seq})["error"]
         return error["err_code"], error["description"]
 
-    assert told(2) == (10043, "sequence 2 not found")
+    assert told(4) == (10043, "sequence 4 not found")
+    assert told(2) == (10057, "no message found")
     assert told(9) == (10057, "stream store EOF")
     assert told(0) == (10057, "no message found")
 
