@@ -141,6 +141,18 @@ async def test_info_shows_the_sources(client: Client, name: str) -> None:
     assert source["active"] >= 0
 
 
+async def test_a_source_is_not_behind_before_its_first_message(client: Client, name: str) -> None:
+    await client.stream(name)
+    await client.fill(name, 2)
+
+    target = f"{name}SUM"
+    created = await client.ok(
+        f"STREAM.CREATE.{target}", {"name": target, "sources": [{"name": name}]}
+    )
+
+    assert created["sources"] == [{"name": name, "lag": 0, "active": -1}]
+
+
 REFUSED: dict[str, tuple[list[Json], int]] = {
     "the same source twice": ([{"name": "O"}, {"name": "O"}], 10140),
     "a filter and transforms": (

@@ -180,9 +180,12 @@ class Source:
         return message.subject
 
     def info(self) -> dict[str, Any]:
-        """Give the source's object in STREAM.INFO."""
+        """Give the source's object in STREAM.INFO.
+
+        Before its first message a source is not behind: nats-server learns the lag from what comes.
+        """
         lag = 0
-        if self.origin is not None:
+        if self.origin is not None and self._last_active_ns is not None:
             lag = self.origin.store.count_matches(self._patterns, self.next_seq)
         active = -1
         if self._last_active_ns is not None:
