@@ -21,7 +21,7 @@ Server:
   -P, --pid FILE             write the process id
   -m, --http_port PORT       monitoring port (/varz, /healthz)
       --ports_file_dir DIR   write millstream_<pid>.ports with the URLs in use
-      --ready-file FILE      write {"pid", "url"} when ready
+      --ready-file FILE      write {"pid", "url", "monitor_url"} when ready
       --end-with-stdin       end when standard input ends
 
 JetStream:
@@ -38,6 +38,8 @@ Logging:
   -T, --logtime[=false]      time in log lines (default true)
 
   -v, --version  -h, --help
+
+Signals: INT, TERM and USR2 end it cleanly, USR1 reopens the log file; HUP does nothing.
 """
 
 

@@ -1,4 +1,9 @@
-"""A broker as a process: logging, loop, signals, the end of its parent."""
+"""A broker as a process: logging, loop, signals, the end of its parent.
+
+INT, TERM and USR2 end it. USR2 is nats-server's lame duck, which asks clients one by one to go
+elsewhere; with one node there is nowhere to go. HUP would reload a configuration file, and there is
+none. USR1 reopens the log file after somebody has moved it away.
+"""
 
 import asyncio
 import contextlib
@@ -9,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,7 @@ from .options import VERSION, ServerOptions
 from .server import Broker, core_name
 
 START_ERROR = 3
+_HELD_LINES_MAX = 1000
 
 logger = logging.getLogger("millstream.broker")
 
@@ -58,6 +65,7 @@ def run(given: dict[str, Any]) -> int:
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(options, end_with_stdin=end_with_stdin))
     except StartError as error:
+        _drop_held_lines()
         print(f"millstream broker: {error}", file=sys.stderr)  # noqa: T201 - the command's answer
         return START_ERROR
     finally:
@@ -75,10 +83,50 @@ def _set_up_logging(log_file: Path | None, *, debug: bool, logtime: bool) -> Non
         except OSError as error:
             raise StartError(f"log file {log_file}", os.strerror(error.errno or 0)) from error
     handler.setFormatter(LineFormatter(has_time=logtime))
+    if log_file is None:
+        # A start that fails is one line on standard error: what was said before is held back.
+        handler = MemoryHandler(_HELD_LINES_MAX, flushLevel=logging.WARNING, target=handler)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _let_lines_out() -> None:
+    root = logging.getLogger()
+    for handler in root.handlers:
+        if isinstance(handler, MemoryHandler) and handler.target is not None:
+            handler.flush()
+            root.handlers[:] = [handler.target]
+
+
+def _drop_held_lines() -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, MemoryHandler):
+            handler.buffer.clear()
+
+
+def _reopen_log_file() -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            try:
+                file = Path(handler.baseFilename).open("a", encoding="utf-8")  # noqa: SIM115
+            except OSError as error:
+                logger.warning(
+                    "log file %s: %s; going on with the one before",
+                    handler.baseFilename,
+                    os.strerror(error.errno or 0),
+                    extra={"event": "log_file_kept"},
+                )
+                continue
+            before = handler.setStream(file)
+            if before is not None:
+                before.close()
+            logger.info("File log re-opened", extra={"event": "log_file_reopened"})
+
+
+def _say_nothing_to_reload() -> None:
+    logger.warning("No configuration file to reload", extra={"event": "nothing_to_reload"})
 
 
 def _loop_factory() -> Any:
@@ -92,13 +140,21 @@ def _loop_factory() -> Any:
 async def _serve(options: ServerOptions, *, end_with_stdin: bool) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    handlers = {
+        signal.SIGINT: stopping.set,
+        signal.SIGTERM: stopping.set,
+        signal.SIGUSR2: stopping.set,
+        signal.SIGUSR1: _reopen_log_file,
+        signal.SIGHUP: _say_nothing_to_reload,
+    }
+    for number, handle in handlers.items():
         with contextlib.suppress(NotImplementedError):
-            loop.add_signal_handler(number, stopping.set)
+            loop.add_signal_handler(number, handle)
     logger.info("Starting millstream broker", extra={"event": "starting"})
     logger.info("  Version: %s (nats-server's behaviour)", VERSION, extra={"event": "version"})
     logger.info("  core: %s", core_name(), extra={"event": "core"})
     async with Broker(options=options):
+        _let_lines_out()
         if end_with_stdin:
             _watch_stdin(loop, stopping)
         await stopping.wait()
