@@ -304,7 +304,7 @@ async def _run_bridge(
         )
         typer.echo(
             f"bridge {settings.topic} → {settings.stream} is ready"
-            f" ({sum(positions.values())} offsets behind it)",
+            f" and goes on after {sum(positions.values()):,} offsets stored before",
             err=True,
         )
 

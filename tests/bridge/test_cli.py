@@ -133,9 +133,10 @@ async def test_run_says_when_it_is_ready_and_ends_cleanly(
             process.stdin = None
         else:
             process.send_signal(signal.SIGTERM if end == "sigterm" else signal.SIGINT)
-        process.communicate(timeout=20)
+        _, said = process.communicate(timeout=20)
 
     assert process.returncode == 0
+    assert "is ready and goes on after 0 offsets stored before\n" in said
     assert facts == {
         "pid": process.pid,
         "kafka": mock.bootstrap,
