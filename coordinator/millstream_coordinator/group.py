@@ -12,8 +12,9 @@ A member goes through these phases:
   ``members.<id>``, watch the bucket until caught up.
 * **MEMBER**: heartbeats; `Owner` serves what ``part.<n>`` gives it; `Leader` or `Election`.
 * **LEAVING**: ``members.<id>`` says so, the leader moves everything away, the member drains. When
-  nothing names it any more it deletes its record and ends. Without an answer it ends after
-  ``drain_timeout_s``.
+  nothing names it any more it deletes its record and ends; without that, after
+  ``drain_timeout_s``. When no heartbeat comes back and no handler runs it ends sooner: nobody can
+  be told, and the others will notice.
 
 What is whose: `Context` is shared; `Owner` is the data plane, `Leader` and `Election` are the
 control plane, and neither calls the other: they meet in the bucket, also inside one process. News
@@ -97,6 +98,7 @@ class GroupMachine:
         self._beat_at = float("inf")
         self._renew_at = float("inf")
         self._leave_by = float("inf")
+        self._stopped_at = float("-inf")
         self._probes: dict[int, str] = {}
         self._known_leader: str | None = None
         self._known_owners: dict[int, tuple[int, str | None]] = {}
@@ -129,6 +131,7 @@ class GroupMachine:
             return
         is_known = self.phase is Phase.MEMBER
         self.phase = Phase.LEAVING
+        self._stopped_at = now
         self._leave_by = now + self.context.settings.timing.drain_timeout_s
         if is_known:
             self.context.steps.start("member", self._write_member(), now)
@@ -162,7 +165,7 @@ class GroupMachine:
             self.context.steps.start("member", self._write_member(), now)
         self._watch_others()
         self.owner.tick()
-        if now >= self._leave_by:
+        if now >= min(self._leave_by, self._give_up_at):
             self._end(None)
         self._settle_news()
 
@@ -178,6 +181,7 @@ class GroupMachine:
             self._beat_at,
             self._renew_at if self.context.is_connected else float("inf"),
             self._leave_by,
+            self._give_up_at,
             float("inf") if pause is None else pause,
             float("inf") if verdict is None else verdict,
             self.owner.next_deadline,
@@ -403,6 +407,20 @@ class GroupMachine:
             if self.context.is_mine(part) or part.next == settings.member:
                 return
         self.context.steps.start("leave", self._leave_script(), self.context.now)
+
+    @property
+    def _give_up_at(self) -> float:
+        """When a leaving member that hears nothing stops waiting to be relieved.
+
+        With a connection it is asked once more before that: a member that was paused, or has just
+        joined, has old heartbeats and a server that answers.
+        """
+        if self.phase is not Phase.LEAVING or self.owner.num_running:
+            return float("inf")
+        heard_at = self.context.confirmed_at
+        if self.context.is_connected:
+            heard_at = max(heard_at, self._stopped_at)
+        return heard_at + self.context.settings.timing.heartbeat_timeout_s
 
     def _leave_script(self) -> Script:
         context = self.context

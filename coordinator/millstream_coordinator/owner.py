@@ -76,6 +76,11 @@ class Owner:
         self._saved_at = float("-inf")
         self._audit_at = float("inf")
 
+    @property
+    def num_running(self) -> int:
+        """Handler calls under way."""
+        return self._num_running
+
     # ---- what the bucket says ----
 
     def is_mine(self, one: Ownership) -> bool:

@@ -42,6 +42,8 @@ Handler = Callable[[Message], Awaitable[None]]
 PartitionCallback = Callable[[int, int], None]
 EventCallback = Callable[[GroupEvent], None]
 
+_CANCEL_AGAIN_S = 0.05
+
 EVENT_BACKLOG_MAX = 10_000
 """Events kept for one slow reader of `Group.events`; then the oldest go."""
 
@@ -235,10 +237,14 @@ class Group:
             await asyncio.wait((opening, stopped), return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
-        if self._stopped.is_set():
+        if not self._stopped.is_set():
+            return True
+        while not opening.done():
+            # More than once: wait_for of Python 3.11, which the client uses, drops a cancellation
+            # that comes at the same moment as its result.
             opening.cancel()
-            return False
-        return True
+            await asyncio.wait((opening,), timeout=_CANCEL_AGAIN_S)
+        return False
 
     def _settings(self) -> MemberSettings:
         if self._stream is not None and self._handler is None and self._capacity:
