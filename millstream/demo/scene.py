@@ -18,13 +18,15 @@ The faults, in this order:
 The backlog is kept by the producer: it runs ahead of the workers by a fixed number of records, so
 the rate of the whole is that of the workers (lanes ÷ time of a handler call). It does not pass the
 moment of the next fault before this one is over, or nothing would be left for the next to meet.
+Only when a fault still waits for its backlog there (on a busy machine a look at the board can come
+after the workers have handled all there was), it goes on: nothing else could end the wait.
 """
 
 import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,6 +142,7 @@ class Scene:
             for name, share in MOMENTS.items()
         }
         self._produced_max = self._moments["kill"]
+        self._wants_backlog = False
         self._started = time.monotonic()
         self.board = Board.for_run(settings.records, settings.partitions)
         self.changed = asyncio.Event()
@@ -213,9 +216,11 @@ class Scene:
         victims = sorted(self._random.sample(living, count))
         before = self.board.shares()
         owned = {p: victim for victim in victims for p in before.get(victim, [])}
-        await self._until(
-            lambda: all(self.board.partitions[p].lag > 0 for p in owned), "a backlog to kill into"
-        )
+        with self._wanting_backlog():
+            await self._until(
+                lambda: all(self.board.partitions[p].lag > 0 for p in owned),
+                "a backlog to kill into",
+            )
         fault = self._strike("kill workers", victims, owned)
         killed_ns = {victim: self._workers[victim].kill() for victim in victims}
         for victim in victims:
@@ -244,7 +249,8 @@ class Scene:
             sorted(name for name, share in self.board.shares().items() if share)
         )
         child = self._workers[victim]
-        fault, stopped_ns = await self._stop_inside_handler(victim, child)
+        with self._wanting_backlog():
+            fault, stopped_ns = await self._stop_inside_handler(victim, child)
         under_way = self.board.unfinished(victim)
         owned = dict.fromkeys(fault.shares_before.get(victim, []), victim)
         fault.calls_under_way = len(under_way)
@@ -369,11 +375,22 @@ class Scene:
         self.board.phase = phase
         handled = self._moments.pop(moment)
         self._produced_max = min(self._moments.values(), default=self._settings.records)
-        await self._until(
-            lambda: len(self.board.settled) >= handled and self.board.backlog >= self._ahead // 2,
-            f"{handled} records to be handled",
-            seconds=2 * STEP_S,
-        )
+        with self._wanting_backlog():
+            await self._until(
+                lambda: (
+                    len(self.board.settled) >= handled and self.board.backlog >= self._ahead // 2
+                ),
+                f"{handled} records to be handled and a backlog",
+                seconds=2 * STEP_S,
+            )
+
+    @contextlib.contextmanager
+    def _wanting_backlog(self) -> Iterator[None]:
+        self._wants_backlog = True
+        try:
+            yield
+        finally:
+            self._wants_backlog = False
 
     def _strike(self, name: str, victims: list[str], partitions: Iterable[int]) -> Fault:
         self._collect()
@@ -525,12 +542,18 @@ class Scene:
     async def _pump(self, producer: FlightProducer) -> None:
         """Keep Kafka so many records ahead of the workers."""
         while True:
-            room = self._ahead - (self.board.backlog + producer.in_flight)
-            allowed = self._produced_max - (self.board.produced + producer.in_flight)
-            producer.feed(max(0, min(room, allowed, FED_AT_ONCE)))
+            self._feed(producer)
             self.board.note_produced(producer.acknowledged)
             self._collect()
             await asyncio.sleep(PUMP_S)
+
+    def _feed(self, producer: FlightProducer) -> None:
+        fed = self.board.produced + producer.in_flight
+        is_short = self.board.backlog + producer.in_flight < self._ahead // 2
+        if self._wants_backlog and is_short and fed >= self._produced_max:
+            self._produced_max = fed + self._ahead
+        room = self._ahead - (self.board.backlog + producer.in_flight)
+        producer.feed(max(0, min(room, self._produced_max - fed, FED_AT_ONCE)))
 
     async def _look(self, client: Client) -> None:
         """Ask the group who owns what, and the stream how much it has."""
