@@ -394,6 +394,7 @@ class GroupMachine:
         self._on_leader()
         for partition in range(self.context.settings.config.partitions):
             self.owner.settle(partition)
+        self.owner.resume()
 
     def _leave_if_free(self) -> None:
         """End a leaving member's life once nothing names it any more."""

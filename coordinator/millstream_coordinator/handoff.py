@@ -172,14 +172,17 @@ def raise_epoch(owner: Owner, one: Ownership, seen_epoch: int) -> Script:
     owner then begins anew under that one.
     """
     context = owner.context
-    while not (yield from context.refresh(one.partition)):
-        yield Pause(RETRY_S)
-    if not owner.is_mine(one):
-        return
-    record = context.book.partitions[one.partition]
-    new = replace(record, epoch=seen_epoch + 1, floor=max(record.floor, one.floor.floor))
-    revision = context.book.revision(partition_key(one.partition))
-    yield from write_partition(context, one.partition, new, revision)
+    is_raised = False
+    while not is_raised:
+        while not (yield from context.refresh(one.partition)):
+            yield Pause(RETRY_S)
+        if not owner.is_mine(one):
+            return
+        record = context.book.partitions[one.partition]
+        floor = max(record.floor, one.floor.floor)
+        new = replace(record, epoch=seen_epoch + 1, floor=floor)
+        revision = context.book.revision(partition_key(one.partition))
+        is_raised = yield from write_partition(context, one.partition, new, revision)
 
 
 def serve(owner: Owner, one: Ownership, *, is_again: bool) -> Script:

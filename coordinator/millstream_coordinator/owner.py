@@ -189,6 +189,7 @@ class Owner:
 
     def on_delivered(self, event: Delivered) -> None:
         """Take messages of a pull."""
+        self._fence()
         one = self._by_pull.get(event.pull)
         if one is None:
             return
@@ -232,6 +233,16 @@ class Owner:
         for one in self.owned.values():
             one.is_held = True
 
+    def resume(self) -> None:
+        """Take up again what joining anew abandoned: its scripts are gone, its ownerships not."""
+        for one in list(self.owned.values()):
+            if ("own", one.partition) in self.context.steps:
+                continue
+            if one.state is OwnershipState.DRAINING:
+                self._release_if_drained(one)
+            else:
+                self._serve_again(one)
+
     def close(self) -> None:
         """Stop pulling everything, for good."""
         for one in self.owned.values():
@@ -263,6 +274,8 @@ class Owner:
 
     def on_handled(self, event: Handled) -> None:
         """A handler call ended."""
+        # A fence between two ticks is one as well: what it holds back is let go by its end.
+        self._fence()
         self._num_running -= 1
         message = event.message
         one = self.owned.get(message.partition)

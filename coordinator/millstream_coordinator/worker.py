@@ -349,6 +349,12 @@ class Group:
             await self._handler(message)
         except StaleEpoch as stale:
             error, seen_epoch = str(stale), stale.seen_epoch
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something inside the handler was cancelled, not the call: as good as any other error.
+            error = "CancelledError"
         except Exception as raised:  # noqa: BLE001 - a handler may raise anything; it is told and retried
             error = f"{type(raised).__name__}: {raised}"
         self._receive(Handled(message=message, error=error, seen_epoch=seen_epoch))

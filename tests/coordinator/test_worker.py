@@ -21,6 +21,8 @@ from millstream_coordinator import (
 )
 from millstream_coordinator.events import GroupEvent, PartitionAssigned, PartitionRevoked
 from millstream_coordinator.memory import MemoryServer
+from millstream_coordinator.ports import BucketGone
+from millstream_coordinator.sinks import StaleEpoch
 from tests.helpers.servers import Server
 
 TIMEOUT_S = 15.0
@@ -377,3 +379,63 @@ async def test_a_group_can_be_stopped_while_it_connects() -> None:
 
     release.set()
     silent.close()
+
+
+async def test_a_bucket_that_only_seemed_lost_leaves_no_partition_unserved(
+    server: Server, client: Client, name: str
+) -> None:
+    await fill(client, name, 8)
+    seen = Seen()
+    group = member(server.url, name, seen)
+    async with running(group):
+        await until(lambda: len(seen.messages) == 8)
+        before = group.partitions
+
+        group._receive(BucketGone())
+        for partition in range(4):
+            await client.jetstream().publish(f"{name}.{partition}.late", b"99")
+        await until(lambda: len(seen.of_key(b"late")) == 4)
+
+        assert group.partitions == before
+
+
+async def test_a_cancellation_inside_a_handler_is_an_error_of_that_message(
+    server: Server, client: Client, name: str
+) -> None:
+    await fill(client, name, 14)
+    seen, calls = Seen(), 0
+
+    async def careless(message: Message) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 3:
+            raise asyncio.CancelledError
+        await seen(message)
+
+    group = Group(server.url, stream=name.upper(), name=name, partitions=4, max_lanes=2)
+    group.handler(key=f"{name}.*.{{key}}")(careless)
+    async with running(group):
+        await until(lambda: len(seen.messages) == 14)
+
+    for key in range(7):
+        assert seen.of_key(f"k{key}".encode()) == [key, key + 7]
+
+
+async def test_a_sink_of_a_higher_epoch_raises_the_epoch_above_it(
+    server: Server, client: Client, name: str
+) -> None:
+    await fill(client, name, 1)
+    seen = Seen()
+
+    async def refused(message: Message) -> None:
+        if message.epoch <= 7:
+            raise StaleEpoch(message.partition, message.epoch, 7)
+        await seen(message)
+
+    group = Group(server.url, stream=name.upper(), name=name, partitions=4)
+    group.handler(key=f"{name}.*.{{key}}")(refused)
+    async with running(group):
+        await until(lambda: bool(seen.messages))
+        assert group.partitions[0] == 8
+
+    assert seen.messages[0].epoch == 8

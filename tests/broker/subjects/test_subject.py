@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from millstream_broker.subjects import subject
 from millstream_broker.subjects.trie import Trie
@@ -83,6 +83,7 @@ def test_matches_equals_the_naive_matcher(pattern: str, text: str) -> None:
 
 
 @given(st.lists(patterns, max_size=12), any_subject)
+@example(["foo.>", "foo.*", ">"], "foo.bar.baz")
 def test_the_trie_equals_the_naive_matcher(stored: list[str], text: str) -> None:
     trie: Trie[int] = Trie()
     for number, pattern in enumerate(stored):
