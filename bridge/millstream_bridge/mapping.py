@@ -4,7 +4,7 @@ A route's template is made of whole tokens: literal ones, ``{topic}`` (a topic's
 tokens), and each once ``{partition}`` and ``{key}``, in this order. The partition's token is
 Kafka's number: the stream is then partitioned the way the topic was, and the last message of a
 partition can be asked for by one wildcard subject, which is how a position is read. The key's token
-is `millstream_coordinator.key.to_token`'s: any key, reversible. The key may be left out of the
+is `millstream_coordinator.to_token`'s: any key, reversible. The key may be left out of the
 template; then every key travels in the header ``Millstream-Key``.
 
 A partition's number never begins with ``_``, so ``<tokens before {partition}>._checkpoint.<n>`` is
@@ -16,7 +16,7 @@ import base64
 import re
 from typing import Final
 
-from millstream_coordinator.key import (
+from millstream_coordinator.partitioning.key import (
     KEY_BYTES_MAX,
     KEY_HEADER,
     from_token,

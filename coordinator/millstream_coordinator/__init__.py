@@ -8,11 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .assign import (
-        Candidate,
-        assign,
-        moved_partitions,
-    )
     from .errors import (
         BadName,
         BadRecord,
@@ -28,21 +23,30 @@ if TYPE_CHECKING:
         GroupEvent,
         describe,
     )
-    from .key import (
+    from .machine.assign import (
+        Candidate,
+        assign,
+        moved_partitions,
+    )
+    from .model import (
+        Message,
+    )
+    from .operation.view import (
+        GroupView,
+        read_view,
+    )
+    from .partitioning.key import (
         KeyRule,
         KeyRuleError,
         from_token,
         key_headers,
         to_token,
     )
-    from .model import (
-        Message,
-    )
-    from .partition import (
+    from .partitioning.partition import (
         Partitioner,
         partition_for,
     )
-    from .publisher import (
+    from .partitioning.publisher import (
         Publisher,
     )
     from .sinks import (
@@ -55,10 +59,6 @@ if TYPE_CHECKING:
         StaleEpoch,
         Verdict,
         judge,
-    )
-    from .view import (
-        GroupView,
-        read_view,
     )
     from .worker import (
         Group,
@@ -105,22 +105,22 @@ __all__ = [
 _HOMES = {
     "BadName": "errors",
     "BadRecord": "errors",
-    "Candidate": "assign",
+    "Candidate": "machine.assign",
     "ConfigMismatch": "errors",
     "Group": "worker",
     "GroupError": "errors",
     "GroupEvent": "events",
     "GroupMissing": "errors",
-    "GroupView": "view",
-    "KeyRule": "key",
-    "KeyRuleError": "key",
+    "GroupView": "operation.view",
+    "KeyRule": "partitioning.key",
+    "KeyRuleError": "partitioning.key",
     "KvSink": "sinks",
     "Mark": "sinks",
     "MemberReplaced": "errors",
     "MemorySink": "sinks",
     "Message": "model",
-    "Partitioner": "partition",
-    "Publisher": "publisher",
+    "Partitioner": "partitioning.partition",
+    "Publisher": "partitioning.publisher",
     "ServerUnreachable": "errors",
     "Sink": "sinks",
     "SinkCounters": "sinks",
@@ -129,15 +129,15 @@ _HOMES = {
     "StreamMissing": "errors",
     "StreamUnfit": "errors",
     "Verdict": "sinks",
-    "assign": "assign",
+    "assign": "machine.assign",
     "describe": "events",
-    "from_token": "key",
+    "from_token": "partitioning.key",
     "judge": "sinks",
-    "key_headers": "key",
-    "moved_partitions": "assign",
-    "partition_for": "partition",
-    "read_view": "view",
-    "to_token": "key",
+    "key_headers": "partitioning.key",
+    "moved_partitions": "machine.assign",
+    "partition_for": "partitioning.partition",
+    "read_view": "operation.view",
+    "to_token": "partitioning.key",
 }
 
 

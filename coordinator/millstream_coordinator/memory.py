@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 
 from . import naming
 from .errors import StreamMissing
-from .key import KeyRule
 from .model import NO_HEADERS, MemberSettings, Message, Retention
+from .partitioning.key import KeyRule
 from .ports import (
     Ack,
     Alive,

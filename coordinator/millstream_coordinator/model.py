@@ -42,14 +42,62 @@ class Retention(StrEnum):
     WORK_QUEUE = "workqueue"
 
 
+class FailurePolicy(StrEnum):
+    """What becomes of a message whose handler failed ``max_attempts`` times."""
+
+    RETRY = "retry"
+    """It is tried for ever; only its key waits."""
+    DEAD_LETTER = "dead-letter"
+    """It is stored as a dead letter, and its key goes on."""
+    PARK = "park"
+    """It and every later message of its key are stored, in order, until somebody replays them."""
+    STOP = "stop"
+    """Its partition stops until somebody resumes it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigRecord:
     """``cfg``: what all members must agree on. ``stream`` None: membership and epochs only."""
 
     partitions: int
+    """How many the group began with; `active` says how many there are."""
     stream: str | None
+    """With ``{partition}`` in it: one stream per partition."""
     filter: str | None
     """Subject filter with ``{partition}`` where the partition's number stands."""
+    key: str | None = None
+    """The key rule's text; None: a function of the members'."""
+    levels: tuple[int, ...] = ()
+    """Numbers of partitions the subjects carry a token for, each a multiple of the one before."""
+    level: int | None = None
+    """The one of `levels` that is read now; None: ``partitions``."""
+    resize_to: int | None = None
+    """A resize is under way to this many partitions."""
+    base_epoch: int = 0
+    """Epochs up to this one are over, whatever the partition: a resize raises it."""
+    on_failure: FailurePolicy = FailurePolicy.RETRY
+    max_attempts: int = 5
+    version: int = 1
+    """Of the layout of the bucket; a member refuses one it does not know."""
+
+    @property
+    def active(self) -> int:
+        """How many partitions there are now."""
+        return self.partitions if self.level is None else self.level
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlRecord:
+    """``ctl``: what operators asked for; the leader and the owners obey. Absent: nothing."""
+
+    is_paused: bool = False
+    """No partition hands anything out."""
+    paused: tuple[int, ...] = ()
+    """These do not."""
+    pins: Mapping[int, str] = field(default_factory=dict)
+    """Partition → the member that is to have it, as long as it lives."""
+    draining: tuple[str, ...] = ()
+    """Members that are to own nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +139,14 @@ class PartitionRecord:
     state: PartitionState = PartitionState.FREE
     done_from: str | None = None
     """Member whose ``done.<member>`` holds the newest saved done-set of the partition."""
+    cause: str = ""
+    """Why the owner changed last, as `events` tells it."""
+    stopped_ns: int = 0
+    """Wall clock at which the partition was last seen served before that; 0: not known."""
+    stopped_seq: int | None = None
+    """The message whose failure stopped the partition (`FailurePolicy.STOP`)."""
+    stopped_error: str = ""
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,12 +166,36 @@ class DoneRecord:
     partitions: Mapping[int, DonePosition] = field(default_factory=dict)
 
 
-Record = ConfigRecord | LeaderRecord | MemberRecord | PartitionRecord | DoneRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedRecord:
+    """``parked.<n>``: keys of a partition whose messages go to the dead letters, in order."""
+
+    keys: Mapping[str, int] = field(default_factory=dict)
+    """Key token → sequence of its first parked message."""
+
+
+Record = (
+    ConfigRecord
+    | ControlRecord
+    | LeaderRecord
+    | MemberRecord
+    | PartitionRecord
+    | DoneRecord
+    | ParkedRecord
+)
 
 _encoder = msgspec.json.Encoder()
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind)
-    for kind in (ConfigRecord, LeaderRecord, MemberRecord, PartitionRecord, DoneRecord)
+    for kind in (
+        ConfigRecord,
+        ControlRecord,
+        LeaderRecord,
+        MemberRecord,
+        PartitionRecord,
+        DoneRecord,
+        ParkedRecord,
+    )
 }
 
 

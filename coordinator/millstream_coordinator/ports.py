@@ -17,8 +17,8 @@ from typing import Protocol
 
 from .errors import GroupError
 from .events import GroupEvent
-from .key import KeyRule
 from .model import MemberSettings, Message
+from .partitioning.key import KeyRule
 
 # ---- commands ------------------------------------------------------------------------------------
 

@@ -28,13 +28,13 @@ from .events import (
     PartitionRevoked,
     describe,
 )
-from .group import GroupMachine
-from .jetstream import JetStreamPort
-from .key import KeyRule
+from .jetstream.port import JetStreamPort
+from .machine.group import GroupMachine
 from .model import ConfigRecord, Limits, MemberSettings, Message, Timing, seconds
 from .naming import check_name
+from .partitioning.key import KeyRule
 from .ports import Handle, Handled, Happening, Port, PortMaker, Reply, Stop, Tell
-from .sinks import StaleEpoch
+from .sinks.sinks import StaleEpoch
 
 logger = logging.getLogger(__name__)
 

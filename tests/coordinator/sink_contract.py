@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from millstream_coordinator.sinks import Sink, StaleEpoch, Update, Verdict
+from millstream_coordinator.sinks.sinks import Sink, StaleEpoch, Update, Verdict
 
 Open = Callable[[], Awaitable[Sink]]
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from millstream_coordinator.assign import Candidate, assign, moved_partitions, shares
+from millstream_coordinator.machine.assign import Candidate, assign, moved_partitions, shares
 
 Case = tuple[dict[str, int], int, dict[int, str]]
 

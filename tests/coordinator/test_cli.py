@@ -17,7 +17,6 @@ from nats.js.api import KeyValueConfig, RetentionPolicy, StreamConfig
 from typer.testing import CliRunner
 
 from millstream_coordinator import naming
-from millstream_coordinator.cli import MEMBER_COLUMNS, PARTITION_COLUMNS, app
 from millstream_coordinator.model import (
     ConfigRecord,
     MemberRecord,
@@ -26,6 +25,7 @@ from millstream_coordinator.model import (
     Record,
     encode,
 )
+from millstream_coordinator.operation.cli import MEMBER_COLUMNS, PARTITION_COLUMNS, app
 from tests.helpers.servers import Server
 
 COMMAND = (sys.executable, "-m", "millstream", "coordinator")

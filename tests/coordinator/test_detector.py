@@ -1,6 +1,6 @@
 """Verdicts: quick where a connection is gone, patient where it may come back."""
 
-from millstream_coordinator.detector import Detector, Verdict
+from millstream_coordinator.machine.detector import Detector, Verdict
 from millstream_coordinator.model import Timing
 
 TIMING = Timing()

@@ -2,7 +2,7 @@
 
 from hypothesis import given, strategies as st
 
-from millstream_coordinator.floor import Delivery, Floor, merge
+from millstream_coordinator.machine.floor import Delivery, Floor, merge
 
 
 def test_floor_follows_messages_handled_in_order() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 from hypothesis import example, given, strategies as st
 
-from millstream_coordinator.key import (
+from millstream_coordinator.partitioning.key import (
     EMPTY_TOKEN,
     KEY_BYTES_MAX,
     KEY_HEADER,

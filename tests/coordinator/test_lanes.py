@@ -2,7 +2,7 @@
 
 from hypothesis import given, strategies as st
 
-from millstream_coordinator.lanes import Lanes
+from millstream_coordinator.machine.lanes import Lanes
 from millstream_coordinator.model import NO_HEADERS, Message
 
 

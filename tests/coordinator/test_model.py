@@ -2,8 +2,8 @@
 
 import pytest
 
-from millstream_coordinator.book import Book
 from millstream_coordinator.errors import BadRecord
+from millstream_coordinator.machine.book import Book
 from millstream_coordinator.model import (
     ConfigRecord,
     DonePosition,
@@ -38,7 +38,8 @@ def test_a_partition_is_stored_as_documented() -> None:
 
     assert encode(record) == (
         b'{"epoch":7,"owner":"a","instance":"1","next":"b","next_instance":"2","floor":0,'
-        b'"state":"moving","done_from":null}'
+        b'"state":"moving","done_from":null,"cause":"","stopped_ns":0,"stopped_seq":null,'
+        b'"stopped_error":"","version":1}'
     )
 
 

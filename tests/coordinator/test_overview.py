@@ -26,7 +26,7 @@ from millstream_coordinator.model import (
     Record,
     encode,
 )
-from millstream_coordinator.overview import SCHEMA, PartitionRow, read_overview
+from millstream_coordinator.operation.overview import SCHEMA, PartitionRow, read_overview
 
 
 async def group(

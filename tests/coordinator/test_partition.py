@@ -11,7 +11,7 @@ import confluent_kafka
 import pytest
 from hypothesis import given, strategies as st
 
-from millstream_coordinator.partition import (
+from millstream_coordinator.partitioning.partition import (
     PARTITION_FUNCTIONS,
     Partitioner,
     crc32,

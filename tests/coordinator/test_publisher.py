@@ -9,9 +9,9 @@ from hypothesis import given, strategies as st
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
-from millstream_coordinator.key import KeyRule, from_token, to_token
-from millstream_coordinator.partition import Partitioner, crc32, kafka, nats
-from millstream_coordinator.publisher import (
+from millstream_coordinator.partitioning.key import KeyRule, from_token, to_token
+from millstream_coordinator.partitioning.partition import Partitioner, crc32, kafka, nats
+from millstream_coordinator.partitioning.publisher import (
     MessageUnfit,
     Publisher,
     PublishFailed,

@@ -7,12 +7,12 @@ import pytest
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
-from millstream_coordinator import service
 from millstream_coordinator.errors import ConfigMismatch, GroupMissing, ServerUnreachable
 from millstream_coordinator.events import GroupEvent, Joined, Left
-from millstream_coordinator.service import NewGroup, connected, lead, unless_stopped
-from millstream_coordinator.settings import CoordinatorSettings
-from millstream_coordinator.view import GroupView, read_view
+from millstream_coordinator.operation import service
+from millstream_coordinator.operation.service import NewGroup, connected, lead, unless_stopped
+from millstream_coordinator.operation.settings import CoordinatorSettings
+from millstream_coordinator.operation.view import GroupView, read_view
 from tests.helpers.servers import Server
 
 

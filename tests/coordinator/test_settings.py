@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 from pydantic import ValidationError
 
-from millstream_coordinator.settings import CoordinatorSettings
+from millstream_coordinator.operation.settings import CoordinatorSettings
 
 
 def test_the_environment_sets_what_nothing_else_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import PubAck
 
-from millstream_coordinator.sinks import (
+from millstream_coordinator.sinks.sinks import (
     MARK_HEADER,
     BadMark,
     Entry,

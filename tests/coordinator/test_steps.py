@@ -1,7 +1,7 @@
 """Scripts: one reply per command, one script per key, pauses by the clock that is given."""
 
+from millstream_coordinator.machine.steps import Pause, Script, Steps
 from millstream_coordinator.ports import Command, Done, Failed, Failure, KeyRead, ReadKey
-from millstream_coordinator.steps import Pause, Script, Steps
 
 
 def make() -> tuple[Steps, list[Command], list[object]]:

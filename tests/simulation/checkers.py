@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from millstream_coordinator import naming
-from millstream_coordinator.handoff import saved_position
+from millstream_coordinator.machine.handoff import saved_position
 from millstream_coordinator.memory import MemoryClient, Observer
 from millstream_coordinator.model import (
     DonePosition,
@@ -35,7 +35,7 @@ from millstream_coordinator.model import (
     PartitionRecord,
     decode,
 )
-from millstream_coordinator.sinks import Mark, Verdict, judge
+from millstream_coordinator.sinks.sinks import Mark, Verdict, judge
 
 if TYPE_CHECKING:
     from .member import SimulatedMember

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from millstream_coordinator.group import GroupMachine, Phase
+from millstream_coordinator.machine.group import GroupMachine, Phase
 from millstream_coordinator.memory import MemoryClient
 from millstream_coordinator.model import MemberSettings, Message
 from millstream_coordinator.ports import (
@@ -37,7 +37,7 @@ from millstream_coordinator.ports import (
     Tell,
     Watch,
 )
-from millstream_coordinator.sinks import Verdict
+from millstream_coordinator.sinks.sinks import Verdict
 
 if TYPE_CHECKING:
     from .world import World

@@ -21,8 +21,7 @@ from millstream_coordinator.events import (
     MemberDead,
     PartitionAssigned,
 )
-from millstream_coordinator.group import Phase
-from millstream_coordinator.key import KeyRule, to_token
+from millstream_coordinator.machine.group import Phase
 from millstream_coordinator.memory import MemoryClient, MemoryServer
 from millstream_coordinator.model import (
     ConfigRecord,
@@ -37,6 +36,7 @@ from millstream_coordinator.model import (
     encode,
 )
 from millstream_coordinator.naming import parse_consumer
+from millstream_coordinator.partitioning.key import KeyRule, to_token
 from millstream_coordinator.ports import Command, KeyRead, ReadKey
 
 from .checkers import Checkers, Sink

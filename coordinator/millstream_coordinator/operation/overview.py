@@ -25,9 +25,9 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StreamInfo
 
-from . import naming
-from .errors import ServerUnreachable, StreamMissing
-from .model import PartitionState
+from .. import naming
+from ..errors import ServerUnreachable, StreamMissing
+from ..model import PartitionState
 from .view import GroupView, read_view
 
 SCHEMA = "millstream.coordinator.describe/1"

@@ -10,9 +10,9 @@ what is in a lane stays there and gets the new reply subject, what is done is ac
 from collections.abc import Iterable
 from enum import Enum, auto
 
+from ..model import DonePosition, Message, PartitionRecord
 from .floor import Delivery, Floor, Range
 from .lanes import Lanes
-from .model import DonePosition, Message, PartitionRecord
 
 
 class OwnershipState(Enum):

@@ -27,14 +27,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .assign import Candidate, assign
-from .context import Context
-from .detector import Detector, Verdict
-from .events import ConsumerReconciled, MemberDead
-from .handoff import RETRY_S, take_away, write_partition
-from .model import LeaderRecord, MemberRecord, PartitionRecord, PartitionState, encode
-from .naming import LEADER_KEY, member_key, parse_consumer, partition_key
-from .ports import (
+from ..events import ConsumerReconciled, MemberDead
+from ..model import LeaderRecord, MemberRecord, PartitionRecord, PartitionState, encode
+from ..naming import LEADER_KEY, member_key, parse_consumer, partition_key
+from ..ports import (
     Conflict,
     ConsumerNames,
     ConsumerRead,
@@ -47,6 +43,10 @@ from .ports import (
     WriteKey,
     Written,
 )
+from .assign import Candidate, assign
+from .context import Context
+from .detector import Detector, Verdict
+from .handoff import RETRY_S, take_away, write_partition
 from .steps import Pause, Script
 
 

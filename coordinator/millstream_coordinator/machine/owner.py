@@ -18,9 +18,8 @@ last said of partitions given away, as long as their records point here.
 
 from collections import deque
 
-from .context import Context, Part
-from .errors import BadRecord
-from .events import (
+from ..errors import BadRecord
+from ..events import (
     Fenced,
     MessageRetried,
     PartitionAssigned,
@@ -28,8 +27,7 @@ from .events import (
     PartitionRevoked,
     Unfenced,
 )
-from .handoff import RETRY_S, raise_epoch, release, serve
-from .model import (
+from ..model import (
     DonePosition,
     DoneRecord,
     Message,
@@ -38,9 +36,8 @@ from .model import (
     decode,
     encode,
 )
-from .naming import done_key, partition_key
-from .ownership import Ownership, OwnershipState
-from .ports import (
+from ..naming import done_key, partition_key
+from ..ports import (
     Ack,
     ClosePull,
     ConsumerRead,
@@ -56,6 +53,9 @@ from .ports import (
     WriteKey,
     Written,
 )
+from .context import Context, Part
+from .handoff import RETRY_S, raise_epoch, release, serve
+from .ownership import Ownership, OwnershipState
 from .steps import Pause, Script
 
 

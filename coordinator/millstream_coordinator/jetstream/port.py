@@ -31,21 +31,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from . import naming
-from .api import (
-    CONSUMER_NOT_FOUND,
-    FILTER_OVERLAP,
-    STREAM_NAME_IN_USE,
-    STREAM_NOT_FOUND,
-    WRONG_LAST_SEQUENCE,
-    Api,
-    RequestFailed,
-    marks_deletion,
-)
-from .errors import GroupError, ServerUnreachable, StreamMissing, StreamUnfit
-from .key import KeyRule, stored_subjects
-from .model import MemberSettings, Message, Retention
-from .ports import (
+from .. import naming
+from ..errors import GroupError, ServerUnreachable, StreamMissing, StreamUnfit
+from ..model import MemberSettings, Message, Retention
+from ..partitioning.key import KeyRule, stored_subjects
+from ..ports import (
     Ack,
     Alive,
     Beat,
@@ -87,6 +77,16 @@ from .ports import (
     WatchCaughtUp,
     WriteKey,
     Written,
+)
+from .api import (
+    CONSUMER_NOT_FOUND,
+    FILTER_OVERLAP,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    RequestFailed,
+    marks_deletion,
 )
 
 logger = logging.getLogger(__name__)

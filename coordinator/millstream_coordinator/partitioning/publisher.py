@@ -1,8 +1,8 @@
 """A producer for partitioned topics: the subject a Kafka producer's record would have got.
 
 `SubjectTemplate` is the pure part: ``flights.{partition}.{key}`` with the key written as one token
-(`millstream_coordinator.key`) and the partition computed by the function the topic's Kafka
-producers use (`millstream_coordinator.partition`). With the same partitioner and partition count, a
+(``key.py``) and the partition computed by the function the topic's Kafka producers use
+(``partition.py``). With the same partitioner and partition count, a
 key published here lands in the partition, and under the subject, that the bridge gives its Kafka
 records; so producers can move from Kafka one at a time.
 
@@ -40,7 +40,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import PubAck
 
-from .errors import GroupError
+from ..errors import GroupError
 from .key import NULL_TOKEN, key_headers, to_token
 from .partition import PARTITIONS_MAX, Partitioner, nats as nats_partition, partition_for
 

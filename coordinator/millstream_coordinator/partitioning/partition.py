@@ -17,7 +17,7 @@ crc32     CRC-32 (zlib), unsigned, mod N                 librdkafka's default, s
 
 What is hashed differs too. The three Kafka-side functions hash the key's own bytes, before any
 escaping. ``nats`` is applied by the server to the subject it sees, so its key is the *token* as it
-stands in the subject (`millstream_coordinator.key`); of several tokens, their plain concatenation
+stands in the subject (``key.py``); of several tokens, their plain concatenation
 in the order listed, without a separator. That makes ``ab.c`` and ``a.bc`` one bucket; it is what
 the server does (2.15.1), so it is what we do.
 

@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 
-from .ports import Command, Failed, Failure, Reply
+from ..ports import Command, Failed, Failure, Reply
 
 Key = Hashable
 

@@ -9,12 +9,12 @@ believe to lead can do no harm, for each of their writes is compare-and-set, too
 A leader that leaves deletes the key. Its time to live is only the backstop.
 """
 
+from ..model import LeaderRecord, encode
+from ..naming import LEADER_KEY
+from ..ports import Listen, WriteKey, Written
 from .context import Context
 from .detector import Detector, Verdict
 from .handoff import RETRY_S
-from .model import LeaderRecord, encode
-from .naming import LEADER_KEY
-from .ports import Listen, WriteKey, Written
 from .steps import Pause, Script
 
 STAGGER_S = 0.03

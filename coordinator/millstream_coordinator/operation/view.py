@@ -6,10 +6,10 @@ from typing import Any
 
 from nats.aio.client import Client
 
-from . import naming
-from .api import STREAM_NOT_FOUND, Api, RequestFailed
-from .errors import BadRecord, GroupMissing, ServerUnreachable
-from .model import (
+from .. import naming
+from ..errors import BadRecord, GroupMissing, ServerUnreachable
+from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
+from ..model import (
     ConfigRecord,
     DoneRecord,
     LeaderRecord,

@@ -21,7 +21,7 @@ anew.
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from .model import Timing
+from ..model import Timing
 
 
 class _Suspicion(Enum):

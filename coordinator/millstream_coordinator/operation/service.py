@@ -20,13 +20,13 @@ from typing import Any, TypeVar
 import nats.errors
 from nats.aio.client import Client
 
-from .errors import GroupError, GroupMissing, ServerUnreachable
-from .events import GroupEvent, Joined
-from .key import KeyRule
-from .model import Message
+from ..errors import GroupError, GroupMissing, ServerUnreachable
+from ..events import GroupEvent, Joined
+from ..model import Message
+from ..partitioning.key import KeyRule
+from ..worker import Group
 from .settings import CoordinatorSettings
 from .view import read_view
-from .worker import Group
 
 T = TypeVar("T")
 

@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from .errors import GroupError
+from ..errors import GroupError
 
 NULL_TOKEN: Final = "%null"
 EMPTY_TOKEN: Final = "%empty"

@@ -36,11 +36,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .context import Context, Part
-from .errors import BadRecord
-from .model import DonePosition, DoneRecord, PartitionRecord, PartitionState, decode, encode
-from .naming import done_key, parse_consumer, partition_key
-from .ports import (
+from ..errors import BadRecord
+from ..model import DonePosition, DoneRecord, PartitionRecord, PartitionState, decode, encode
+from ..naming import done_key, parse_consumer, partition_key
+from ..ports import (
     ConsumerNames,
     ConsumerRead,
     CreateConsumer,
@@ -57,6 +56,7 @@ from .ports import (
     WriteKey,
     Written,
 )
+from .context import Context, Part
 from .steps import Pause, Script
 
 if TYPE_CHECKING:

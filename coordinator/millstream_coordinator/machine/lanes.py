@@ -13,7 +13,7 @@ not acked), how many are handled at once by the caller, who asks `start` only wh
 import heapq
 from collections import deque
 
-from .model import Message
+from ..model import Message
 
 LaneKey = bytes | int
 """A key, or the sequence of a message that has none."""

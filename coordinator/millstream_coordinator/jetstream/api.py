@@ -13,8 +13,8 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
-from .errors import GroupError
-from .ports import Failure
+from ..errors import GroupError
+from ..ports import Failure
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014

@@ -7,11 +7,11 @@ have counted this member dead before that plus the heartbeat timeout.
 
 from collections.abc import Generator
 
+from ..events import GroupEvent
+from ..model import MemberSettings, PartitionRecord
+from ..naming import consumer, partition_key
+from ..ports import Command, KeyRead, ReadKey, Reply, Tell
 from .book import Book
-from .events import GroupEvent
-from .model import MemberSettings, PartitionRecord
-from .naming import consumer, partition_key
-from .ports import Command, KeyRead, ReadKey, Reply, Tell
 from .steps import Pause, Steps
 
 Part = Generator[Command | Pause, Reply, bool]

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .errors import GroupError, ServerUnreachable
-from .events import GroupEvent, describe as describe_event
-from .naming import check_name
+from ..errors import GroupError, ServerUnreachable
+from ..events import GroupEvent, describe as describe_event
+from ..naming import check_name
 from .overview import MemberRow, PartitionRow, read_overview
 from .service import NewGroup, connected, lead, unless_stopped
 from .settings import CoordinatorSettings

@@ -6,9 +6,9 @@ never replaces a newer one, so the order in which news comes does not matter. Pr
 when a partition changes hands.
 """
 
-from .errors import BadRecord
-from .model import ConfigRecord, LeaderRecord, MemberRecord, PartitionRecord, decode
-from .naming import CONFIG_KEY, LEADER_KEY, MEMBER_PREFIX, PARTITION_PREFIX
+from ..errors import BadRecord
+from ..model import ConfigRecord, LeaderRecord, MemberRecord, PartitionRecord, decode
+from ..naming import CONFIG_KEY, LEADER_KEY, MEMBER_PREFIX, PARTITION_PREFIX
 
 
 class Book:

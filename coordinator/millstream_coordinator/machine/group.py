@@ -27,23 +27,17 @@ calls again at `next_deadline`. Nothing here reads a clock: ``now`` is monotonic
 from dataclasses import replace
 from enum import Enum, auto
 
-from .context import Context, Part
-from .election import Election
-from .errors import BadRecord, ConfigMismatch, GroupError, MemberReplaced, StreamUnfit
-from .events import Joined, LeaderChanged, Left, PartitionMoved
-from .handoff import RETRY_S
-from .leader import Leader
-from .model import ConfigRecord, LeaderRecord, MemberRecord, MemberSettings, decode, encode
-from .naming import (
+from ..errors import BadRecord, ConfigMismatch, GroupError, MemberReplaced, StreamUnfit
+from ..events import Joined, LeaderChanged, Left, PartitionMoved
+from ..model import ConfigRecord, LeaderRecord, MemberRecord, MemberSettings, decode, encode
+from ..naming import (
     CONFIG_KEY,
     LEADER_KEY,
     MEMBER_PREFIX,
     PARTITION_PREFIX,
     member_key,
 )
-from .owner import Owner
-from .ownership import OwnershipState
-from .ports import (
+from ..ports import (
     Alive,
     Beat,
     Broken,
@@ -73,6 +67,12 @@ from .ports import (
     WriteKey,
     Written,
 )
+from .context import Context, Part
+from .election import Election
+from .handoff import RETRY_S
+from .leader import Leader
+from .owner import Owner
+from .ownership import OwnershipState
 from .steps import Pause, Script
 
 

@@ -58,8 +58,8 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import Header, KeyValueConfig, StorageType
 
-from .errors import GroupError
-from .key import KEY_HEADER, key_headers, to_token
+from ..errors import GroupError
+from ..partitioning.key import KEY_HEADER, key_headers, to_token
 
 MARK_HEADER = "Millstream-Mark"
 """On a sink's entry: ``<partition>:<epoch>:<seq>`` for each partition, separated by spaces."""

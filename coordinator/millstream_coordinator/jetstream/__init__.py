@@ -1,0 +1,1 @@
+"""The seam on a NATS server: the port and what it is made of."""

@@ -1,0 +1,1 @@
+"""What operators see and do: the command line, the service, a group from outside."""

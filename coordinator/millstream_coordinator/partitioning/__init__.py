@@ -1,0 +1,1 @@
+"""Which partition a key belongs to, how a subject carries both, and who publishes so."""
