@@ -47,7 +47,7 @@ COMMANDS = {
         plain=True,
     ),
     "coordinator": Command(
-        "partitioned groups: lead one, describe one", "millstream_coordinator.cli:app"
+        "partitioned groups: lead one, describe one", "millstream_coordinator.operation.cli:app"
     ),
     "bridge": Command("Kafka topics into NATS: run, verify, barrier", "millstream_bridge.cli:app"),
     "pub": Command("publish messages", "millstream.messaging:app", inner="pub"),
