@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 PARTS  := pyproject.toml tests/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos kafka natscli clean
+.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos kafka natscli postgres clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
@@ -72,6 +72,10 @@ chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 
 kafka: $(VENV)/.test ## fetch real Apache Kafka's jars for the tests (needs Maven and Java) into .cache/kafka
 	$(BIN)/python -m tests.helpers.kafka --fetch .cache/kafka
+
+postgres: ## install Debian's PostgreSQL for the tests, where it is missing (as root)
+	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; }
 
 natscli: ## build the nats command for the tests (needs Go) into .cache/bin
 	GOBIN=$(CURDIR)/.cache/bin go install github.com/nats-io/natscli/nats@v0.5.0
