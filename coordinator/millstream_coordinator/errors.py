@@ -7,7 +7,12 @@ GroupError
 ├── StreamMissing        no such stream on this server
 ├── StreamUnfit          the stream cannot carry this group
 ├── ServerUnreachable    no connection, or no JetStream on it
-└── MemberReplaced       another process took this member's name over
+├── MemberReplaced       another process took this member's name over
+├── GroupMissing         no such group on this server
+├── MemberMissing        no such member in the group
+├── PartitionMissing     the group has no partition of this number
+├── NotPossible          what an operator asked for does not fit the group as it is
+└── Contended            others kept writing what an operator wanted to write
 """
 
 
@@ -77,3 +82,35 @@ class MemberReplaced(GroupError):
     def __init__(self, member: str) -> None:
         super().__init__(f"member {member!r} was taken over by a newer process")
         self.member = member
+
+
+class MemberMissing(GroupError):
+    """The group has no such member now."""
+
+    def __init__(self, group: str, member: str) -> None:
+        super().__init__(f"group {group!r} has no member {member!r}")
+        self.group, self.member = group, member
+
+
+class PartitionMissing(GroupError):
+    """The group has no partition of this number."""
+
+    def __init__(self, group: str, partition: int, count: int) -> None:
+        super().__init__(f"group {group!r} has no partition {partition}: they are 0 to {count - 1}")
+        self.group, self.partition, self.count = group, partition, count
+
+
+class NotPossible(GroupError):
+    """What an operator asked for does not fit the group as it is; nothing was changed."""
+
+    def __init__(self, group: str, reason: str) -> None:
+        super().__init__(f"group {group!r}: {reason}")
+        self.group, self.reason = group, reason
+
+
+class Contended(GroupError):
+    """Others kept writing the same key; what was asked for did not take place."""
+
+    def __init__(self, group: str, key: str, attempts: int) -> None:
+        super().__init__(f"group {group!r}: {key!r} changed {attempts} times while it was written")
+        self.group, self.key, self.attempts = group, key, attempts

@@ -123,6 +123,8 @@ class MemberRecord:
     """The name was given by the user and outlives the process."""
     is_leaving: bool = False
     """The member drains: it gets no more partitions and gives away what it has."""
+    software: str = ""
+    """What the member runs, with its version: shown by `describe`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,8 @@ class PartitionRecord:
     stopped_seq: int | None = None
     """The message whose failure stopped the partition (`FailurePolicy.STOP`)."""
     stopped_error: str = ""
+    skip_seq: int | None = None
+    """The owner is to dead-letter this message instead of calling its handler again."""
     version: int = 1
 
 
@@ -172,6 +176,8 @@ class ParkedRecord:
 
     keys: Mapping[str, int] = field(default_factory=dict)
     """Key token → sequence of its first parked message."""
+    replay: tuple[str, ...] = ()
+    """Key tokens whose letters the owner is to feed into their lanes, in order."""
 
 
 Record = (
@@ -277,6 +283,7 @@ class MemberSettings:
     labels: Mapping[str, str] = field(default_factory=dict)
     host: str = ""
     pid: int = 0
+    software: str = ""
     joined_ns: int = 0
     can_lead: bool = True
     timing: Timing = Timing()

@@ -11,9 +11,11 @@ from ..errors import BadRecord, GroupMissing, ServerUnreachable
 from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
 from ..model import (
     ConfigRecord,
+    ControlRecord,
     DoneRecord,
     LeaderRecord,
     MemberRecord,
+    ParkedRecord,
     PartitionRecord,
     decode,
 )
@@ -26,10 +28,12 @@ class GroupView:
     """The records of a group, read one after another: together they are no snapshot."""
 
     config: ConfigRecord
+    control: ControlRecord = field(default_factory=ControlRecord)
     leader: LeaderRecord | None = None
     members: Mapping[str, MemberRecord] = field(default_factory=dict)
     partitions: Mapping[int, PartitionRecord] = field(default_factory=dict)
     done: Mapping[str, DoneRecord] = field(default_factory=dict)
+    parked: Mapping[int, ParkedRecord] = field(default_factory=dict)
 
 
 async def read_view(connection: Client, name: str) -> GroupView:
@@ -59,27 +63,37 @@ def _view(values: Mapping[str, bytes]) -> GroupView:
     members: dict[str, MemberRecord] = {}
     partitions: dict[int, PartitionRecord] = {}
     done: dict[str, DoneRecord] = {}
+    parked: dict[int, ParkedRecord] = {}
     for key, value in values.items():
         head, _, name = key.partition(".")
         match f"{head}.":
             case naming.MEMBER_PREFIX:
                 members[name] = decode(MemberRecord, value)
             case naming.PARTITION_PREFIX:
-                if not name.isdecimal():
-                    raise BadRecord("partition", f"key {key!r} has no number")
-                partitions[int(name)] = decode(PartitionRecord, value)
+                partitions[_number(key, name)] = decode(PartitionRecord, value)
+            case naming.PARKED_PREFIX:
+                parked[_number(key, name)] = decode(ParkedRecord, value)
             case naming.DONE_PREFIX:
                 done[name] = decode(DoneRecord, value)
             case _:
                 pass
     leader = values.get(naming.LEADER_KEY)
+    control = values.get(naming.CONTROL_KEY)
     return GroupView(
         config=decode(ConfigRecord, values[naming.CONFIG_KEY]),
+        control=ControlRecord() if control is None else decode(ControlRecord, control),
         leader=None if leader is None else decode(LeaderRecord, leader),
         members=dict(sorted(members.items())),
         partitions=dict(sorted(partitions.items())),
         done=dict(sorted(done.items())),
+        parked=dict(sorted(parked.items())),
     )
+
+
+def _number(key: str, text: str) -> int:
+    if not text.isdecimal():
+        raise BadRecord("partition", f"key {key!r} has no number")
+    return int(text)
 
 
 async def _keys(api: Api, bucket: str) -> list[str]:
