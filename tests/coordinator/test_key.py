@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from itertools import product
 
 import pytest
 from hypothesis import example, given, strategies as st
@@ -11,6 +12,7 @@ from millstream_coordinator.partitioning.key import (
     KEY_BYTES_MAX,
     KEY_HEADER,
     NULL_TOKEN,
+    KeyFunction,
     KeyRule,
     KeyRuleError,
     KeyTokenError,
@@ -295,3 +297,124 @@ def test_a_transforms_destination_counts_as_stored_subjects() -> None:
 
 def test_a_transforms_short_form_is_a_wildcard_too() -> None:
     assert stored_subjects([], "a.$1.{{ Partition(4) }}.>") == ["a.*.*.>"]
+
+
+NESTED = KeyRule.parse("orders.{partition}.{partition:16}.{key}")
+
+
+def test_a_finer_level_has_a_filter_of_its_own() -> None:
+    assert NESTED.levels(4) == (4, 16)
+    assert NESTED.subject_filter() == "orders.*.*.*"
+    assert NESTED.subject_filter(3) == NESTED.subject_filter(3, 4) == "orders.3.*.*"
+    assert NESTED.subject_filter(11, 16) == "orders.*.11.*"
+
+
+def test_a_subject_tells_its_partition_at_each_level() -> None:
+    assert NESTED.partition_of("orders.3.11.k") == 3
+    assert NESTED.partition_of("orders.3.11.k", 4) == 3
+    assert NESTED.partition_of("orders.3.11.k", 16) == 11
+    assert NESTED.partition_of("orders.3.x.k", 16) is None
+
+
+def test_levels_are_no_part_of_the_key() -> None:
+    assert NESTED.key_of("orders.3.11.k", {}, b"") == b"k"
+    assert KeyRule.parse("o.*.{partition:16}.{a}.{b}").key_of("o.3.11.x.y", {}, b"") == b"x.y"
+
+
+def test_levels_may_stand_in_any_order_and_beside_a_bare_wildcard() -> None:
+    rule = KeyRule.parse("{partition:64}.o.{partition:8}.*.{key}")
+
+    assert rule.levels(2) == (2, 8, 64)
+    assert rule.subject_filter(5, 8) == "*.o.5.*.*"
+    assert rule.partition_of("7.o.5.1.k") == 1
+
+
+def test_a_rule_for_a_header_or_a_function_has_levels_too() -> None:
+    header = KeyRule.parse("header:Customer-Id on orders.{partition}.{partition:8}.>")
+    function = KeyRule.for_function(lambda *_: None, "orders.{partition}.{partition:8}.>")
+
+    assert header.levels(4) == function.levels(4) == (4, 8)
+
+
+@pytest.mark.parametrize("partitions", [3, 5, 16, 32])
+def test_levels_that_do_not_nest_are_refused(partitions: int) -> None:
+    with pytest.raises(KeyRuleError, match=f"16 partitions are no multiple of {partitions}"):
+        NESTED.levels(partitions)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("orders.{partition:16}.{key}", "without a first one"),
+        ("orders.{partition}.{partition:0}.{key}", "no name in braces"),
+        ("orders.{partition}.{partition:08}.{key}", "no name in braces"),
+        ("orders.{partition}.{partition:x}.{key}", "no name in braces"),
+        ("orders.{partition}.{partition:8}.{partition:8}.{key}", "twice"),
+        (
+            "{partition}." + ".".join(f"{{partition:{2**n}}}" for n in range(1, 9)) + ".{key}",
+            "9 levels",
+        ),
+    ],
+)
+def test_a_level_that_cannot_be_read_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(KeyRuleError, match=reason):
+        KeyRule.parse(text)
+
+
+def test_each_partition_of_each_level_must_be_among_the_streams_subjects() -> None:
+    NESTED.check(["orders.*.*.*"], 4)
+    NESTED.check([f"orders.{n % 4}.{n}.*" for n in range(16)], 4)
+    with pytest.raises(KeyRuleError, match=re.escape("of partition 15 ('orders.*.15.*')")):
+        NESTED.check([f"orders.{n % 4}.{n}.*" for n in range(15)], 4)
+
+
+TOKENS = st.one_of(
+    st.sampled_from(["a", "k", "7", "", "%null", "none", "%empty", "%zz", "$x", "ü", "\udc80"]),
+    KEYS.map(to_token),
+    st.text(alphabet="ak7%$ü", max_size=3),
+)
+RULES = [
+    *(
+        KeyRule.parse(text, null_token=null_token)
+        for text, null_token in product(
+            ["{a}", "a.*.{k}", "{a}.k.*.a", "a.{k}.>", "*.{a}.{k}", "a.7.{partition}.{k}.k.>"],
+            [NULL_TOKEN, "none"],
+        )
+    ),
+    NESTED,
+    KeyRule.parse("header:K on a.*.>"),
+    KeyRule.for_function(lambda subject, headers, payload: payload or None, "a.*.>"),
+]
+
+
+@given(
+    st.sampled_from(RULES),
+    st.lists(TOKENS, min_size=1, max_size=6),
+    st.booleans(),
+    st.one_of(
+        st.just({}), KEYS.map(key_headers), st.text(max_size=3).map(lambda value: {"K": value})
+    ),
+    st.binary(max_size=2),
+)
+def test_the_reader_is_the_rule(
+    rule: KeyRule, tokens: list[str], is_shaped: bool, headers: dict[str, str], payload: bytes
+) -> None:
+    if is_shaped:  # as the pattern wants it, with these tokens where it leaves something open
+        filled = zip(rule.subject_filter().split("."), tokens, strict=False)
+        tokens = [free if wanted in "*>" else wanted for wanted, free in filled]
+    subject = ".".join(tokens)
+
+    def outcome(read: KeyFunction) -> object:
+        try:
+            return read(subject, headers, payload)
+        except KeyRuleError as error:
+            return str(error)
+
+    assert outcome(rule.reader()) == outcome(rule.key_of)
+
+
+@given(KEYS)
+def test_the_reader_finds_every_key_the_publisher_writes(key: bytes | None) -> None:
+    read = NESTED.reader()
+
+    assert read(f"orders.1.5.{to_token(key)}", key_headers(key), b"") == key

@@ -25,8 +25,19 @@ form; it checks a header's key against the token's hash.
 * ``header:Customer-Id on flights.*.>``: the key is that header's value; no header is no key.
 * a function (subject, headers, payload) → key, with the pattern given beside it.
 
-Where a rule reads a token that this escape did not write (a producer of one's own may use any
-token), the token itself is the key, as UTF-8: no message is ever refused for its key.
+**Levels.** ``orders.{partition}.{partition:16}.{key}`` says that the subjects carry a second token:
+the key's partition if there are 16. The first token's number is what the group has as its
+partitions, each finer one a multiple of the one before, and both come from one hash, so a finer
+token modulo the coarser number is the coarser token. Such a stream can be read as 4 or as 16
+partitions, whichever the group is at (`subject_filter` with a level); that is what a resize uses.
+
+**Keys that are none, empty or long.** A message without a key has ``None``: it is handled in no
+order. An empty key is a key like any other. A long one (over 128 bytes) is whole in its header,
+so two long keys with one beginning are two keys. Where a rule reads a token that this escape did
+not write (a producer of one's own may use any token), or a long key's token without its header, the
+token itself is the key, as UTF-8: no message is ever refused for its key.
+
+`KeyRule.key_of` is the definition; `KeyRule.reader` is the same as one closure for the hot path.
 """
 
 import base64
@@ -34,8 +45,10 @@ import binascii
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from ..errors import GroupError
@@ -49,6 +62,7 @@ KEY_BYTES_MAX: Final = 128
 """A longer key is not written into its token as a whole."""
 
 _PREFIX_BYTES = 48
+_ESCAPED_KEPT = 4096
 _HASH_MARK = "%-"
 _HASH_BYTES = 16
 _ESCAPED_TEXT = ".*>%"
@@ -56,8 +70,12 @@ _BYTE_TOKENS = tuple(
     f"%{byte:02X}" if byte <= 0x20 or byte >= 0x7F or chr(byte) in _ESCAPED_TEXT else chr(byte)
     for byte in range(256)
 )
+_MARK = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*|partition:[1-9][0-9]{0,9})\}")
 _PLAIN = re.compile(rb"(?!\$)[!-~]+")
 _PLAIN_REFUSED = re.compile(rb"[.*>%]")
+
+LEVELS_MAX: Final = 8
+"""So many numbers of partitions one subject may carry."""
 
 KeyFunction = Callable[[str, Mapping[str, str], bytes], bytes | None]
 """(subject, headers, payload) to the key; None for a message without one. Must be pure."""
@@ -158,12 +176,14 @@ class KeyRule:
     ``text`` is the rule in the form `parse` reads (for a function: its name, which only people
     read). ``key_places`` and ``partition_place`` count the subject's tokens from 0;
     ``partition_place`` is None where subjects carry no partition (one stream per partition).
+    ``finer`` are the marked finer levels, ascending: number of partitions → the token's place.
     """
 
     text: str
     pattern: tuple[str, ...]
     key_places: tuple[int, ...]
     partition_place: int | None
+    finer: Mapping[int, int] = field(default_factory=dict, hash=False)
     header: str | None = None
     function: KeyFunction | None = None
     null_token: str = NULL_TOKEN
@@ -177,16 +197,17 @@ class KeyRule:
             header, found, subjects = text.removeprefix("header:").partition(" on ")
             if not found or not re.fullmatch(r"[!-9;-~]+", header):
                 raise KeyRuleError(text, "a header rule reads 'header:<name> on <subjects>'")
-        pattern, key_places, partition_place = _parse_pattern(text, subjects)
-        if header is None and not key_places:
+        marks = _parse_pattern(text, subjects)
+        if header is None and not marks.keys:
             raise KeyRuleError(text, "no token is marked as the key, as in 'flights.*.{key}'")
-        if header is not None and key_places:
+        if header is not None and marks.keys:
             raise KeyRuleError(text, "the key is either a header or tokens in braces, not both")
         return cls(
             text=text,
-            pattern=pattern,
-            key_places=key_places,
-            partition_place=partition_place,
+            pattern=marks.tokens,
+            key_places=marks.keys,
+            partition_place=marks.partition,
+            finer=marks.finer,
             header=header,
             null_token=null_token,
         )
@@ -196,22 +217,41 @@ class KeyRule:
         """Make a rule that asks ``function``; ``subjects`` is a pattern without key tokens."""
         name = getattr(function, "__qualname__", type(function).__qualname__)
         text = f"function:{name} on {subjects}"
-        pattern, key_places, partition_place = _parse_pattern(text, subjects)
-        if key_places:
+        marks = _parse_pattern(text, subjects)
+        if marks.keys:
             raise KeyRuleError(text, "the key is either a function's or tokens in braces, not both")
         return cls(
             text=text,
-            pattern=pattern,
+            pattern=marks.tokens,
             key_places=(),
-            partition_place=partition_place,
+            partition_place=marks.partition,
+            finer=marks.finer,
             function=function,
         )
 
-    def subject_filter(self, partition: int | None = None) -> str:
-        """Return the NATS pattern of what the rule reads; of one partition when it is given."""
+    def levels(self, partitions: int) -> tuple[int, ...]:
+        """Return every number of partitions the subjects can be read as, ``partitions`` first.
+
+        Raises KeyRuleError when a finer level is no multiple, at least twice, of the one before.
+        """
+        levels = (partitions, *self.finer)
+        for coarse, fine in pairwise(levels):
+            if fine % coarse or fine == coarse:
+                raise KeyRuleError(
+                    self.text, f"{fine} partitions are no multiple of {coarse}, so none splits up"
+                )
+        return levels
+
+    def subject_filter(self, partition: int | None = None, level: int | None = None) -> str:
+        """Return the NATS pattern of what the rule reads; of one partition when it is given.
+
+        ``level`` says out of how many partitions it is: one of `finer`; None or any other number
+        is the first level.
+        """
         tokens = ["*" if _is_marked(token) else token for token in self.pattern]
-        if partition is not None and self.partition_place is not None:
-            tokens[self.partition_place] = str(partition)
+        place = self._place(level)
+        if partition is not None and place is not None:
+            tokens[place] = str(partition)
         return ".".join(tokens)
 
     def key_of(self, subject: str, headers: Mapping[str, str], payload: bytes) -> bytes | None:
@@ -226,18 +266,27 @@ class KeyRule:
             raise KeyRuleError(self.text, f"subject {subject!r} does not match")
         chosen = [tokens[place] for place in self.key_places]
         if len(chosen) == 1:
-            try:
-                return from_token(chosen[0], headers, null_token=self.null_token)
-            except KeyTokenError:
-                return chosen[0].encode("utf-8", "surrogateescape")
+            return _key_of_token(chosen[0], headers, self.null_token)
         return ".".join(chosen).encode("utf-8", "surrogateescape")
 
-    def partition_of(self, subject: str) -> int | None:
-        """Return the partition token's number; None if there is no such token, or no number."""
+    def reader(self) -> KeyFunction:
+        """Make a function that is `key_of`, several times faster: keep it, call it per message."""
+        if self.function is not None:
+            return self.function
+        if self.header is not None:
+            return _header_reader(self.header)
+        return _token_reader(self)
+
+    def partition_of(self, subject: str, level: int | None = None) -> int | None:
+        """Return the partition token's number; None if there is no such token, or no number.
+
+        ``level`` as in `subject_filter`.
+        """
+        place = self._place(level)
         tokens = subject.split(".")
-        if self.partition_place is None or not _matches(self.pattern, tokens):
+        if place is None or not _matches(self.pattern, tokens):
             return None
-        token = tokens[self.partition_place]
+        token = tokens[place]
         if not (token.isascii() and token.isdecimal()):
             return None
         number = int(token)
@@ -247,9 +296,9 @@ class KeyRule:
         """Refuse, with KeyRuleError, a rule that cannot read ``partitions`` partitions of a stream.
 
         ``subjects`` are the patterns the stream's messages are stored under (`stored_subjects`).
-        Each partition's filter must be able to match some of them. The server would not say so:
-        it takes any filter for a consumer, and one that fits nothing never delivers (seen on
-        2.15.1).
+        Each partition's filter, at every level, must be able to match some of them. The server
+        would not say so: it takes any filter for a consumer, and one that fits nothing never
+        delivers (seen on 2.15.1).
         """
         if self.partition_place is None and partitions > 1:
             raise KeyRuleError(
@@ -259,14 +308,83 @@ class KeyRule:
             )
         stored = list(subjects)
         patterns = [subject.split(".") for subject in stored]
-        for partition in range(partitions):
-            wanted = self.subject_filter(partition)
-            if not any(_overlap(wanted.split("."), pattern) for pattern in patterns):
-                raise KeyRuleError(
-                    self.text,
-                    f"no subject of partition {partition} ({wanted!r}) is among the stream's"
-                    f" subjects: {', '.join(stored) or 'none'}",
-                )
+        for level in self.levels(partitions):
+            for partition in range(level):
+                wanted = self.subject_filter(partition, level)
+                if not any(_overlap(wanted.split("."), pattern) for pattern in patterns):
+                    raise KeyRuleError(
+                        self.text,
+                        f"no subject of partition {partition} ({wanted!r}) is among the stream's"
+                        f" subjects: {', '.join(stored) or 'none'}",
+                    )
+
+    def _place(self, level: int | None) -> int | None:
+        return (
+            self.partition_place if level is None else self.finer.get(level, self.partition_place)
+        )
+
+
+def _header_reader(name: str) -> KeyFunction:
+    def read(subject: str, headers: Mapping[str, str], payload: bytes) -> bytes | None:
+        value = headers.get(name)
+        return None if value is None else value.encode("utf-8", "surrogateescape")
+
+    return read
+
+
+def _token_reader(rule: KeyRule) -> KeyFunction:
+    """`KeyRule.key_of` for key tokens, with all that depends on the rule alone done beforehand.
+
+    A token without ``%`` is its own key whether the escape wrote it or not, so only one with it
+    (or the null token) needs `from_token`.
+    """
+    pattern, null_token = rule.pattern, rule.null_token
+    literals = [
+        (place, token)
+        for place, token in enumerate(pattern)
+        if token not in ("*", ">") and not _is_marked(token)
+    ]
+    is_open = pattern[-1] == _FULL_WILDCARD
+    splits = len(pattern) - 1 if is_open else -1
+    length = len(pattern)
+    places = rule.key_places
+    only = places[0] if len(places) == 1 else None
+    # Consumers' filters let nothing else through; the first literals are checked at one stroke.
+    leading = 0
+    while leading < len(literals) and literals[leading][0] == leading:
+        leading += 1
+    prefix = "".join(f"{token}." for _, token in literals[:leading])
+    rest = tuple(literals[leading:])
+
+    @lru_cache(_ESCAPED_KEPT)
+    def escaped(token: str) -> bytes | None:
+        return _key_of_token(token, None, null_token)
+
+    def read(subject: str, headers: Mapping[str, str], payload: bytes) -> bytes | None:
+        tokens = subject.split(".", splits)
+        if len(tokens) != length or not subject.startswith(prefix):
+            raise KeyRuleError(rule.text, f"subject {subject!r} does not match")
+        for place, literal in rest:
+            if tokens[place] != literal:
+                raise KeyRuleError(rule.text, f"subject {subject!r} does not match")
+        if only is None:
+            return ".".join([tokens[place] for place in places]).encode("utf-8", "surrogateescape")
+        token = tokens[only]
+        if "%" not in token and token != null_token:
+            return token.encode("utf-8", "surrogateescape")
+        if _HASH_MARK in token:
+            return _key_of_token(token, headers, null_token)
+        return escaped(token)
+
+    return read
+
+
+def _key_of_token(token: str, headers: Mapping[str, str] | None, null_token: str) -> bytes | None:
+    """The key that ``token`` stands for; one that this escape did not write is its own key."""
+    try:
+        return from_token(token, headers, null_token=null_token)
+    except KeyTokenError:
+        return token.encode("utf-8", "surrogateescape")
 
 
 def stored_subjects(subjects: Iterable[str], transform_destination: str | None = None) -> list[str]:
@@ -286,7 +404,16 @@ def _is_marked(token: str) -> bool:
     return token.startswith("{")
 
 
-def _parse_pattern(rule: str, subjects: str) -> tuple[tuple[str, ...], tuple[int, ...], int | None]:
+class _Marks(NamedTuple):
+    """A pattern's tokens, and where its marks stand."""
+
+    tokens: tuple[str, ...]
+    keys: tuple[int, ...]
+    partition: int | None
+    finer: Mapping[int, int]
+
+
+def _parse_pattern(rule: str, subjects: str) -> _Marks:
     tokens = tuple(subjects.split("."))
     marked: dict[str, int] = {}
     bare = []
@@ -298,17 +425,23 @@ def _parse_pattern(rule: str, subjects: str) -> tuple[tuple[str, ...], tuple[int
         if token == _PARTIAL_WILDCARD:
             bare.append(place)
         elif _is_marked(token):
-            if not re.fullmatch(r"\{[A-Za-z_][A-Za-z0-9_]*\}", token):
+            if not _MARK.fullmatch(token):
                 raise KeyRuleError(rule, f"{token!r} is no name in braces")
             if token in marked:
                 raise KeyRuleError(rule, f"{token!r} is there twice")
             marked[token] = place
-    partition_place = marked.pop("{partition}", None)
-    if partition_place is None and len(bare) > 1:
+    partition = marked.pop("{partition}", None)
+    if partition is None and len(bare) > 1:
         raise KeyRuleError(rule, "several '*': mark the partition's token as '{partition}'")
-    if partition_place is None and bare:
-        partition_place = bare[0]
-    return tokens, tuple(marked.values()), partition_place
+    if partition is None and bare:
+        partition = bare[0]
+    levels = {int(text[11:-1]): place for text, place in marked.items() if ":" in text}
+    if levels and partition is None:
+        raise KeyRuleError(rule, "a finer level without a first one, marked '{partition}'")
+    if len(levels) >= LEVELS_MAX:
+        raise KeyRuleError(rule, f"{len(levels) + 1} levels (at most {LEVELS_MAX})")
+    keys = tuple(place for text, place in marked.items() if ":" not in text)
+    return _Marks(tokens, keys, partition, dict(sorted(levels.items())))
 
 
 def _matches(pattern: Sequence[str], subject: Sequence[str]) -> bool:
