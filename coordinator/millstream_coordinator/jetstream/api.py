@@ -3,8 +3,14 @@
 nats-py's own JetStream layer lacks fields (priority groups), validates keys of its own and hides
 which error came; a group needs the wire's error codes. So this speaks the JSON API directly; its
 shapes are the server's. Durations there are nanoseconds.
+
+**Where JetStream is.** ``$JS.API`` unless it is another domain's (``$JS.<domain>.API``) or comes
+through an account's import under a prefix of its own. Buckets are then written under that prefix
+too, as all clients do (``$JS.<domain>.API.$KV.<bucket>.<key>``: a server with a domain maps it).
+Acks go where the message's reply subject says, which the server writes.
 """
 
+import asyncio
 import base64
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +28,7 @@ MESSAGE_NOT_FOUND = 10037
 WRONG_LAST_SEQUENCE = (10071, 10164)
 FILTER_OVERLAP = (10099, 10100)
 STREAM_NAME_IN_USE = 10058
+API_PREFIX = "$JS.API"
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -43,12 +50,78 @@ class Entry:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the reply subject of a consumer's message says."""
+
+    num_delivered: int
+    seq: int
+    consumer_seq: int
+    timestamp_ns: int
+    num_pending: int
+
+
+def parse_ack(reply: str) -> Delivery:
+    """Read ``$JS.ACK.…``; ValueError or IndexError for what is none.
+
+    The old form has 9 tokens; the new one 11 or 12, with domain and account before the stream and
+    perhaps a token nobody needs at the end.
+    """
+    tokens = reply.split(".")
+    first = 4 if len(tokens) == 9 else 6
+    return Delivery(*(int(token) for token in tokens[first : first + 5]))
+
+
+def api_prefix(domain: str | None = None, prefix: str | None = None) -> str:
+    """Return what API subjects begin with; ValueError when both are given or one is no token."""
+    if domain is not None and prefix is not None:
+        raise ValueError("either domain or api_prefix, not both: a domain is a prefix")
+    if domain is not None:
+        if not domain or set(domain) & set(" .*>\t\r\n"):
+            raise ValueError(f"domain {domain!r} is not one subject token")
+        return f"$JS.{domain}.API"
+    if prefix is None:
+        return API_PREFIX
+    prefix = prefix.removesuffix(".")
+    if not all(prefix.split(".")) or set(prefix) & set(" *>\t\r\n"):
+        raise ValueError(f"API prefix {prefix!r} is not a subject without wildcards")
+    return prefix
+
+
+def pass_cancellation() -> None:
+    """Raise the cancellation of this task that nats-py swallowed, if it did.
+
+    Its ``_flush_pending`` (under publish, subscribe and request) catches CancelledError while it
+    waits for room, and returns as if nothing had been.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 class Api:
     """JetStream as one connection sees it."""
 
-    def __init__(self, connection: Client, timeout_s: float) -> None:
+    def __init__(self, connection: Client, timeout_s: float, prefix: str = API_PREFIX) -> None:
+        """``prefix``: see `api_prefix`."""
         self.connection = connection
+        self.prefix = prefix
         self._timeout_s = timeout_s
+
+    @property
+    def url(self) -> str:
+        """Host and port of the server, to name it in errors."""
+        url = self.connection.connected_url
+        return f"{url.hostname}:{url.port}" if url else "?"
+
+    def subject(self, name: str) -> str:
+        """Where the API's function ``name`` is asked."""
+        return f"{self.prefix}.{name}"
+
+    def key_subject(self, bucket: str, key: str) -> str:
+        """Where a bucket's key is written; the bucket stores it as ``$KV.<bucket>.<key>``."""
+        stored = f"$KV.{bucket}.{key}"
+        return stored if self.prefix == API_PREFIX else f"{self.prefix}.{stored}"
 
     async def request(
         self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None
@@ -66,6 +139,7 @@ class Api:
             reply = await connection.request(
                 subject, payload, timeout=self._timeout_s, headers=headers
             )
+            pass_cancellation()
         except nats.errors.NoRespondersError as error:
             if connection.stats["reconnects"] != generation or not connection.is_connected:
                 raise RequestFailed(Failure.DISCONNECTED, subject) from error
@@ -76,10 +150,10 @@ class Api:
             raise RequestFailed(Failure.DISCONNECTED, f"{subject}: {error}") from error
         return reply.data
 
-    async def call(self, subject: str, body: object = None) -> dict[str, Any]:
-        """Ask ``$JS.API.<subject>``; raises RequestFailed, with the code of an error answer."""
+    async def call(self, name: str, body: object = None) -> dict[str, Any]:
+        """Ask the API's function ``name``; RequestFailed has the code of an error answer."""
         payload = b"" if body is None else _encode(body)
-        return _result(await self.request(f"$JS.API.{subject}", payload), subject)
+        return _result(await self.request(self.subject(name), payload), name)
 
     async def read(self, bucket: str, key: str) -> Entry:
         """Read a key's newest value from the stream's leader."""
@@ -96,7 +170,7 @@ class Api:
         self, bucket: str, key: str, value: bytes, revision: int, headers: dict[str, str]
     ) -> int:
         """Compare-and-set; returns the new revision. RequestFailed's code tells a conflict."""
-        subject = f"$KV.{bucket}.{key}"
+        subject = self.key_subject(bucket, key)
         headers = {"Nats-Expected-Last-Subject-Sequence": str(revision), **headers}
         answer = _result(await self.request(subject, value, headers), subject)
         return int(answer["seq"])

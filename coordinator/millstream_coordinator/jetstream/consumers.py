@@ -1,0 +1,116 @@
+"""The consumers of a group's partitions: listed, read, made, deleted.
+
+They are durable with an inactive threshold: they survive a server's restart, and orphans die by
+themselves. On limits streams with several replicas they have one: the truth about a position is in
+the bucket, and making a replicated consumer takes ten times as long.
+"""
+
+from typing import Any
+
+from ..model import MemberSettings
+from ..partitioning.key import KeyRule
+from ..ports import (
+    ConsumerNames,
+    ConsumerRead,
+    CreateConsumer,
+    DeleteConsumer,
+    Done,
+    Failure,
+    ListConsumers,
+    Overlap,
+    ReadConsumer,
+    Reply,
+)
+from .api import CONSUMER_NOT_FOUND, FILTER_OVERLAP, STREAM_NOT_FOUND, Api, RequestFailed
+from .streams import Streams
+from .wire import NS
+
+INACTIVE_THRESHOLD_S = 6 * 3600
+
+
+class Consumers:
+    """The consumers on a group's stream."""
+
+    def __init__(
+        self, api: Api, settings: MemberSettings, rule: KeyRule | None, streams: Streams
+    ) -> None:
+        self._api = api
+        self._settings = settings
+        self._rule = rule
+        self._streams = streams
+
+    async def names(self, command: ListConsumers) -> Reply:
+        """List all consumers of the stream, the group's and others'."""
+        names: list[str] = []
+        while True:
+            answer = await self._api.call(
+                f"CONSUMER.NAMES.{self._streams.of(0)}", {"offset": len(names)}
+            )
+            page = answer.get("consumers") or []
+            names += page
+            if not page or len(names) >= answer.get("total", 0):
+                return ConsumerNames(id=command.id, names=tuple(names))
+
+    async def read(self, command: ReadConsumer) -> Reply:
+        """Read where a consumer stands."""
+        try:
+            info = await self._api.call(f"CONSUMER.INFO.{self._streams.of(0)}.{command.name}")
+        except RequestFailed as error:
+            if error.code == CONSUMER_NOT_FOUND:
+                return ConsumerRead(id=command.id, is_there=False)
+            raise _stream_gone(error) from error
+        return ConsumerRead(
+            id=command.id,
+            is_there=True,
+            ack_floor=info["ack_floor"]["stream_seq"],
+            delivered=info["delivered"]["consumer_seq"],
+            num_ack_pending=info["num_ack_pending"],
+        )
+
+    async def create(self, command: CreateConsumer) -> Reply:
+        """Make a partition's consumer under one epoch."""
+        assert self._rule is not None
+        settings = self._settings
+        stream = self._streams.of(command.partition)
+        subjects = self._rule.subject_filter(command.partition)
+        config: dict[str, Any] = {
+            "durable_name": command.name,
+            "name": command.name,
+            "ack_policy": "explicit",
+            "ack_wait": int(settings.timing.ack_wait_s * NS),
+            "max_ack_pending": settings.limits.max_ack_pending,
+            "max_deliver": -1,
+            "deliver_policy": "all",
+            "filter_subject": subjects,
+            "inactive_threshold": INACTIVE_THRESHOLD_S * NS,
+        }
+        if self._streams.is_limits:
+            config["deliver_policy"] = "by_start_sequence"
+            config["opt_start_seq"] = command.start_seq
+            if self._streams.num_replicas > 1:
+                config["num_replicas"] = 1
+        try:
+            await self._api.call(
+                f"CONSUMER.CREATE.{stream}.{command.name}.{subjects}",
+                {"stream_name": stream, "config": config, "action": "create"},
+            )
+        except RequestFailed as error:
+            if error.code in FILTER_OVERLAP:
+                return Overlap(id=command.id)
+            raise _stream_gone(error) from error
+        return Done(id=command.id)
+
+    async def delete(self, command: DeleteConsumer) -> Reply:
+        """Delete a consumer, if it is there."""
+        try:
+            await self._api.call(f"CONSUMER.DELETE.{self._streams.of(0)}.{command.name}")
+        except RequestFailed as error:
+            if error.code != CONSUMER_NOT_FOUND:
+                raise _stream_gone(error) from error
+        return Done(id=command.id)
+
+
+def _stream_gone(error: RequestFailed) -> RequestFailed:
+    if error.code == STREAM_NOT_FOUND:
+        return RequestFailed(Failure.STREAM_GONE, error.detail, error.code)
+    return error

@@ -1,0 +1,104 @@
+"""The group's bucket: made, read from its leader, written by compare-and-set."""
+
+from typing import Any
+
+from .. import naming
+from ..model import MemberSettings
+from ..ports import Conflict, DeleteKey, Failure, KeyRead, ReadKey, Reply, WriteKey, Written
+from .api import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, WRONG_LAST_SEQUENCE, Api, RequestFailed
+from .wire import NS
+
+MARKER_TTL_S = 3600
+
+
+class Bucket:
+    """One group's KV bucket.
+
+    ``has_ttl``: a key can run out by itself here. Known once `prepare` has returned: a server
+    before 2.11 takes the fields for it and drops them.
+    """
+
+    def __init__(self, api: Api, settings: MemberSettings) -> None:
+        self.name = naming.bucket(settings.group)
+        self.stream = f"KV_{self.name}"
+        self.has_ttl = False
+        self._api = api
+        self._created: str | None = None
+
+    def stored_subject(self, key: str) -> str:
+        """Return what the bucket's stream stores a key under."""
+        return f"$KV.{self.name}.{key}"
+
+    async def prepare(self, num_replicas: int, *, has_ttl: bool) -> None:
+        """Make the bucket if it is missing. ``has_ttl``: whether the server says it can."""
+        config: dict[str, Any] = {
+            "name": self.stream,
+            "subjects": [self.stored_subject(">")],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "new",
+            "max_msgs_per_subject": 1,
+            "num_replicas": num_replicas,
+            "allow_rollup_hdrs": True,
+            "deny_delete": True,
+            "allow_direct": True,
+        }
+        if has_ttl:
+            config["allow_msg_ttl"] = True
+            config["subject_delete_marker_ttl"] = MARKER_TTL_S * NS
+        try:
+            answer = await self._api.call(f"STREAM.CREATE.{self.stream}", config)
+        except RequestFailed as error:
+            if error.code != STREAM_NAME_IN_USE:
+                raise
+            answer = await self._api.call(f"STREAM.INFO.{self.stream}")
+        self._created = answer["created"]
+        self.has_ttl = bool(answer["config"].get("allow_msg_ttl"))
+
+    async def is_the_same(self) -> bool:
+        """Whether the bucket is still the one that was prepared; raises RequestFailed."""
+        info = await self._api.call(f"STREAM.INFO.{self.stream}")
+        return self._created is None or info["created"] == self._created
+
+    async def read(self, command: ReadKey) -> Reply:
+        """Read a key's newest value."""
+        try:
+            entry = await self._api.read(self.name, command.key)
+        except RequestFailed as error:
+            raise _bucket_gone(error) from error
+        return KeyRead(id=command.id, value=entry.value, revision=entry.revision)
+
+    async def write(self, command: WriteKey | DeleteKey) -> Reply:
+        """Write or delete a key if nobody else did."""
+        headers = {}
+        value = b""
+        if isinstance(command, DeleteKey):
+            headers["KV-Operation"] = "DEL"
+        else:
+            value = command.value
+            if command.ttl_s is not None and self.has_ttl:
+                headers["Nats-TTL"] = f"{max(1, round(command.ttl_s))}s"
+        try:
+            revision = await self._api.write(
+                self.name, command.key, value, command.revision, headers
+            )
+        except RequestFailed as error:
+            if error.code in WRONG_LAST_SEQUENCE:
+                return Conflict(id=command.id)
+            if error.reason is Failure.NO_RESPONDERS:
+                await self._expect()
+            raise
+        return Written(id=command.id, revision=revision)
+
+    async def _expect(self) -> None:
+        """Raise bucket gone if that is why nobody answered a write."""
+        try:
+            await self._api.call(f"STREAM.INFO.{self.stream}")
+        except RequestFailed as error:
+            raise _bucket_gone(error) from error
+
+
+def _bucket_gone(error: RequestFailed) -> RequestFailed:
+    if error.code == STREAM_NOT_FOUND:
+        return RequestFailed(Failure.BUCKET_GONE, error.detail, error.code)
+    return error

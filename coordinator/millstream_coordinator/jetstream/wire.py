@@ -1,0 +1,138 @@
+"""What the parts of a port share: one member's connection, its tasks, and who is told.
+
+What goes out without an answer (acks, heartbeats, pull requests) goes through the outbox, in the
+order it was asked for. What cannot go out now is dropped: its time is over when a connection comes
+back, and nats-py would send it late.
+"""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+
+from ..errors import ServerUnreachable
+from ..model import MemberSettings
+from ..partitioning.key import KeyRule
+from ..ports import Happening, Listener, Reply, Spawn
+from .api import Api, pass_cancellation
+
+logger = logging.getLogger(__name__)
+
+NS = 1_000_000_000
+
+
+async def connect(url: str) -> Client:
+    """Connect for a group: quick and patient reconnects; raises ServerUnreachable."""
+    client = Client()
+    try:
+        await client.connect(
+            url,
+            name="millstream group",
+            connect_timeout=2,
+            allow_reconnect=True,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            error_cb=_on_error,
+        )
+    except (OSError, nats.errors.Error, ValueError, TimeoutError) as error:
+        raise ServerUnreachable(url, str(error) or type(error).__name__) from error
+    except asyncio.CancelledError:
+        await client.close()
+        raise
+    # Only now: with it from the start, nats-py tries for ever to connect the first time.
+    client.options["max_reconnect_attempts"] = -1
+    client.options["reconnect_time_wait"] = random.uniform(0.05, 0.2)  # noqa: S311 - spreads them
+    return client
+
+
+async def _on_error(error: Exception) -> None:
+    logger.debug("connection: %s", error, extra={"event": "connection_error"})
+
+
+async def unsubscribe(subscription: Subscription) -> None:
+    """Unsubscribe, also where there is no connection any more."""
+    try:
+        await subscription.unsubscribe()
+    except nats.errors.Error as error:
+        logger.debug("unsubscribe: %s", error, extra={"event": "unsubscribe_failed"})
+
+
+class Wire:
+    """One member's connection. ``settings`` and ``rule`` are the member's; ``api`` asks."""
+
+    def __init__(
+        self,
+        client: Client,
+        api: Api,
+        settings: MemberSettings,
+        rule: KeyRule | None,
+        listener: Listener,
+        spawn: Spawn,
+    ) -> None:
+        """``client`` is connected; the loop that runs now is the member's."""
+        self.client = client
+        self.api = api
+        self.settings = settings
+        self.rule = rule
+        self.is_closed = False
+        self._listener = listener
+        self._spawn = spawn
+        self._loop = asyncio.get_running_loop()
+        self._outbox: deque[tuple[str, bytes, str] | Callable[[], None]] = deque()
+        self._has_output = asyncio.Event()
+
+    @property
+    def now(self) -> float:
+        """The loop's clock, in seconds."""
+        return self._loop.time()
+
+    def tell(self, news: Happening | Reply) -> None:
+        """Tell the machine, unless the port is closed."""
+        if not self.is_closed:
+            self._listener(news)
+
+    def start(self, task: Coroutine[None, None, None], name: str) -> None:
+        """Run a task that ends with the member."""
+        self._spawn(task, name)
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call at the next round of the loop."""
+        self._loop.call_soon(call)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> None:
+        """Call after ``delay_s``, unless the port is closed by then."""
+        self._loop.call_later(delay_s, lambda: None if self.is_closed else call())
+
+    def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
+        """Put a message into the outbox."""
+        self._outbox.append((subject, payload, reply))
+        self._has_output.set()
+
+    def after_output(self, call: Callable[[], None]) -> None:
+        """Call once everything that is in the outbox now has been handed to the client."""
+        self._outbox.append(call)
+        self._has_output.set()
+
+    async def send(self) -> None:
+        """Empty the outbox, for ever."""
+        while True:
+            await self._has_output.wait()
+            self._has_output.clear()
+            while self._outbox:
+                one = self._outbox.popleft()
+                if callable(one):
+                    one()
+                    await asyncio.sleep(0)
+                    continue
+                if not self.client.is_connected:
+                    continue
+                try:
+                    await self.client.publish(one[0], one[1], reply=one[2])
+                except nats.errors.Error as error:
+                    logger.debug("publish: %s", error, extra={"event": "publish_failed"})
+                pass_cancellation()

@@ -1,0 +1,233 @@
+"""The parts of the JetStream port on a client that stands still where it is told to."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from millstream_coordinator.jetstream.api import Api, api_prefix, parse_ack
+from millstream_coordinator.jetstream.keys import Bucket
+from millstream_coordinator.jetstream.pull import Pulls
+from millstream_coordinator.jetstream.watch import Watch
+from millstream_coordinator.jetstream.wire import Wire
+from millstream_coordinator.model import ConfigRecord, MemberSettings
+from millstream_coordinator.ports import Happening, OpenPull, Reply
+
+SETTINGS = MemberSettings(
+    group="g",
+    member="m",
+    instance="i",
+    config=ConfigRecord(partitions=4, stream="S", filter=None),
+)
+
+
+class FakeSubscription:
+    def __init__(self, client: "FakeClient") -> None:
+        self._client = client
+        client.open.append(self)
+
+    async def unsubscribe(self) -> None:
+        self._client.open.remove(self)
+
+
+class FakeReply:
+    data = b'{"created": "now", "name": "w"}'
+
+
+class FakeClient:
+    """What the parts use of nats-py's client; subscribing and asking wait for ``gate``."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.open: list[FakeSubscription] = []
+        self.published: list[str] = []
+        self.asked: list[str] = []
+        self.is_connected = True
+        self.stats = {"reconnects": 0}
+        self.does_swallow = False
+        self._inboxes = 0
+
+    def new_inbox(self) -> str:
+        self._inboxes += 1
+        return f"_INBOX.{self._inboxes}"
+
+    async def subscribe(self, _subject: str, **_: Any) -> FakeSubscription:
+        await self.gate.wait()
+        return FakeSubscription(self)
+
+    async def request(self, subject: str, *_: Any, **__: Any) -> FakeReply:
+        self.asked.append(subject)
+        await self.gate.wait()
+        return FakeReply()
+
+    async def publish(self, subject: str, _payload: bytes, reply: str = "") -> None:
+        del reply
+        self.published.append(subject)
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            if not self.does_swallow:
+                raise
+
+
+class Bench:
+    """A wire over the fake, its tasks, and what the machine was told."""
+
+    def __init__(self) -> None:
+        self.client = FakeClient()
+        self.told: list[Happening | Reply] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.api = Api(self.client, 1.0)  # type: ignore[arg-type]
+        self.wire = Wire(
+            self.client,  # type: ignore[arg-type]
+            self.api,
+            SETTINGS,
+            None,
+            self.told.append,
+            self._spawn,
+        )
+
+    def _spawn(self, task: Coroutine[None, None, None], name: str) -> None:
+        self.tasks.append(asyncio.create_task(task, name=name))
+
+    async def settle(self) -> None:
+        await asyncio.gather(*self.tasks)
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        async with asyncio.timeout(5):
+            while not is_so():  # noqa: ASYNC110 - there is nothing to wait on but the loop's rounds
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[Bench]:
+    one = Bench()
+    yield one
+    for task in one.tasks:
+        task.cancel()
+    await asyncio.gather(*one.tasks, return_exceptions=True)
+
+
+def _open_pull(number: int) -> OpenPull:
+    return OpenPull(pull=number, name="g-p0-e1", partition=0, epoch=1)
+
+
+async def test_a_watch_opened_twice_at_once_leaves_one_subscription(bench: Bench) -> None:
+    watch = Watch(bench.wire, Bucket(bench.api, SETTINGS))
+    bench.client.gate.clear()
+
+    watch.open()
+    await bench.until(lambda: len(bench.client.asked) == 1)
+    watch.open()
+    await bench.until(lambda: len(bench.client.asked) == 2)
+    bench.client.gate.set()
+    await bench.settle()
+
+    assert len(bench.client.open) == 1
+
+
+async def test_a_watch_closed_while_it_opens_leaves_no_subscription(bench: Bench) -> None:
+    watch = Watch(bench.wire, Bucket(bench.api, SETTINGS))
+    bench.client.gate.clear()
+
+    watch.open()
+    await bench.until(lambda: len(bench.client.asked) == 1)
+    await watch.close()
+    bench.client.gate.set()
+    await bench.settle()
+
+    assert not bench.client.open
+
+
+async def test_a_pull_closed_while_it_subscribes_leaves_no_subscription(bench: Bench) -> None:
+    pulls = Pulls(bench.wire, lambda _: "S")
+    bench.client.gate.clear()
+
+    pulls.open(_open_pull(1))
+    await asyncio.sleep(0)
+    pulls.close(1)
+    await asyncio.sleep(0)
+    bench.client.gate.set()
+    await bench.settle()
+
+    assert not bench.client.open
+
+
+async def test_pulls_closed_before_they_began_are_forgotten(bench: Bench) -> None:
+    pulls = Pulls(bench.wire, lambda _: "S")
+
+    for number in range(10):
+        pulls.open(_open_pull(number))
+        pulls.close(number)
+        pulls.close(number)
+    await bench.settle()
+
+    assert not bench.client.open
+    assert not pulls.numbers
+
+
+async def test_a_cancellation_that_the_client_swallows_ends_the_outbox(bench: Bench) -> None:
+    bench.client.does_swallow = True
+    bench.client.gate.clear()
+    sending = asyncio.create_task(bench.wire.send())
+    bench.wire.publish("a", b"")
+    await bench.until(lambda: bench.client.published == ["a"])
+
+    sending.cancel()
+
+    async with asyncio.timeout(5):
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    bench.wire.publish("b", b"")
+    assert bench.client.published == ["a"]
+
+
+async def test_output_keeps_its_order_around_a_call(bench: Bench) -> None:
+    sending = asyncio.create_task(bench.wire.send())
+    bench.wire.publish("a", b"")
+    bench.wire.after_output(lambda: bench.client.published.append("call"))
+    bench.wire.publish("b", b"")
+
+    await bench.until(lambda: len(bench.client.published) == 3)
+    sending.cancel()
+
+    assert bench.client.published == ["a", "call", "b"]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "$JS.ACK.S.g-p0-e1.2.7.5.1700.3",
+        "$JS.ACK.hub.ABCDEF.S.g-p0-e1.2.7.5.1700.3",
+        "$JS.ACK._.ABCDEF.S.g-p0-e1.2.7.5.1700.3.token",
+    ],
+)
+def test_an_ack_subject_is_read_with_and_without_a_domain(reply: str) -> None:
+    delivery = parse_ack(reply)
+
+    assert (delivery.num_delivered, delivery.seq, delivery.consumer_seq) == (2, 7, 5)
+    assert (delivery.timestamp_ns, delivery.num_pending) == (1700, 3)
+
+
+def test_a_domain_is_a_prefix_and_a_prefix_is_taken_as_it_is() -> None:
+    assert api_prefix() == "$JS.API"
+    assert api_prefix("hub") == "$JS.hub.API"
+    assert api_prefix(prefix="js.acc.") == "js.acc"
+
+
+@pytest.mark.parametrize(
+    ("domain", "prefix"), [("hub", "x"), ("a.b", None), ("", None), (None, "a.*"), (None, "a..b")]
+)
+def test_a_domain_or_prefix_that_is_none_is_refused(domain: str | None, prefix: str | None) -> None:
+    with pytest.raises(ValueError, match=r"domain|API prefix"):
+        api_prefix(domain, prefix)
+
+
+async def test_buckets_are_written_under_a_prefix_and_stored_without_it(bench: Bench) -> None:
+    api = Api(bench.client, 1.0, api_prefix("hub"))  # type: ignore[arg-type]
+
+    assert api.key_subject("B", "cfg") == "$JS.hub.API.$KV.B.cfg"
+    assert bench.api.key_subject("B", "cfg") == "$KV.B.cfg"
+    assert api.subject("INFO") == "$JS.hub.API.INFO"
