@@ -1,20 +1,26 @@
-"""Worker processes of one group, what they said, and waiting for it."""
+"""Worker processes of one group, what they said, and waiting for it.
+
+Each worker may be reached through a `Proxy` of its own, so that it can be cut off alone.
+"""
 
 import asyncio
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import nats
 from nats.aio.client import Client
+from nats.js.api import RetentionPolicy
 
 from millstream_coordinator import GroupView, read_view
 from millstream_coordinator.errors import GroupError
+from tests.helpers.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 STREAM = "FLIGHTS"
@@ -37,6 +43,9 @@ class Worker:
     lines: list[Line] = field(default_factory=list)
     calls: list[tuple[float, int, int, int]] = field(default_factory=list)
     """(when, partition, epoch, seq) of each handler call."""
+    effects: list[tuple[float, str, int, int, int]] = field(default_factory=list)
+    """(when, applied/repeat/stale/failed, partition, epoch, seq) of each call that ended."""
+    proxy: Proxy | None = None
     reading: asyncio.Task[None] | None = None
 
     @property
@@ -49,43 +58,83 @@ class Worker:
 
 
 class Cluster:
-    """A stream, a group, and its workers."""
+    """A stream, a group, and its workers.
 
-    def __init__(self, url: str, name: str, partitions: int, *arguments: str) -> None:
+    ``url`` may be several, separated by commas. ``arguments`` go to every worker.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        partitions: int,
+        *arguments: str,
+        module: str = "tests.chaos.group_worker",
+        is_proxied: bool = False,
+    ) -> None:
         self.url = url
         self.name = name
         self.partitions = partitions
         self._arguments = arguments
+        self._module = module
+        self._is_proxied = is_proxied
         self.workers: list[Worker] = []
+        self.coordinators: list[Worker] = []
+        self.entered: defaultdict[int, set[int]] = defaultdict(set)
+        """Partition → sequences a handler was called for."""
+        self.done: defaultdict[int, set[int]] = defaultdict(set)
+        """Partition → sequences whose effect is there."""
         self._news = asyncio.Event()
         self._started = 0
         self.client: Client | None = None
 
-    async def open(self) -> None:
+    async def connect(self) -> Client:
+        """The cluster's own connection, around all proxies."""
         self.client = await nats.connect(
-            self.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_ignore
+            self.url.split(","),
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,
+            connect_timeout=1,
+            error_cb=_ignore,
         )
-        await self.client.jetstream().add_stream(name=STREAM, subjects=["flights.*.*"])
+        return self.client
+
+    async def open(
+        self,
+        *,
+        replicas: int = 1,
+        retention: RetentionPolicy = RetentionPolicy.LIMITS,
+        subject: str = "flights.*.*",
+    ) -> None:
+        """Connect, and make the stream."""
+        client = self.client or await self.connect()
+        await client.jetstream().add_stream(
+            name=STREAM,
+            subjects=[subject],
+            num_replicas=replicas,
+            retention=retention,
+            max_consumers=max(1000, 2 * self.partitions + 100),
+        )
 
     async def close(self) -> None:
-        for worker in self.workers:
+        everybody = [*self.workers, *self.coordinators]
+        for worker in everybody:
             if worker.is_running:
                 os.kill(worker.pid, signal.SIGKILL)
                 await worker.process.wait()
-        for worker in self.workers:
+        for worker in everybody:
             if worker.reading is not None:
                 await worker.reading
+            if worker.proxy is not None:
+                await worker.proxy.__aexit__(None, None, None)
         if self.client is not None:
             await self.client.close()
 
     def backlogs(self, published: int) -> list[int]:
         """Messages of each partition that no handler was called for, of ``published`` numbers."""
-        left = [0] * self.partitions
+        left = [-len(self.entered[partition]) for partition in range(self.partitions)]
         for number in range(published):
             left[number % KEYS % self.partitions] += 1
-        seen = {(one[1], one[3]) for worker in self.workers for one in worker.calls}
-        for partition, _ in seen:
-            left[partition] -= 1
         return left
 
     async def publish(self, first: int, count: int) -> None:
@@ -99,13 +148,18 @@ class Cluster:
         await self.client.flush()
 
     async def start(self, member: str | None = None) -> Worker:
+        """Start a worker; it is not a member yet when this returns."""
         self._started += 1
         member = member or f"w{self._started}"
+        proxy = None
+        url = self.url
+        if self._is_proxied:
+            proxy = Proxy(self.url.split(","))
+            await proxy.__aenter__()
+            url = proxy.url
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "tests.chaos.group_worker",
-            self.url,
+            *("-m", self._module, url),
             *("--stream", STREAM, "--name", self.name, "--partitions", str(self.partitions)),
             *("--member", member),
             *self._arguments,
@@ -113,19 +167,44 @@ class Cluster:
             stdout=asyncio.subprocess.PIPE,
             cwd=ROOT,
         )
-        worker = Worker(member, process)
+        worker = Worker(member, process, proxy=proxy)
         worker.reading = asyncio.create_task(self._read(worker))
         self.workers.append(worker)
         return worker
+
+    async def start_coordinator(self) -> Worker:
+        """Start ``millstream coordinator run``: a member that leads and owns nothing."""
+        self._started += 1
+        member = f"c{self._started}"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "millstream", "coordinator", "run", self.name, "--end-with-stdin"),
+            *("--nats", self.url, "--member", member, "--stream", STREAM),
+            *("--partitions", str(self.partitions), "--key", "flights.*.{key}"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            cwd=ROOT,
+        )
+        coordinator = Worker(member, process)
+        self.coordinators.append(coordinator)
+        return coordinator
 
     async def _read(self, worker: Worker) -> None:
         assert worker.process.stdout is not None
         async for raw in worker.process.stdout:
             kind, at, *facts = raw.decode().split()
-            if kind == "handle":
-                worker.calls.append((float(at), int(facts[0]), int(facts[1]), int(facts[2])))
-            else:
-                worker.lines.append(Line(kind, float(at), tuple(facts)))
+            match kind:
+                case "handle":
+                    partition, epoch, seq = (int(fact) for fact in facts)
+                    worker.calls.append((float(at), partition, epoch, seq))
+                    self.entered[partition].add(seq)
+                case "applied" | "repeat" | "stale" | "failed":
+                    partition, epoch, seq = (int(fact) for fact in facts[:3])
+                    worker.effects.append((float(at), kind, partition, epoch, seq))
+                    if kind in ("applied", "repeat"):
+                        self.done[partition].add(seq)
+                case _:
+                    worker.lines.append(Line(kind, float(at), tuple(facts)))
             self._news.set()
         await worker.process.wait()
         self._news.set()
@@ -138,9 +217,17 @@ class Cluster:
         return killed_at
 
     async def hang(self, worker: Worker) -> float:
-        """SIGSTOP; returns when kill(2) had returned."""
+        """SIGSTOP; returns when kill(2) had returned, once the process stands still."""
         os.kill(worker.pid, signal.SIGSTOP)
-        return time.monotonic()
+        stopped_at = time.monotonic()
+        if hasattr(os, "waitid"):  # macOS has it from Python 3.13
+            options = os.WSTOPPED | os.WEXITED | os.WNOWAIT
+            await asyncio.to_thread(os.waitid, os.P_PID, worker.pid, options)
+        return stopped_at
+
+    def wake(self, worker: Worker) -> None:
+        """SIGCONT."""
+        os.kill(worker.pid, signal.SIGCONT)
 
     def running(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.is_running]
@@ -194,6 +281,21 @@ def is_balanced(view: GroupView, partitions: int, members: Iterable[str]) -> boo
             return False
         counts[record.owner] += 1
     return max(counts.values()) - min(counts.values()) <= 1
+
+
+def entries_at(
+    workers: Sequence[Worker], partitions: Iterable[int], epochs: dict[int, int], since: float
+) -> dict[int, float]:
+    """When each partition's handler was first called after ``since`` under a later epoch."""
+    wanted = set(partitions)
+    entered: dict[int, float] = {}
+    for worker in workers:
+        for at, partition, epoch, _ in reversed(worker.calls):
+            if at < since:
+                break
+            if partition in wanted and epoch > epochs[partition]:
+                entered[partition] = min(at, entered.get(partition, at))
+    return entered
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ def _owners(view: GroupView) -> dict[int, tuple[int, str | None]]:
 
 
 def _num_seen(group: Cluster) -> int:
-    return len({(one[1], one[3]) for worker in group.workers for one in worker.calls})
+    return sum(len(seqs) for seqs in group.entered.values())
 
 
 async def restart_under_load(server: Server, restarts: int) -> list[int]:

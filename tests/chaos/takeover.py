@@ -15,7 +15,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 
-from tests.chaos.group_cluster import Cluster, Worker, cluster
+from tests.chaos.group_cluster import Cluster, Worker, cluster, entries_at
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
 PARTITIONS = 10
@@ -56,12 +56,7 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
     others = [worker for worker in group.running() if worker is not victim]
 
     def is_taken_over() -> bool:
-        for worker in others:
-            for at, partition, epoch, _ in reversed(worker.calls):
-                if at < killed_at:
-                    break
-                if partition in lost and epoch > epochs[partition]:
-                    entered[partition] = min(at, entered.get(partition, at))
+        entered.update(entries_at(others, lost, epochs, killed_at))
         return set(entered) == lost
 
     await group.until(is_taken_over, 20, f"partitions {lost} taken over from {victim.member}")

@@ -13,6 +13,7 @@ import nats
 import pytest
 
 from millstream_coordinator import KvSink
+from tests.chaos.chain import Chain, decode, expected
 from tests.chaos.group_cluster import KEYS, Cluster, cluster
 from tests.chaos.restart import restart_under_load
 from tests.chaos.takeover import Takeovers, measure
@@ -46,29 +47,26 @@ async def test_killed_workers_are_replaced_long_before_the_heartbeat_timeout(
     assert results.percentile(0.5) < 0.9
 
 
-async def _chains(url: str, bucket: str) -> dict[str, list[int]]:
-    """What the workers' sink holds: key → sequences."""
+async def _chains(url: str, bucket: str) -> dict[str, Chain]:
+    """What the workers' sink holds."""
     client = await nats.connect(url)
     try:
         sink = await KvSink.open(client, bucket)
-        chains = {}
-        for key in range(KEYS):
-            value = await sink.value(f"k{key}".encode())
-            chains[f"k{key}"] = [int(seq) for seq in (value or b"").split()]
-        return chains
+        return {f"k{key}": decode(await sink.value(f"k{key}".encode())) for key in range(KEYS)}
     finally:
         await client.close()
 
 
-def _expected(messages: int) -> dict[str, list[int]]:
-    chains: dict[str, list[int]] = {f"k{key}": [] for key in range(KEYS)}
-    for number in range(messages):
-        chains[f"k{number % KEYS}"].append(number + 1)
-    return chains
+def _expected(messages: int) -> dict[str, Chain]:
+    numbers = range(messages)
+    return {
+        f"k{key}": expected((one + 1, b"%d" % one) for one in numbers if one % KEYS == key)
+        for key in range(KEYS)
+    }
 
 
 def _num_effects(group: Cluster) -> int:
-    return sum(line.kind == "applied" for worker in group.workers for line in worker.lines)
+    return sum(len(seqs) for seqs in group.done.values())
 
 
 async def test_a_worker_stopped_past_its_timeout_wakes_to_refusals_and_no_harm(
