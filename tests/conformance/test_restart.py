@@ -286,3 +286,32 @@ async def test_the_port_stays_the_same(open_server: OpenServer) -> None:
 
         assert server.port == port
         assert server.pid != pid
+
+
+@with_acks
+async def test_a_sourced_work_queue_that_was_emptied_goes_on_where_it_was(
+    open_server: OpenServer, how: str
+) -> None:
+    async with open_server() as server:
+        async with connected(server) as client:
+            await client.stream("ORIGIN")
+            await client.stream(
+                "QUEUE", subjects=None, retention="workqueue", sources=[{"name": "ORIGIN"}]
+            )
+            await client.consumer("QUEUE", "c", ack_policy="explicit")
+            await client.fill("ORIGIN", 3)
+            for message in await client.fetch("QUEUE", "c", 3):
+                await client.ack(message)
+        await restart(server, how)
+        async with connected(server) as client:
+            await client.stored("ORIGIN.b", b"4")
+
+            async def has_come() -> bool:
+                return bool((await client.state("QUEUE"))["last_seq"] >= 4)
+
+            await eventually(has_come, timeout_s=20)
+            info = await client.ok("STREAM.INFO.QUEUE")
+
+    assert info["state"]["messages"] == 1
+    assert info["state"]["last_seq"] == 4
+    assert info["sources"][0]["seq"] == 4

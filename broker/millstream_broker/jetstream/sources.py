@@ -5,6 +5,8 @@ them in its own stream under new sequences, and names where each came from in
 ``Nats-Stream-Source``. That header is also how it finds its place again after a restart: the
 newest one in the stream says where to go on. The last field identifies the origin's
 incarnation, so that a stream deleted and made again under its name is read from its beginning.
+A message may be gone by then, with its header (a work queue whose messages were all acked), so the
+places are also saved beside the messages, after each round of taking over; the higher one counts.
 
 A work-queue or interest origin gives a message up when it is stored here.
 """
@@ -14,6 +16,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
+
+import msgspec
 
 from ..protocol import headers as header_blocks
 from ..store.errors import StoreError
@@ -103,15 +107,23 @@ class Source:
     def detach(self) -> None:
         """Stop reading; the place is kept."""
         if self.origin is not None:
-            if self.next_seq > 1:
-                self._last_found = (self.next_seq - 1, identity(self.origin))
+            self._last_found = self.place
             self.origin.readers.pop(self, None)
         self.origin = None
         self._stream.host.forget(self)
 
+    @property
+    def place(self) -> tuple[int, str] | None:
+        """The origin's last sequence that was taken over or passed, and which origin it was."""
+        if self.origin is not None and self.next_seq > 1:
+            return self.next_seq - 1, identity(self.origin)
+        return self._last_found
+
     def found(self, seq: int, origin_identity: str) -> None:
-        """Take over the place the stream's headers name."""
-        self._last_found = (seq, origin_identity)
+        """Take over the place the stream's headers name, or what was saved, if it is further."""
+        before = self._last_found
+        if before is None or before[1] != origin_identity or before[0] < seq:
+            self._last_found = (seq, origin_identity)
 
     # Work
 
@@ -148,6 +160,10 @@ class Source:
             self._stall(error)
             return False
         self._last_active_ns = target.host.now.wall_ns
+        try:
+            save(target)
+        except StoreError as error:
+            self._stall(error)
         if origin.config.retention is not Retention.LIMITS:
             for seq, subject in taken:
                 origin.release(seq, subject)
@@ -191,6 +207,8 @@ class Source:
         if self._last_active_ns is not None:
             active = self._stream.host.now.wall_ns - self._last_active_ns
         info: dict[str, Any] = {"name": self.config.name, "lag": lag, "active": active}
+        if (place := self.place) is not None:
+            info["seq"] = place[0]
         if self.config.filter_subject:
             info["filter_subject"] = self.config.filter_subject
         if self.config.subject_transforms:
@@ -207,8 +225,19 @@ def identity(stream: Stream) -> str:
     return digest.hexdigest()[:8]
 
 
+def save(stream: Stream) -> None:
+    """Keep every source's place beside the stream's messages. Raises StoreError."""
+    places = [(source.key, *place) for source in stream.sources if (place := source.place)]
+    stream.directory.save_sources(wire.encode(places))
+
+
 def recover(stream: Stream) -> None:
-    """Find every source's place from the headers of the stream's newest messages."""
+    """Find every source's place: what was saved, and the headers of the newest messages."""
+    by_key = {source.key: source for source in stream.sources}
+    saved = stream.directory.load_sources() if by_key else b""
+    for key, seq, origin_identity in msgspec.json.decode(saved or b"[]"):
+        if tuple(key) in by_key:
+            by_key[tuple(key)].found(seq, origin_identity)
     missing = {source.key: source for source in stream.sources}
     seq = stream.store.last_seq
     while missing and seq >= stream.store.first_seq and stream.store.messages:

@@ -3,6 +3,7 @@
 ```
 <store_dir>/jetstream/lock                                 held while a server uses the folder
 <store_dir>/jetstream/<account>/streams/<name>/config      document: the stream's configuration
+                                               sources     document: how far its sources are
                                                msgs/       blocks (``file``)
                                                consumers/<name>.doc        document
                                                consumers/<name>.<g>.log    its journal, generation g
@@ -55,6 +56,7 @@ class FolderDirectory:
         self._files, self._folder, self._label = files, folder, label
         self._block_bytes = block_bytes
         self._config = folder / "config"
+        self._sources = folder / "sources"
         self._consumers = folder / "consumers"
         self._store: FileStore | None = None
         self._sync_always = False
@@ -73,6 +75,14 @@ class FolderDirectory:
 
     def load_config(self) -> bytes:
         return read_document(self._files, self._config)[0]
+
+    def save_sources(self, document: bytes) -> None:
+        write_document(self._files, self._sources, document, 0, sync=self._sync_always)
+
+    def load_sources(self) -> bytes:
+        if not self._files.exists(self._sources):
+            return b""
+        return read_document(self._files, self._sources)[0]
 
     def open_messages(self, *, first_seq: int = 1, sync_always: bool = False) -> MessageStore:
         self._sync_always = sync_always
@@ -267,6 +277,7 @@ class MemoryDirectory:
     def __init__(self, streams: dict[str, MemoryDirectory], name: str) -> None:
         self._streams, self._name = streams, name
         self._config = b""
+        self._sources = b""
         self._store: MemoryStore | None = None
         self._documents: dict[str, bytes] = {}
 
@@ -279,6 +290,12 @@ class MemoryDirectory:
 
     def load_config(self) -> bytes:
         return self._config
+
+    def save_sources(self, document: bytes) -> None:
+        self._sources = document
+
+    def load_sources(self) -> bytes:
+        return self._sources
 
     def open_messages(self, *, first_seq: int = 1, sync_always: bool = False) -> MessageStore:
         """``sync_always`` changes nothing: there is nothing to sync."""

@@ -162,6 +162,12 @@ class StreamDirectory(Protocol):
         """Replace the stream's configuration atomically (an opaque document of JetStream's)."""
 
     def load_config(self) -> bytes: ...
+    def save_sources(self, document: bytes) -> None:
+        """Replace what the stream knows of its sources atomically (opaque, as the others)."""
+
+    def load_sources(self) -> bytes:
+        """The document last saved; empty when none was."""
+
     def open_messages(self, *, first_seq: int = 1, sync_always: bool = False) -> MessageStore:
         """Open, or recover after a crash; ``first_seq`` counts only for a new, empty store."""
 
