@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 PARTS  := pyproject.toml tests/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos kafka natscli postgres clean
+.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos compat kafka natscli postgres clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
@@ -66,6 +66,7 @@ mutate: $(VENV)/.test ## plant each bug of tests/mutants in a copy and see its t
 
 bench: $(VENV)/.test ## measure beside nats-server and print ratios
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+	$(BIN)/python -m tests.benchmarks.group $(ARGS)
 
 chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 	$(BIN)/python -m tests.chaos $(ARGS)
