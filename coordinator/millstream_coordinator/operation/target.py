@@ -1,0 +1,190 @@
+"""A group's bucket in an operator's hands: compare-and-set writes, and requests around them.
+
+Every change an operator makes is one of these writes (or several, one key each): read the value,
+check it, compute the new one, write it only if nobody wrote in between, else begin again. So two
+operators, a leader and an owner at the same key never undo one another, and a dry run is the same
+without the write.
+
+What the server or the bucket says becomes one of `GroupError`'s kinds here.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+
+from .. import naming
+from ..errors import Contended, GroupMissing, NotPossible, ServerUnreachable, StreamMissing
+from ..jetstream.api import (
+    API_PREFIX,
+    CONSUMER_NOT_FOUND,
+    STREAM_NOT_FOUND,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    RequestFailed,
+)
+from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
+from ..ports import Failure
+from .view import GroupView, read_view
+
+Writable = ConfigRecord | ControlRecord | ParkedRecord | PartitionRecord
+R = TypeVar("R", ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord)
+T = TypeVar("T")
+
+TIMEOUT_S = 2.0
+KNOWN_VERSION = 1
+"""Records of a later version are not written: fields this program does not know would be lost."""
+ATTEMPTS = 20
+"""So often a write is begun again when others were faster; then `Contended`."""
+CONCURRENT_REQUESTS = 32
+
+
+class Target:
+    """A group on a server, in the hands of an operator: what every operation takes first."""
+
+    def __init__(self, connection: Client, group: str, *, prefix: str = API_PREFIX) -> None:
+        """``prefix``: of JetStream's API, where a domain or an import changes it.
+
+        Raises BadName.
+        """
+        self.connection = connection
+        self.group = naming.check_name("group", group)
+        self.bucket = naming.bucket(group)
+        self.prefix = prefix
+        self.api = Api(connection, TIMEOUT_S, prefix)
+
+    async def view(self) -> GroupView:
+        """Every record of the group. Raises GroupMissing, BadRecord, ServerUnreachable."""
+        return await read_view(self.connection, self.group)
+
+    async def config(self) -> ConfigRecord:
+        """What the group is. Raises GroupMissing, BadRecord, ServerUnreachable."""
+        with self.errors():
+            entry = await self.api.read(self.bucket, naming.CONFIG_KEY)
+        if entry.value is None:
+            raise GroupMissing(self.group)
+        return decode(ConfigRecord, entry.value)
+
+    async def update(
+        self,
+        key: str,
+        absent: R | None,
+        change: Callable[[R], R],
+        *,
+        kind: type[R],
+        dry_run: bool,
+    ) -> tuple[R, R]:
+        """Write ``change(value)``; returns the value before and after. Equal: nothing is written.
+
+        ``absent`` stands for a key that is not there; None: then NotPossible is raised. ``change``
+        may be called more than once, and refuse by raising. Raises Contended, GroupMissing,
+        BadRecord, NotPossible, ServerUnreachable.
+        """
+        for _ in range(ATTEMPTS):
+            with self.errors():
+                entry = await self.api.read(self.bucket, key)
+            before = absent if entry.value is None else decode(kind, entry.value)
+            if before is None:
+                raise NotPossible(self.group, f"its bucket has no {key!r}")
+            self._check_version(key, before)
+            after = change(before)
+            if after == before or dry_run:
+                return before, after
+            try:
+                await self.api.write(self.bucket, key, encode(after), entry.revision, {})
+            except RequestFailed as error:
+                if error.code in WRONG_LAST_SEQUENCE:
+                    continue
+                with self.errors():
+                    raise
+            return before, after
+        raise Contended(self.group, key, ATTEMPTS)
+
+    def _check_version(self, key: str, record: Writable) -> None:
+        version = getattr(record, "version", KNOWN_VERSION)
+        if version > KNOWN_VERSION:
+            reason = f"{key!r} is of version {version}, this program knows {KNOWN_VERSION}"
+            raise NotPossible(self.group, f"{reason}: use a newer one")
+
+    async def consumer_names(self, stream: str) -> list[str]:
+        """Names of a stream's consumers. Raises StreamMissing."""
+        names: list[str] = []
+        with self.errors(stream):
+            while True:
+                answer = await self.api.call(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
+                page = answer.get("consumers") or []
+                names += page
+                if not page or len(names) >= answer.get("total", 0):
+                    return names
+
+    async def delete_consumer(self, stream: str, name: str) -> None:
+        """Delete a consumer; one that is not there counts as deleted."""
+        with self.errors(stream):
+            try:
+                await self.api.call(f"CONSUMER.DELETE.{stream}.{name}")
+            except RequestFailed as error:
+                if error.code != CONSUMER_NOT_FOUND:
+                    raise
+
+    async def stream_info(self, stream: str) -> dict[str, Any] | None:
+        """STREAM.INFO as the server answers it; None: no such stream."""
+        with self.errors():
+            try:
+                return await self.api.call(f"STREAM.INFO.{stream}")
+            except RequestFailed as error:
+                if error.code == STREAM_NOT_FOUND:
+                    return None
+                raise
+
+    async def delete_stream(self, stream: str) -> None:
+        """Delete a stream; one that is not there counts as deleted."""
+        with self.errors():
+            try:
+                await self.api.call(f"STREAM.DELETE.{stream}")
+            except RequestFailed as error:
+                if error.code != STREAM_NOT_FOUND:
+                    raise
+
+    async def is_alive(self, member: str) -> bool:
+        """Whether a process answers under the member's name; silence counts as alive."""
+        try:
+            await self.api.request(naming.probe(self.group, member))
+        except RequestFailed as error:
+            return error.reason is not Failure.NO_RESPONDERS
+        return True
+
+    @contextmanager
+    def errors(self, stream: str | None = None) -> Iterator[None]:
+        """Raise what went wrong as what it means: no group (or no ``stream``), or no server."""
+        try:
+            yield
+        except RequestFailed as error:
+            if error.code == STREAM_NOT_FOUND:
+                raise (StreamMissing(stream) if stream else GroupMissing(self.group)) from error
+            raise ServerUnreachable(url_of(self.connection), str(error)) from error
+        except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise ServerUnreachable(url_of(self.connection), reason) from error
+
+
+def url_of(connection: Client) -> str:
+    """Where a connection leads, for messages: never with a password."""
+    url = connection.connected_url
+    if url is None:
+        return "?"
+    return f"{url.scheme}://{url.hostname}:{url.port}"
+
+
+async def side_by_side(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order; at most CONCURRENT_REQUESTS at one time. The first error ends it."""
+    limit = asyncio.Semaphore(CONCURRENT_REQUESTS)
+
+    async def one(it: Coroutine[Any, Any, T]) -> T:
+        async with limit:
+            return await it
+
+    return await asyncio.gather(*(one(it) for it in work))
