@@ -175,6 +175,28 @@ class Api:
         answer = _result(await self.request(subject, value, headers), subject)
         return int(answer["seq"])
 
+    async def delete(self, bucket: str, key: str, revision: int) -> int:
+        """Compare-and-delete; returns the revision of the marker."""
+        return await self.write(bucket, key, b"", revision, {"KV-Operation": "DEL"})
+
+    async def stream_names(self, subject: str | None = None) -> list[str]:
+        """List streams, all or those that listen on a subject which overlaps ``subject``."""
+        body: dict[str, Any] = {} if subject is None else {"subject": subject}
+        return await self._pages("STREAM.NAMES", "streams", body)
+
+    async def consumer_names(self, stream: str) -> list[str]:
+        """List the consumers of a stream."""
+        return await self._pages(f"CONSUMER.NAMES.{stream}", "consumers", {})
+
+    async def _pages(self, name: str, field: str, body: dict[str, Any]) -> list[str]:
+        names: list[str] = []
+        while True:
+            answer = await self.call(name, {**body, "offset": len(names)})
+            page = answer.get(field) or []
+            names += page
+            if not page or len(names) >= answer.get("total", 0):
+                return names
+
 
 def marks_deletion(headers: dict[str, str] | None) -> bool:
     """Whether a bucket's message says that the key is not there any more."""

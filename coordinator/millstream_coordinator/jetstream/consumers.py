@@ -41,15 +41,8 @@ class Consumers:
 
     async def names(self, command: ListConsumers) -> Reply:
         """List all consumers of the stream, the group's and others'."""
-        names: list[str] = []
-        while True:
-            answer = await self._api.call(
-                f"CONSUMER.NAMES.{self._streams.of(0)}", {"offset": len(names)}
-            )
-            page = answer.get("consumers") or []
-            names += page
-            if not page or len(names) >= answer.get("total", 0):
-                return ConsumerNames(id=command.id, names=tuple(names))
+        names = await self._api.consumer_names(self._streams.of(0))
+        return ConsumerNames(id=command.id, names=tuple(names))
 
     async def read(self, command: ReadConsumer) -> Reply:
         """Read where a consumer stands."""

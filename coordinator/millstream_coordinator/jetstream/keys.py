@@ -11,6 +11,31 @@ from .wire import NS
 MARKER_TTL_S = 3600
 
 
+def bucket_config(group: str, num_replicas: int, *, has_ttl: bool) -> dict[str, Any]:
+    """Return the body of STREAM.CREATE for a group's bucket.
+
+    ``num_replicas`` are the data stream's. ``has_ttl``: whether the server knows per-key TTL (API
+    level 1); one that does not would take the fields and drop them.
+    """
+    bucket = naming.bucket(group)
+    config: dict[str, Any] = {
+        "name": f"KV_{bucket}",
+        "subjects": [f"$KV.{bucket}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "num_replicas": num_replicas,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "allow_direct": True,
+    }
+    if has_ttl:
+        config["allow_msg_ttl"] = True
+        config["subject_delete_marker_ttl"] = MARKER_TTL_S * NS
+    return config
+
+
 class Bucket:
     """One group's KV bucket.
 
@@ -23,6 +48,7 @@ class Bucket:
         self.stream = f"KV_{self.name}"
         self.has_ttl = False
         self._api = api
+        self._group = settings.group
         self._created: str | None = None
 
     def stored_subject(self, key: str) -> str:
@@ -31,21 +57,7 @@ class Bucket:
 
     async def prepare(self, num_replicas: int, *, has_ttl: bool) -> None:
         """Make the bucket if it is missing. ``has_ttl``: whether the server says it can."""
-        config: dict[str, Any] = {
-            "name": self.stream,
-            "subjects": [self.stored_subject(">")],
-            "retention": "limits",
-            "storage": "file",
-            "discard": "new",
-            "max_msgs_per_subject": 1,
-            "num_replicas": num_replicas,
-            "allow_rollup_hdrs": True,
-            "deny_delete": True,
-            "allow_direct": True,
-        }
-        if has_ttl:
-            config["allow_msg_ttl"] = True
-            config["subject_delete_marker_ttl"] = MARKER_TTL_S * NS
+        config = bucket_config(self._group, num_replicas, has_ttl=has_ttl)
         try:
             answer = await self._api.call(f"STREAM.CREATE.{self.stream}", config)
         except RequestFailed as error:

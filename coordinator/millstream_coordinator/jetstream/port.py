@@ -56,7 +56,7 @@ from ..ports import (
     Watch as WatchCommand,
     WriteKey,
 )
-from .api import Api, RequestFailed, pass_cancellation
+from .api import API_PREFIX, Api, RequestFailed, pass_cancellation
 from .consumers import Consumers
 from .keys import Bucket
 from .pull import Pulls
@@ -73,10 +73,19 @@ class JetStreamPort:
     """A member's `Port` on a NATS server."""
 
     def __init__(
-        self, connection: str | Client, settings: MemberSettings, rule: KeyRule | None
+        self,
+        connection: str | Client,
+        settings: MemberSettings,
+        rule: KeyRule | None,
+        *,
+        prefix: str = API_PREFIX,
     ) -> None:
-        """``rule`` None: the group has no stream. A client that is given stays open."""
+        """``rule`` None: the group has no stream. A client that is given stays open.
+
+        ``prefix`` is where JetStream is asked: `api_prefix` makes it of a domain.
+        """
         self._given = connection
+        self._prefix = prefix
         self._settings = settings
         self._rule = rule
         self._client: Client | None = None
@@ -95,7 +104,7 @@ class JetStreamPort:
         client = self._given if isinstance(self._given, Client) else await connect(self._given)
         settings = self._settings
         self._client = client
-        self._api = Api(client, settings.timing.request_timeout_s)
+        self._api = Api(client, settings.timing.request_timeout_s, self._prefix)
         self._wire = Wire(client, self._api, settings, self._rule, listener, spawn)
         self._streams = Streams(self._api, settings, self._rule)
         self._consumers = Consumers(self._api, settings, self._rule, self._streams)

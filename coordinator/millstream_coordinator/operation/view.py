@@ -1,5 +1,6 @@
 """A whole group as its bucket says it, for whoever looks from outside."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from nats.aio.client import Client
 
 from .. import naming
 from ..errors import BadRecord, GroupMissing, ServerUnreachable
-from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
+from ..jetstream.api import API_PREFIX, STREAM_NOT_FOUND, Api, RequestFailed
 from ..model import (
     ConfigRecord,
     ControlRecord,
@@ -21,6 +22,7 @@ from ..model import (
 )
 
 _TIMEOUT_S = 2.0
+_READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,24 +38,20 @@ class GroupView:
     parked: Mapping[int, ParkedRecord] = field(default_factory=dict)
 
 
-async def read_view(connection: Client, name: str) -> GroupView:
-    """Read every record of the group ``name``.
+async def read_view(connection: Client, name: str, *, prefix: str = API_PREFIX) -> GroupView:
+    """Read every record of the group ``name``; ``prefix`` is where JetStream is asked.
 
     Raises GroupMissing when there is no such group, ServerUnreachable when JetStream does not
     answer, BadRecord for a value that is none.
     """
-    api = Api(connection, _TIMEOUT_S)
+    api = Api(connection, _TIMEOUT_S, prefix)
     bucket = naming.bucket(naming.check_name("group", name))
-    values: dict[str, bytes] = {}
     try:
-        for key in await _keys(api, bucket):
-            entry = await api.read(bucket, key)
-            if entry.value is not None:
-                values[key] = entry.value
+        values = await _values(api, bucket)
     except RequestFailed as error:
         if error.code == STREAM_NOT_FOUND:
             raise GroupMissing(name) from error
-        raise ServerUnreachable(_url(connection), f"JetStream does not answer: {error}") from error
+        raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
     if naming.CONFIG_KEY not in values:
         raise GroupMissing(name)
     return _view(values)
@@ -96,6 +94,20 @@ def _number(key: str, text: str) -> int:
     return int(text)
 
 
+async def _values(api: Api, bucket: str) -> dict[str, bytes]:
+    """Read the values of all keys, some at a time."""
+    keys = await _keys(api, bucket)
+    values: dict[str, bytes] = {}
+    for start in range(0, len(keys), _READ_AT_ONCE):
+        some = keys[start : start + _READ_AT_ONCE]
+        for key, entry in zip(
+            some, await asyncio.gather(*(api.read(bucket, key) for key in some)), strict=True
+        ):
+            if entry.value is not None:
+                values[key] = entry.value
+    return values
+
+
 async def _keys(api: Api, bucket: str) -> list[str]:
     prefix = f"$KV.{bucket}."
     keys: list[str] = []
@@ -106,7 +118,3 @@ async def _keys(api: Api, bucket: str) -> list[str]:
         keys += [subject.removeprefix(prefix) for subject in page]
         if not page or len(keys) >= answer.get("total", 0):
             return sorted(keys)
-
-
-def _url(connection: Client) -> str:
-    return connection.connected_url.netloc if connection.connected_url else "?"
