@@ -94,7 +94,7 @@ class KeyRuleError(GroupError, ValueError):
 
     def __init__(self, rule: str, reason: str) -> None:
         super().__init__(f"key rule {rule!r}: {reason}")
-        self.rule = rule
+        self.rule, self.reason = rule, reason
 
 
 def to_token(key: bytes | None, *, null_token: str = NULL_TOKEN) -> str:
@@ -228,6 +228,16 @@ class KeyRule:
             finer=marks.finer,
             function=function,
         )
+
+    @property
+    def filter_text(self) -> str:
+        """The pattern without the key's marks, as ``cfg`` has it; `for_function` reads it back."""
+        tokens = self.subject_filter().split(".")
+        if self.partition_place is not None:
+            tokens[self.partition_place] = "{partition}"
+        for level, place in self.finer.items():
+            tokens[place] = f"{{partition:{level}}}"
+        return ".".join(tokens)
 
     def levels(self, partitions: int) -> tuple[int, ...]:
         """Return every number of partitions the subjects can be read as, ``partitions`` first.
@@ -456,8 +466,12 @@ def _matches(pattern: Sequence[str], subject: Sequence[str]) -> bool:
     )
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether some subject matches both NATS patterns."""
+    return _overlap(one.split("."), other.split("."))
+
+
 def _overlap(one: Sequence[str], other: Sequence[str]) -> bool:
-    """Whether some subject matches both patterns."""
     for mine, theirs in zip(one, other, strict=False):
         if _FULL_WILDCARD in (mine, theirs):
             return True

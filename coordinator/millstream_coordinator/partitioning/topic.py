@@ -1,0 +1,718 @@
+"""A partitioned topic and the groups on it, described in TOML for people and machines alike.
+
+    [topic.ORDERS]                      # the stream's name
+    layout = "token"
+    subject = "orders.{partition}.{partition:16}.{region}.{customer}"
+    partitions = 4
+
+    [group.billing]
+    on_failure = "dead-letter"
+
+Three layouts:
+
+* ``token``: one stream, whose subjects carry the partition's token and those of finer levels.
+  ``subject`` is the form messages are stored under; tokens in braces are the key's. With
+  ``written_by = "server"`` producers publish without the partitions' tokens
+  (``orders.<region>.<customer>``) and the stream's transform adds them, hashing the key's tokens;
+  with ``"producers"`` they are in what producers publish (`Publisher`, the bridge).
+* ``streams``: a stream per partition, ``ORDERS-0`` and so on, told apart by ``{partition}`` in
+  ``subject``. No finer levels: sequences of different streams have nothing to do with each other.
+* ``sourced``: each group has a work-queue stream of its own, sourced from the stream ``ORDERS``,
+  which may be there already and is not touched. With a ``subject`` it is made as well. The groups
+  say how many partitions and which levels they have, and which tokens of the origin's subjects are
+  the key (``key = "orders.{region}.{customer}"``): the server hashes those.
+
+================== ================= ===============================================================
+``[topic.NAME]``   default           meaning
+================== ================= ===============================================================
+layout             ``"token"``       ``token``, ``streams`` or ``sourced``
+subject                              as above; only ``sourced`` can be without
+partitions                           the first level; not with ``sourced``
+written_by         ``"server"``      ``server`` or ``producers`` (``streams``: always producers)
+partitioner        ``"kafka"``       which function the producers use (``nats`` for the server)
+retention          ``"limits"``      or ``"workqueue"``: one group, messages go when it has them
+storage            ``"file"``        or ``"memory"``
+replicas           1                 1 to 5
+max_age            none              ``"7d"``, ``"12h"``, ``"30m"``, ``"10s"``, ``"500ms"``
+max_bytes          none              ``"10GiB"``, ``"500MB"`` or a number; per stream
+max_messages       none
+max_message_bytes  none
+discard            ``"old"``         or ``"new"``: refuse when full
+duplicate_window   ``"2m"``          in which a repeated ``Nats-Msg-Id`` is refused
+compression        ``"none"``        or ``"s2"``
+================== ================= ===============================================================
+
+================== ================= ===============================================================
+``[group.NAME]``   default           meaning
+================== ================= ===============================================================
+topic              the only one      which of the topics it reads
+key                the topic's       a key rule (``key.py``); ``sourced``: over the origin's
+                   ``subject``       subjects
+partitions         the topic's       ``sourced`` only, and there needed
+levels             none              ``sourced`` only: the finer numbers of partitions, ``[16, 64]``
+level              the first         how many partitions it begins with
+max_ack_pending    256               delivered and not yet acked, per partition; 1 is strict mode
+on_failure         ``"retry"``       ``retry``, ``dead-letter``, ``park`` or ``stop``
+max_attempts       5                 before ``on_failure`` acts; not with ``retry``
+start              ``"earliest"``    ``"earliest"``, ``"latest"``, ``"sequence:N"`` (the first to
+                                     read), ``"time:2026-01-31T00:00:00Z"``, or a TOML date and time
+storage, replicas  the topic's       of its own streams
+dead_letters       everything        a table: ``max_age``, ``max_bytes``, ``max_messages``
+================== ================= ===============================================================
+
+Nothing is guessed: a key that is not known, a value of another type, and a combination that cannot
+be are each a `TopicError`, one line with file, table and key.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from ..errors import BadName, GroupError
+from ..model import FailurePolicy, Retention
+from ..naming import check_name, work_prefix
+from .key import KeyRule, KeyRuleError, overlap
+from .partition import PARTITIONS_MAX, Partitioner
+
+REPLICAS_MAX: Final = 5
+"""Of any stream, by nats-server."""
+
+_DURATION = re.compile(r"([0-9]+)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_SIZE = re.compile(r"([0-9]+) ?(B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)")
+_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+class TopicError(GroupError, ValueError):
+    """A description that cannot be used: where in it, and why."""
+
+    def __init__(self, file: str, table: str, key: str, reason: str) -> None:
+        place = " ".join(part for part in (f"[{table}]" if table else "", key) if part)
+        super().__init__(f"{file}: {place}: {reason}" if place else f"{file}: {reason}")
+        self.file, self.table, self.key, self.reason = file, table, key, reason
+
+
+class Layout(StrEnum):
+    """Where a topic's partitions are."""
+
+    TOKEN = "token"
+    STREAMS = "streams"
+    SOURCED = "sourced"
+
+
+class WrittenBy(StrEnum):
+    """Who writes the partition's token into the subject."""
+
+    SERVER = "server"
+    PRODUCERS = "producers"
+
+
+class Storage(StrEnum):
+    """Where a stream's messages are, with the wire's values."""
+
+    FILE = "file"
+    MEMORY = "memory"
+
+
+class Discard(StrEnum):
+    """What a full stream does, with the wire's values."""
+
+    OLD = "old"
+    NEW = "new"
+
+
+class Compression(StrEnum):
+    """Of the messages in a file, with the wire's values."""
+
+    NONE = "none"
+    S2 = "s2"
+
+
+class StartKind(StrEnum):
+    """What a start position is given by."""
+
+    EARLIEST = "earliest"
+    LATEST = "latest"
+    SEQUENCE = "sequence"
+    TIME = "time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a group begins to read, at its first start; ``sequence`` is the first it reads."""
+
+    kind: StartKind = StartKind.EARLIEST
+    sequence: int = 0
+    time: datetime | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Start":
+        """Read ``earliest``, ``latest``, ``sequence:N`` or ``time:<RFC 3339>``; or ValueError."""
+        kind, _, value = text.partition(":")
+        if text in (StartKind.EARLIEST, StartKind.LATEST):
+            return cls(kind=StartKind(text))
+        if kind == StartKind.SEQUENCE and re.fullmatch(r"[1-9][0-9]{0,18}", value):
+            return cls(kind=StartKind.SEQUENCE, sequence=int(value))
+        if kind == StartKind.TIME:
+            try:
+                time = datetime.fromisoformat(value)
+            except ValueError as error:
+                raise ValueError(f"{value!r} is no date and time") from error
+            return cls.at(time)
+        raise ValueError(
+            f"{text!r} is none of 'earliest', 'latest', 'sequence:N', 'time:2026-01-31T00:00:00Z'"
+        )
+
+    @classmethod
+    def at(cls, time: datetime) -> "Start":
+        """Begin with the first message stored at ``time`` or after; ValueError without a zone."""
+        if time.tzinfo is None:
+            raise ValueError(f"{time.isoformat()!r} has no time zone (write 'Z' for UTC)")
+        return cls(kind=StartKind.TIME, time=time.astimezone(UTC))
+
+    def __str__(self) -> str:
+        match self.kind:
+            case StartKind.SEQUENCE:
+                return f"sequence:{self.sequence}"
+            case StartKind.TIME:
+                assert self.time is not None
+                return f"time:{self.rfc3339}"
+            case _:
+                return str(self.kind)
+
+    @property
+    def rfc3339(self) -> str:
+        """The time as JetStream's JSON writes it; of `StartKind.TIME` only."""
+        assert self.time is not None
+        return self.time.isoformat().replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOptions:
+    """What one stream keeps and where; None is no limit."""
+
+    storage: Storage = Storage.FILE
+    replicas: int = 1
+    max_age: timedelta | None = None
+    max_bytes: int | None = None
+    max_messages: int | None = None
+    max_message_bytes: int | None = None
+    discard: Discard = Discard.OLD
+    duplicate_window: timedelta | None = None
+    compression: Compression = Compression.NONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicDescription:
+    """``[topic.NAME]``. ``rule`` is its ``subject``, None where an origin is only read."""
+
+    name: str
+    layout: Layout = Layout.TOKEN
+    rule: KeyRule | None = None
+    partitions: int = 0
+    """The first level; 0 with `Layout.SOURCED`."""
+    written_by: WrittenBy = WrittenBy.SERVER
+    partitioner: Partitioner = Partitioner.KAFKA
+    retention: Retention = Retention.LIMITS
+    options: StreamOptions = field(default_factory=StreamOptions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDescription:
+    """``[group.NAME]``. ``rule`` fits the subjects of the stream that the group itself reads."""
+
+    name: str
+    topic: str
+    rule: KeyRule
+    partitions: int
+    """The first level."""
+    level: int | None = None
+    """With how many partitions it begins, if not with the first level."""
+    max_ack_pending: int = 256
+    on_failure: FailurePolicy = FailurePolicy.RETRY
+    max_attempts: int = 5
+    start: Start = field(default_factory=Start)
+    options: StreamOptions = field(default_factory=StreamOptions)
+    """Of its own streams: work queue, bucket and dead letters."""
+    dead_letters: StreamOptions = field(default_factory=StreamOptions)
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """All numbers of partitions it can have without new streams, ascending."""
+        return self.rule.levels(self.partitions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """One file: topics and groups by name, checked as a whole."""
+
+    file: str
+    topics: Mapping[str, TopicDescription]
+    groups: Mapping[str, GroupDescription]
+
+    def groups_on(self, topic: str) -> tuple[GroupDescription, ...]:
+        """The groups that read a topic."""
+        return tuple(group for group in self.groups.values() if group.topic == topic)
+
+
+def read_description(path: Path) -> Description:
+    """Read and check a file. Raises TopicError, also for one that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TopicError(str(path), "", "", error.strerror or str(error)) from error
+    except UnicodeDecodeError as error:
+        raise TopicError(str(path), "", "", f"is not UTF-8 at byte {error.start}") from error
+    return parse_description(text, file=str(path))
+
+
+def parse_description(text: str, *, file: str = "description") -> Description:
+    """Read and check ``text``. Raises TopicError, which names ``file``."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise TopicError(file, "", "", f"not TOML: {error}") from error
+    for key, value in document.items():
+        if key not in ("topic", "group"):
+            raise TopicError(file, "", key, "there are only [topic.NAME] and [group.NAME]")
+        if not isinstance(value, dict) or not all(isinstance(it, dict) for it in value.values()):
+            raise TopicError(file, key, "", f"write a table per {key}, as [{key}.NAME]")
+    topics: dict[str, TopicDescription] = {}
+    for name, values in document.get("topic", {}).items():
+        topics[name] = _topic(_Table(file, f"topic.{name}", values), name)
+    if not topics:
+        raise TopicError(file, "", "", "describes no topic: write a table [topic.NAME]")
+    groups: dict[str, GroupDescription] = {}
+    for name, values in document.get("group", {}).items():
+        groups[name] = _group(_Table(file, f"group.{name}", values), name, topics)
+    description = Description(file=file, topics=topics, groups=groups)
+    _check_together(description)
+    return description
+
+
+E_ = TypeVar("E_", bound=StrEnum)
+
+
+class _Table:
+    """One table being read: every value is taken once by its key, and `end` refuses the rest."""
+
+    def __init__(self, file: str, name: str, values: Mapping[str, Any]) -> None:
+        self._file, self._name = file, name
+        self._left = dict(values)
+        self._known: list[str] = []
+
+    def error(self, key: str, reason: str) -> TopicError:
+        return TopicError(self._file, self._name, key, reason)
+
+    def has(self, key: str) -> bool:
+        return key in self._left
+
+    def take(self, key: str, kind: type | tuple[type, ...], what: str) -> Any:
+        """The value, None if it is not there; ``what`` is how to call ``kind``."""
+        self._known.append(key)
+        value = self._left.pop(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.error(key, f"{value!r} is not {what}")
+        return value
+
+    def text(self, key: str) -> str | None:
+        value: str | None = self.take(key, str, "a text in quotes")
+        return value
+
+    def number(self, key: str, low: int, high: int) -> int | None:
+        value: int | None = self.take(key, int, "a whole number")
+        if value is not None and not low <= value <= high:
+            raise self.error(key, f"{value} is not from {low} to {high}")
+        return value
+
+    def choice(self, key: str, default: E_) -> E_:
+        value = self.text(key)
+        if value is None:
+            return default
+        try:
+            return type(default)(value)
+        except ValueError as error:
+            known = ", ".join(repr(str(one)) for one in type(default))
+            raise self.error(key, f"{value!r} is none of {known}") from error
+
+    def duration(self, key: str) -> timedelta | None:
+        value = self.text(key)
+        if value is None:
+            return None
+        found = _DURATION.fullmatch(value)
+        if found is None or not int(found[1]):
+            raise self.error(key, f"{value!r} is no duration such as '7d', '12h', '30m' or '500ms'")
+        return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
+
+    def size(self, key: str) -> int | None:
+        value: str | int | None = self.take(key, (str, int), "a size such as '10GiB'")
+        if value is None:
+            return None
+        found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+        size = value if isinstance(value, int) else int(found[1]) * _BYTES[found[2]] if found else 0
+        if not 0 < size < 2**63:
+            raise self.error(key, f"{value!r} is no size such as '10GiB', '500MB' or 1048576")
+        return size
+
+    def table(self, key: str) -> "_Table | None":
+        value = self.take(key, dict, "a table")
+        return None if value is None else _Table(self._file, f"{self._name}.{key}", value)
+
+    def end(self) -> None:
+        for key in self._left:
+            close = difflib.get_close_matches(key, self._known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(self._known)}"
+            raise self.error(key, f"no such key here ({hint})")
+
+
+def _topic(table: _Table, name: str) -> TopicDescription:
+    _check_table_name(table, "topic", name)
+    layout = table.choice("layout", Layout.TOKEN)
+    subject = table.text("subject")
+    partitions = table.number("partitions", 1, PARTITIONS_MAX)
+    is_sourced = layout is Layout.SOURCED
+    rule = None
+    if subject is not None:
+        rule = _origin_rule(table, subject) if is_sourced else _subject_rule(table, subject)
+    elif not is_sourced:
+        raise table.error(
+            "subject", f"layout {layout!s} needs one: the form messages are stored under"
+        )
+    if is_sourced and partitions is not None:
+        raise table.error("partitions", "layout sourced: each group says how many it has")
+    if not is_sourced and partitions is None:
+        raise table.error("partitions", f"layout {layout!s} needs their number")
+    default = WrittenBy.PRODUCERS if layout is Layout.STREAMS else WrittenBy.SERVER
+    has_writer = table.has("written_by")
+    written_by = table.choice("written_by", default)
+    has_partitioner = table.has("partitioner")
+    server_writes = written_by is WrittenBy.SERVER
+    partitioner = table.choice(
+        "partitioner", Partitioner.NATS if server_writes else Partitioner.KAFKA
+    )
+    retention = table.choice("retention", Retention.LIMITS)
+    options = _options(table, StreamOptions())
+    table.end()
+    if retention is Retention.INTEREST:
+        raise table.error("retention", "'interest' loses messages on a change of owner")
+    if is_sourced:
+        if has_writer or has_partitioner:
+            key = "written_by" if has_writer else "partitioner"
+            raise table.error(key, "layout sourced: the groups' own streams have the partitions")
+        if retention is not Retention.LIMITS:
+            raise table.error(
+                "retention", "layout sourced: the origin's is 'limits', groups' are not"
+            )
+        return TopicDescription(
+            name=name, layout=layout, rule=rule, partitioner=Partitioner.NATS, options=options
+        )
+    assert rule is not None
+    assert partitions is not None
+    _check_levels(table, "subject", rule, partitions)
+    if layout is Layout.STREAMS and rule.finer:
+        raise table.error("subject", "layout streams has no finer levels")
+    if layout is Layout.STREAMS and server_writes:
+        raise table.error(
+            "written_by", "layout streams: a stream's transform cannot choose the stream"
+        )
+    if server_writes:
+        _check_server_writes(table, rule, partitioner)
+    return TopicDescription(
+        name=name,
+        layout=layout,
+        rule=rule,
+        partitions=partitions,
+        written_by=written_by,
+        partitioner=partitioner,
+        retention=retention,
+        options=options,
+    )
+
+
+def _check_server_writes(table: _Table, rule: KeyRule, partitioner: Partitioner) -> None:
+    if partitioner is not Partitioner.NATS:
+        raise table.error("partitioner", f"the server computes 'nats', not '{partitioner!s}'")
+    if not rule.key_places:
+        raise table.error("subject", "no token is marked as the key, and the server hashes tokens")
+    if rule.pattern[-1] == ">":
+        raise table.error(
+            "subject",
+            "with a last '>' the form that is published cannot be told from the stored one",
+        )
+
+
+def _options(table: _Table, default: StreamOptions) -> StreamOptions:
+    storage = table.choice("storage", default.storage)
+    replicas = table.number("replicas", 1, REPLICAS_MAX)
+    options = StreamOptions(
+        storage=storage,
+        replicas=default.replicas if replicas is None else replicas,
+        max_age=table.duration("max_age"),
+        max_bytes=table.size("max_bytes"),
+        max_messages=table.number("max_messages", 1, 2**63 - 1),
+        max_message_bytes=table.size("max_message_bytes"),
+        discard=table.choice("discard", Discard.OLD),
+        duplicate_window=table.duration("duplicate_window"),
+        compression=table.choice("compression", Compression.NONE),
+    )
+    if options.max_message_bytes is not None and options.max_message_bytes >= 2**31:
+        raise table.error("max_message_bytes", "is over 2 GiB")
+    window = options.duplicate_window
+    if window and options.max_age and window > options.max_age:
+        raise table.error("duplicate_window", "is longer than max_age")
+    return options
+
+
+def _group(table: _Table, name: str, topics: Mapping[str, TopicDescription]) -> GroupDescription:
+    _check_table_name(table, "group", name)
+    topic = _topic_of(table, topics)
+    text = table.text("key")
+    if topic.layout is Layout.SOURCED:
+        rule, partitions = _work_rule(table, name, topic, text)
+    else:
+        rule, partitions = _read_rule(table, topic, text)
+    level = table.number("level", 1, PARTITIONS_MAX)
+    if level is not None and level not in rule.levels(partitions):
+        known = ", ".join(map(str, rule.levels(partitions)))
+        raise table.error("level", f"{level} is none of the levels {known}")
+    max_ack_pending = table.number("max_ack_pending", 1, 2**31 - 1)
+    on_failure = table.choice("on_failure", FailurePolicy.RETRY)
+    max_attempts = table.number("max_attempts", 1, 2**31 - 1)
+    if max_attempts is not None and on_failure is FailurePolicy.RETRY:
+        raise table.error("max_attempts", "means nothing with on_failure = 'retry', which goes on")
+    start = _start(table)
+    if topic.retention is Retention.WORK_QUEUE and start.kind is not StartKind.EARLIEST:
+        raise table.error("start", "a work-queue stream is read from what is left in it")
+    storage = table.choice("storage", topic.options.storage)
+    replicas = table.number("replicas", 1, REPLICAS_MAX) or topic.options.replicas
+    options = StreamOptions(storage=storage, replicas=replicas)
+    letters = table.table("dead_letters")
+    dead_letters = options
+    if letters is not None:
+        if on_failure not in (FailurePolicy.DEAD_LETTER, FailurePolicy.PARK):
+            raise table.error("dead_letters", f"there are none with on_failure = '{on_failure!s}'")
+        dead_letters = StreamOptions(
+            storage=storage,
+            replicas=replicas,
+            max_age=letters.duration("max_age"),
+            max_bytes=letters.size("max_bytes"),
+            max_messages=letters.number("max_messages", 1, 2**63 - 1),
+        )
+        letters.end()
+    table.end()
+    return GroupDescription(
+        name=name,
+        topic=topic.name,
+        rule=rule,
+        partitions=partitions,
+        level=None if level == partitions else level,
+        max_ack_pending=max_ack_pending or 256,
+        on_failure=on_failure,
+        max_attempts=max_attempts or 5,
+        start=start,
+        options=options,
+        dead_letters=dead_letters,
+    )
+
+
+def _topic_of(table: _Table, topics: Mapping[str, TopicDescription]) -> TopicDescription:
+    name = table.text("topic")
+    if name is None:
+        if len(topics) > 1:
+            raise table.error("topic", f"say which of {', '.join(topics)}")
+        return next(iter(topics.values()))
+    if name not in topics:
+        raise table.error("topic", f"there is no [topic.{name}] in this file")
+    return topics[name]
+
+
+def _read_rule(table: _Table, topic: TopicDescription, text: str | None) -> tuple[KeyRule, int]:
+    """The rule of a group that reads the topic's own streams."""
+    for key in ("partitions", "levels"):
+        if table.has(key):
+            raise table.error(key, f"layout {topic.layout!s}: the topic says it")
+    assert topic.rule is not None
+    if text is None:
+        if not topic.rule.key_places:
+            raise table.error("key", "the topic's subject marks no key: write a key rule")
+        return topic.rule, topic.partitions
+    rule = _parse_rule(table, text)
+    if rule.partition_place is None:
+        raise table.error("key", "marks no partition's token (write '{partition}')")
+    wanted, found = topic.rule.finer, rule.finer
+    if rule.partition_place != topic.rule.partition_place or dict(found) != dict(wanted):
+        raise table.error(
+            "key", f"has its partitions elsewhere than the topic's {topic.rule.text!r}"
+        )
+    if not overlap(rule.subject_filter(), topic.rule.subject_filter()):
+        raise table.error("key", f"reads nothing of the topic's {topic.rule.text!r}")
+    if topic.written_by is WrittenBy.SERVER and not set(topic.rule.key_places) <= set(
+        rule.key_places
+    ):
+        raise table.error(
+            "key", "leaves out tokens that the server hashes: one key would be in many partitions"
+        )
+    return rule, topic.partitions
+
+
+def _work_rule(
+    table: _Table, name: str, topic: TopicDescription, text: str | None
+) -> tuple[KeyRule, int]:
+    """The rule of a group with a stream of its own: over the subjects the transform makes."""
+    partitions = table.number("partitions", 1, PARTITIONS_MAX)
+    if partitions is None:
+        raise table.error("partitions", "layout sourced: say how many the group has")
+    levels: list[object] = table.take("levels", list, "a list of whole numbers") or []
+    if not all(type(level) is int and level > 0 for level in levels):
+        raise table.error("levels", f"{levels!r} is not a list of whole numbers")
+    if text is None:
+        if topic.rule is None or not topic.rule.key_places:
+            raise table.error("key", "say which tokens are the key, as in 'orders.{customer}.*'")
+        text = topic.rule.text
+    if text.startswith("header:"):
+        raise table.error(
+            "key", "layout sourced: the server hashes tokens, it cannot hash a header"
+        )
+    if "{partition" in text:
+        raise table.error("key", "layout sourced: the origin's subjects carry no partition of ours")
+    finer = "".join(f".{{partition:{level}}}" for level in levels)
+    rule = _parse_rule(table, f"{work_prefix(name)}.{{partition}}{finer}.{text}")
+    _check_levels(table, "levels", rule, partitions)
+    if topic.rule is not None and not overlap(origin_filter(rule), topic.rule.subject_filter()):
+        raise table.error("key", f"reads nothing of the topic's {topic.rule.text!r}")
+    return rule, partitions
+
+
+def origin_filter(rule: KeyRule) -> str:
+    """Which subjects of the origin the group of a work-queue stream's rule reads."""
+    return ".".join(rule.subject_filter().split(".")[work_tokens(rule) :])
+
+
+def work_tokens(rule: KeyRule) -> int:
+    """How many tokens a work-queue stream's rule has before the origin's subject."""
+    assert rule.partition_place is not None
+    return max(rule.partition_place, *rule.finer.values(), 0) + 1
+
+
+def _start(table: _Table) -> Start:
+    value: str | datetime | None = table.take(
+        "start", (str, datetime), "a start position such as 'earliest' or a date and time"
+    )
+    try:
+        if isinstance(value, datetime):
+            return Start.at(value)
+        return Start() if value is None else Start.parse(value)
+    except ValueError as error:
+        raise table.error("start", str(error)) from error
+
+
+def _subject_rule(table: _Table, subject: str) -> KeyRule:
+    """A topic's ``subject``, which need not mark a key."""
+    rule = _parse_rule(table, subject, key="subject")
+    if "{partition}" not in rule.pattern:
+        raise table.error("subject", "marks no partition's token: write '{partition}' once")
+    return rule
+
+
+def _origin_rule(table: _Table, subject: str) -> KeyRule:
+    """The ``subject`` of an origin: no partitions; a bare ``*`` is any token."""
+    if "{partition" in subject:
+        raise table.error("subject", "layout sourced: the origin's subjects carry no partition")
+    # With a partition's token of its own in front, no '*' is taken for one.
+    rule = _parse_rule(table, f"{{partition}}.{subject}", key="subject")
+    return KeyRule(
+        text=subject,
+        pattern=rule.pattern[1:],
+        key_places=tuple(place - 1 for place in rule.key_places),
+        partition_place=None,
+    )
+
+
+def _parse_rule(table: _Table, text: str, *, key: str = "key") -> KeyRule:
+    has_key = text.startswith("header:") or any(
+        token.startswith("{") and not token.startswith("{partition") for token in text.split(".")
+    )
+    try:
+        if key == "subject" and not has_key:
+            return KeyRule.for_function(_no_key, text)
+        return KeyRule.parse(text)
+    except KeyRuleError as error:
+        raise table.error(key, str(error)) from error
+
+
+def _no_key(subject: str, headers: Mapping[str, str], payload: bytes) -> None:
+    return None
+
+
+def _check_levels(table: _Table, key: str, rule: KeyRule, partitions: int) -> None:
+    try:
+        rule.levels(partitions)
+    except KeyRuleError as error:
+        raise table.error(key, error.reason) from error
+
+
+def _check_table_name(table: _Table, kind: str, name: str) -> None:
+    try:
+        check_name(kind, name)
+    except BadName as error:
+        raise table.error("", str(error)) from error
+
+
+def _check_together(description: Description) -> None:
+    """Refuse what only shows when all tables are seen."""
+    file = description.file
+    for one, other in combinations(description.topics.values(), 2):
+        for mine in subject_space(one):
+            for theirs in subject_space(other):
+                if overlap(mine, theirs):
+                    reason = f"{theirs!r} overlaps with {mine!r} of [topic.{one.name}]"
+                    raise TopicError(file, f"topic.{other.name}", "subject", reason)
+    names: dict[str, str] = {}
+    for topic in description.topics.values():
+        for name in stream_names(topic):
+            if name in names:
+                reason = f"its stream {name!r} is [topic.{names[name]}]'s as well"
+                raise TopicError(file, f"topic.{topic.name}", "", reason)
+            names[name] = topic.name
+        groups = description.groups_on(topic.name)
+        if topic.retention is Retention.WORK_QUEUE and len(groups) > 1:
+            first, second = groups[:2]
+            reason = (
+                f"a work-queue stream has one reader, and [group.{first.name}] reads it"
+                " (layout sourced gives each group a work queue of its own)"
+            )
+            raise TopicError(file, f"group.{second.name}", "topic", reason)
+
+
+def subject_space(topic: TopicDescription) -> Iterable[str]:
+    """Patterns of what a topic's streams listen on or store."""
+    if topic.rule is None:
+        return []
+    stored = topic.rule.subject_filter()
+    if topic.layout is Layout.TOKEN and topic.written_by is WrittenBy.SERVER:
+        return [published_filter(topic.rule), stored]
+    return [stored]
+
+
+def published_filter(rule: KeyRule) -> str:
+    """Return what producers publish where the server writes the partitions' tokens."""
+    places = {rule.partition_place, *rule.finer.values()}
+    tokens = rule.subject_filter().split(".")
+    return ".".join(token for place, token in enumerate(tokens) if place not in places)
+
+
+def stream_names(topic: TopicDescription) -> list[str]:
+    """Names of the topic's streams."""
+    if topic.layout is Layout.STREAMS:
+        return [f"{topic.name}-{partition}" for partition in range(topic.partitions)]
+    return [topic.name]
