@@ -55,6 +55,17 @@ class FailurePolicy(StrEnum):
     """Its partition stops until somebody resumes it."""
 
 
+class LetterReason(StrEnum):
+    """Why a message is among the dead letters; the wire value is in `naming.LETTER_REASON`."""
+
+    DEAD_LETTER = "dead-letter"
+    """Its handler failed too often, and its key went on."""
+    PARK = "park"
+    """Its key is parked: it failed too often, or waits behind one that did."""
+    SKIP = "skip"
+    """An operator had it skipped."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigRecord:
     """``cfg``: what all members must agree on. ``stream`` None: membership and epochs only."""
@@ -77,6 +88,8 @@ class ConfigRecord:
     """Epochs up to this one are over, whatever the partition: a resize raises it."""
     on_failure: FailurePolicy = FailurePolicy.RETRY
     max_attempts: int = 5
+    prefer_label: str | None = None
+    """What moves goes to a member whose label of this name says the same as the owner's before."""
     version: int = 1
     """Of the layout of the bucket; a member refuses one it does not know."""
 
@@ -150,7 +163,20 @@ class PartitionRecord:
     stopped_error: str = ""
     skip_seq: int | None = None
     """The owner is to dead-letter this message instead of calling its handler again."""
+    level: int | None = None
+    """How many partitions there were when it was one of them; None: ``cfg.partitions``."""
     version: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildPosition:
+    """What was done of a finer partition before it was merged into its parent."""
+
+    level: int
+    """How many partitions there were then: the message's token of this level says whose it is."""
+    partition: int
+    floor: int
+    done: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,6 +186,8 @@ class DonePosition:
     epoch: int
     floor: int
     done: tuple[tuple[int, int], ...] = ()
+    children: tuple[ChildPosition, ...] = ()
+    """After a merge, until the floor has passed what they say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +206,9 @@ class ParkedRecord:
     """Key token → sequence of its first parked message."""
     replay: tuple[str, ...] = ()
     """Key tokens whose letters the owner is to feed into their lanes, in order."""
+    epoch: int = 0
+    """Of the owner that wrote last: a new one writes its own before it pulls, so that one it
+    replaced can park nothing any more. Operators leave it as it is."""
 
 
 Record = (
@@ -238,6 +269,10 @@ class Timing:
     """What bounds that: with more members each is probed less often."""
     reconnect_grace_s: float = 0.1
     """A member whose connection is gone is probed again after this, then it is dead."""
+    batch_s: float = 0.25
+    """Joins and leaves this close together are one plan; deaths do not wait."""
+    batch_max_s: float = 2.0
+    """No join or leave waits longer than this for others to follow."""
     restart_grace_s: float = 1.5
     """After its own reconnect nobody is judged for so long: a server restart is no mass death."""
     static_grace_s: float = 0.0
@@ -313,6 +348,13 @@ class Message:
     consumer_seq: int = 0
     attempt: int = 1
     """Which call of the handler this is, counted by this owner."""
+    mark: int = -1
+    """What fenced sinks judge by: the partition at the number of partitions the group began with,
+    which no resize changes. Left out: ``partition``."""
+
+    def __post_init__(self) -> None:
+        if self.mark < 0:
+            self.mark = self.partition
 
 
 def seconds(duration: timedelta) -> float:

@@ -3,7 +3,9 @@
 ====================================== ============================================
 KV bucket of a group                   ``MILLSTREAM_<group>``
 its keys                               ``cfg``, ``ctl``, ``leader``, ``members.<id>``,
-                                       ``part.<n>``, ``parked.<n>``, ``done.<member>``
+                                       ``part.<n>``, ``parked.<n>``, ``done.<member>``,
+                                       ``done.=<epoch>-<i>`` (what a resize hands on),
+                                       ``event.<i>`` (the last events, in a ring)
 a partition's consumer                 ``<group>-p<partition>-e<epoch>``
 heartbeats and probes (core NATS)      ``millstream.group.<group>.heartbeat.<member>``,
                                        ``millstream.group.<group>.probe.<member>``
@@ -29,6 +31,33 @@ MEMBER_PREFIX: Final = "members."
 PARTITION_PREFIX: Final = "part."
 PARKED_PREFIX: Final = "parked."
 DONE_PREFIX: Final = "done."
+EVENT_PREFIX: Final = "event."
+
+EVENTS_KEPT: Final = 256
+"""So many entries has the ring of events; each holds a few."""
+
+LETTER_SUBJECT: Final = "Millstream-Subject"
+LETTER_SEQ: Final = "Millstream-Seq"
+LETTER_EPOCH: Final = "Millstream-Epoch"
+LETTER_ERROR: Final = "Millstream-Error"
+LETTER_ATTEMPTS: Final = "Millstream-Attempts"
+LETTER_REASON: Final = "Millstream-Reason"
+LETTER_TIME: Final = "Millstream-Time"
+"""Wall clock in nanoseconds at which the message was given up."""
+LETTER_STORED: Final = "Millstream-Stored"
+"""Wall clock in nanoseconds at which the stream stored the message."""
+LETTER_HEADERS: Final = (
+    LETTER_SUBJECT,
+    LETTER_SEQ,
+    LETTER_EPOCH,
+    LETTER_ERROR,
+    LETTER_ATTEMPTS,
+    LETTER_REASON,
+    LETTER_TIME,
+    LETTER_STORED,
+)
+REPLAY: Final = "Millstream-Replay"
+"""Header of a message published again for one group: all others ack and skip it."""
 
 
 class ConsumerName(NamedTuple):
@@ -68,6 +97,16 @@ def parked_key(partition: int) -> str:
 def done_key(member: str) -> str:
     """Key of a member's progress."""
     return f"{DONE_PREFIX}{member}"
+
+
+def event_key(entry: int) -> str:
+    """Key of an entry of the ring of events; entries are counted from 0 and never end."""
+    return f"{EVENT_PREFIX}{entry % EVENTS_KEPT}"
+
+
+def handed_on(base_epoch: int, chunk: int) -> str:
+    """Whom `done_from` names after a resize: no member, for no member's name has a ``=``."""
+    return f"={base_epoch}-{chunk}"
 
 
 def consumer(group: str, partition: int, epoch: int) -> str:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from .errors import GroupError
 from .events import GroupEvent
-from .model import MemberSettings, Message
+from .model import LetterReason, MemberSettings, Message
 from .partitioning.key import KeyRule
 
 # ---- commands ------------------------------------------------------------------------------------
@@ -132,6 +132,13 @@ class Ack:
     is_progress: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Acks:
+    """Acknowledge many, in this order; not confirmed."""
+
+    messages: tuple[Message, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoubleAck:
     """Acknowledge and have it confirmed: ``Done``, or ``Failed`` (no responders: fenced)."""
@@ -166,10 +173,78 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Handle:
-    """Call the handler; ends in ``Handled``."""
+class StoreLetter:
+    """Store a message with the group's dead letters: ``Done``, ``Stale`` or ``Failed``.
 
+    An effect like any other, so at most once and fenced: the last letter on the subject
+    ``dead_letter(group, message.partition, token)`` carries the sequence and epoch of its message.
+    A higher epoch there is answered by ``Stale``; a sequence there that is not below
+    ``message.seq`` by ``Done`` (the letter is there); else the letter is published with the
+    expected last subject sequence, and after a conflict all of it is done again.
+    """
+
+    id: int
     message: Message
+    token: str
+    """The rest of the letter's subject, one or two tokens: the key's token, ``%null.<seq>``
+    for a message without a key (each is alone on its subject: no order is claimed)."""
+    reason: LetterReason
+    error: str
+    """One line, what the last handler call raised."""
+    attempts: int
+    stored_ns: int
+    """Wall clock."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadLetters:
+    """Read up to ``max_count`` letters of a key, oldest first: ``Letters``.
+
+    Their messages are as they were delivered (subject, data, headers without the letter's own, key,
+    ``seq``, ``timestamp_ns``), under ``epoch``; ``num_delivered`` is 1 and ``reply`` empty.
+    """
+
+    id: int
+    partition: int
+    token: str
+    epoch: int
+    max_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteLetter:
+    """Delete a letter by its sequence; one that is not there counts as deleted: ``Done``."""
+
+    id: int
+    letter_seq: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handle:
+    """Call the handler; ends in ``Handled``. More than one message: one call of a batch handler."""
+
+    messages: tuple[Message, ...]
+
+    @property
+    def message(self) -> Message:
+        """The message, or the first of a batch."""
+        return self.messages[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enter:
+    """Open what the user keeps for a partition, before its first message: ends in ``Entered``."""
+
+    partition: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flush:
+    """Flush it, after the last message and before the partition is given away: ``Flushed``."""
+
+    partition: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +274,17 @@ Command = (
     | OpenPull
     | ClosePull
     | Ack
+    | Acks
     | DoubleAck
     | Listen
     | Beat
     | Probe
+    | StoreLetter
+    | ReadLetters
+    | DeleteLetter
     | Handle
+    | Enter
+    | Flush
     | Tell
     | Stop
 )
@@ -295,6 +376,31 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stale:
+    """A letter of this higher epoch is there: nothing was stored."""
+
+    id: int
+    seen_epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message that was stored as a letter."""
+
+    letter_seq: int
+    """Its sequence in the stream of the letters."""
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Letters:
+    """Letters of one key, oldest first; none: there are no more."""
+
+    id: int
+    letters: tuple[Letter, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alive:
     """A probed member answered."""
 
@@ -320,6 +426,8 @@ Reply = (
     | ConsumerRead
     | Done
     | Overlap
+    | Stale
+    | Letters
     | Alive
     | Failed
 )
@@ -383,12 +491,29 @@ class PullEnded:
 class Handled:
     """A handler call ended; ``error`` is what it raised, None when it returned.
 
-    ``seen_epoch``: it raised because a sink holds an effect of this higher epoch.
+    ``seen_epoch``: it raised because a sink holds an effect of this higher epoch. ``message`` is
+    the first of a batch.
     """
 
     message: Message
     error: str | None = None
     seen_epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entered:
+    """What ``Enter`` asked for is done."""
+
+    partition: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flushed:
+    """What ``Flush`` asked for is done."""
+
+    partition: int
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +543,8 @@ Happening = (
     | PullIdle
     | PullEnded
     | Handled
+    | Entered
+    | Flushed
     | Disconnected
     | Reconnected
 )
@@ -440,7 +567,8 @@ class Port(Protocol):
         """Start carrying a command out; its reply and what follows go to the listener.
 
         Never raises for what the server says, and never calls the listener before it returns.
-        ``Handle``, ``Tell`` and ``Stop`` are the worker's own and do not come here.
+        ``Handle``, ``Enter``, ``Flush``, ``Tell`` and ``Stop`` are the worker's own and do not
+        come here.
         """
 
     async def close(self) -> None:
@@ -452,3 +580,12 @@ class PortMaker(Protocol):
 
     def port(self, settings: MemberSettings, rule: KeyRule | None) -> Port:
         """Make one member's port; not opened yet."""
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock that the member's machine is to go by."""
+
+    def wall_ns(self) -> int:
+        """Wall clock, nanoseconds since 1970."""
+
+    def chance(self) -> float:
+        """Draw from [0, 1): the same numbers again where a run can be repeated."""

@@ -264,7 +264,7 @@ class Owner:
             if message is None:
                 continue
             self._num_running += 1
-            self.context.out.append(Handle(message=message))
+            self.context.out.append(Handle(messages=(message,)))
             self._note_ready(one)
 
     def _note_ready(self, one: Ownership) -> None:
