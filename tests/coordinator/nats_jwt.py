@@ -5,13 +5,12 @@ The claims are those of NATS JWT version 2; a token is signed by the key above i
 
 import base64
 import hashlib
-import importlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-nkeys: Any = importlib.import_module("nkeys")
+import nkeys  # type: ignore[import-untyped]
 
 
 class Key:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import nkeys  # type: ignore[import-untyped]
 import pytest
 from nats.aio.client import Client
 
@@ -20,6 +21,7 @@ from millstream_coordinator.partitioning.key import KeyRule
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 
+from .nats_jwt import Key, write_operator
 from .test_worker import Seen, running, until
 
 pytestmark = pytest.mark.real_server
@@ -145,9 +147,6 @@ async def test_a_client_with_an_inbox_prefix_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_a_client_with_an_nkey(tmp_path: Path) -> None:
-    nkeys = pytest.importorskip("nkeys", reason="nkeys is not installed")
-    from .nats_jwt import Key
-
     user = Key(nkeys.PREFIX_BYTE_USER)
     config = f"authorization {{ users: [{{nkey: {user.public}}}] }}"
     async with (
@@ -159,9 +158,6 @@ async def test_a_client_with_an_nkey(tmp_path: Path) -> None:
 
 
 async def test_a_client_with_creds(tmp_path: Path) -> None:
-    pytest.importorskip("nkeys", reason="nkeys is not installed")
-    from .nats_jwt import write_operator
-
     config, creds = write_operator(tmp_path)
     async with (
         configured(tmp_path, config) as server,
