@@ -2,9 +2,54 @@
 
 Only facts somebody outside may want to see, one value each; what the machines exchange with their
 edge is in ``ports.py``. ``describe`` gives the one-line text used by logs and plain terminals.
+
+**On the wire** an event is a JSON object (`encode_event`)::
+
+    {"version": 1, "number": 17, "at_ns": 1767225600000000000, "group": "delays",
+     "teller": "w1", "event": "partition_moved", "partition": 3, "epoch": 8, …}
+
+``teller`` is the member that tells it, ``at_ns`` its wall clock, ``event`` the class's name, the
+rest are the event's own fields. Each member publishes what it tells on `naming.event`, a subject of
+core NATS. What concerns the group (GROUP_EVENTS) is published by the leader alone, and kept by it
+in the group's bucket: entries ``event.<i>`` are JSON arrays of up to EVENTS_PER_ENTRY events each,
+the entry after the 256th overwrites the first. ``number`` grows by one with each event kept,
+whoever leads; it is null in what only one member tells.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+EVENTS_PER_ENTRY = 64
+EVENT_VERSION = 1
+
+
+class Cause(StrEnum):
+    """Why a partition changed its owner; what ``part.<n>`` and the events say."""
+
+    JOINED = "joined"
+    """A member came, and takes its share."""
+    LEFT = "left"
+    """The owner drained and left."""
+    MISSED_HEARTBEATS = "missed heartbeats"
+    """The owner was silent for the heartbeat timeout."""
+    NO_RESPONDERS = "probe answered no responders"
+    """The owner's connection was gone."""
+    RESTARTED = "restarted"
+    """Another process came under the owner's name."""
+    DRAINED = "drained"
+    """An operator wants the owner to own nothing."""
+    MOVED = "moved by hand"
+    RESIZED = "resized"
+    RESET = "reset"
+    REBALANCED = "rebalanced"
+    """Capacities changed, or an operator took back a move or a drain."""
+    SINK_AHEAD = "a sink held a higher epoch"
+    """The group's bucket was lost once; the epoch was raised above the sink's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +61,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """The member drained and left."""
+    """The member is in the group no more: it drained and left, or its record ran out."""
 
     member: str
 
@@ -34,6 +79,10 @@ class PartitionAssigned:
 
     partition: int
     epoch: int
+    cause: str = ""
+    """Why it changed hands (`Cause`)."""
+    stopped_s: float | None = None
+    """How long nobody served it, by the wall clocks of both owners; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +131,37 @@ class PartitionMoved:
     epoch: int
     owner: str | None
     previous: str | None
+    cause: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paused:
+    """An operator paused the group (``partitions`` None) or some of its partitions."""
+
+    partitions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """An operator resumed the group (``partitions`` None) or some of its partitions."""
+
+    partitions: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resizing:
+    """An operator wants another number of partitions; every partition is drained."""
+
+    partitions: int
+    resize_to: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resized:
+    """The group has another number of partitions now."""
+
+    previous: int
+    partitions: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +182,14 @@ class ConsumerReconciled:
     consumer: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordTooNew:
+    """A record was written by a newer version: this member leaves alone what it concerns."""
+
+    key: str
+    version: int
+
+
 GroupEvent = (
     Joined
     | Left
@@ -113,13 +201,67 @@ GroupEvent = (
     | Unfenced
     | MemberDead
     | PartitionMoved
+    | Paused
+    | Resumed
+    | Resizing
+    | Resized
     | MessageRetried
     | ConsumerReconciled
+    | RecordTooNew
 )
+
+GROUP_EVENTS = (
+    Joined
+    | Left
+    | LeaderChanged
+    | MemberDead
+    | PartitionMoved
+    | Paused
+    | Resumed
+    | Resizing
+    | Resized
+    | ConsumerReconciled
+)
+"""What the leader tells for everybody, and keeps."""
+
+_encoder = msgspec.json.Encoder()
+
+
+def event_name(event: GroupEvent) -> str:
+    """``PartitionMoved`` is called ``partition_moved`` on the wire."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+
+
+def event_object(
+    event: GroupEvent, *, group: str, member: str, at_ns: int, number: int | None = None
+) -> dict[str, object]:
+    """Return the event as on the wire, before it is JSON."""
+    return {
+        "version": EVENT_VERSION,
+        "number": number,
+        "at_ns": at_ns,
+        "group": group,
+        "teller": member,
+        "event": event_name(event),
+        **{one.name: getattr(event, one.name) for one in fields(event)},
+    }
+
+
+def encode_events(events: dict[str, object] | Sequence[dict[str, object]]) -> bytes:
+    """Encode one event for a subject, or several for an entry of the ring."""
+    return _encoder.encode(events)
+
+
+def decode_events(value: bytes) -> list[dict[str, Any]]:
+    """Read either form; raises ValueError when the bytes are neither."""
+    read = msgspec.json.decode(value)
+    events = read if isinstance(read, list) else [read]
+    if not all(isinstance(one, dict) and "event" in one for one in events):
+        raise ValueError("not events of a group")
+    return events
 
 
 def describe(event: GroupEvent) -> str:
     """One line about an event: its name in words and its facts."""
     facts = " ".join(f"{name}={getattr(event, name)}" for name in event.__slots__)
-    words = "".join(f" {c.lower()}" if c.isupper() else c for c in type(event).__name__).strip()
-    return f"{words}: {facts}"
+    return f"{event_name(event).replace('_', ' ')}: {facts}"

@@ -71,6 +71,14 @@ class DeleteKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ListKeys:
+    """Names of the bucket's keys that begin with ``prefix`` and have a value: ``KeyNames``."""
+
+    id: int
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ListConsumers:
     """Names of the stream's consumers: ``ConsumerNames``."""
 
@@ -90,13 +98,16 @@ class CreateConsumer:
     """Make a pull consumer: explicit ack, one filter: ``Done`` or ``Overlap``.
 
     ``start_seq`` is the first sequence wanted (ignored on work-queue streams: the server knows
-    what is left).
+    what is left). ``level`` is how many partitions there are: it says which filter, and is kept
+    with the consumer (metadata ``millstream_partitions``), so that `ReadConsumer` tells it; 0: as
+    many as the group began with.
     """
 
     id: int
     name: str
     partition: int
     start_seq: int
+    level: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +266,16 @@ class Tell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """Publish what happened on this member's `naming.event`: no reply, lost without a connection.
+
+    ``value`` is JSON (`events`).
+    """
+
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
     """The machine is at its end; ``error`` is why, or None after a drain."""
 
@@ -267,6 +288,7 @@ Command = (
     | ReadKey
     | WriteKey
     | DeleteKey
+    | ListKeys
     | ListConsumers
     | ReadConsumer
     | CreateConsumer
@@ -286,6 +308,7 @@ Command = (
     | Enter
     | Flush
     | Tell
+    | Announce
     | Stop
 )
 
@@ -314,6 +337,8 @@ class Prepared:
     """The bucket is there, and the stream (if the group has one) can carry the group."""
 
     id: int
+    has_key_ttl: bool = True
+    """Whether keys written with a time to live go by themselves (not before server 2.11)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,6 +366,14 @@ class Conflict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyNames:
+    """Keys of the bucket."""
+
+    id: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerNames:
     """All consumers of the stream."""
 
@@ -359,6 +392,8 @@ class ConsumerRead:
     delivered: int = 0
     """Consumer sequence of the last delivery."""
     num_ack_pending: int = 0
+    level: int = 0
+    """The one it was made with; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -422,6 +457,7 @@ Reply = (
     | KeyRead
     | Written
     | Conflict
+    | KeyNames
     | ConsumerNames
     | ConsumerRead
     | Done
