@@ -11,6 +11,7 @@ GroupError
 ├── GroupMissing         no such group on this server
 ├── MemberMissing        no such member in the group
 ├── PartitionMissing     the group has no partition of this number
+├── LetterMissing        the group has no dead letter of this number
 ├── NotPossible          what an operator asked for does not fit the group as it is
 └── Contended            others kept writing what an operator wanted to write
 """
@@ -98,6 +99,14 @@ class PartitionMissing(GroupError):
     def __init__(self, group: str, partition: int, count: int) -> None:
         super().__init__(f"group {group!r} has no partition {partition}: they are 0 to {count - 1}")
         self.group, self.partition, self.count = group, partition, count
+
+
+class LetterMissing(GroupError):
+    """The group has no dead letter of this number."""
+
+    def __init__(self, group: str, seq: int) -> None:
+        super().__init__(f"group {group!r} has no dead letter {seq}")
+        self.group, self.seq = group, seq
 
 
 class NotPossible(GroupError):
