@@ -12,6 +12,7 @@ Acks go where the message's reply subject says, which the server writes.
 
 import asyncio
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,8 @@ class Api:
             raise RequestFailed(Failure.NO_RESPONDERS, subject) from error
         except nats.errors.TimeoutError as error:
             raise RequestFailed(Failure.TIMEOUT, subject) from error
+        except (nats.errors.MaxPayloadError, nats.errors.BadHeaderError) as error:
+            raise RequestFailed(Failure.REFUSED, f"{subject}: {error}") from error
         except (nats.errors.Error, OSError) as error:
             raise RequestFailed(Failure.DISCONNECTED, f"{subject}: {error}") from error
         return reply.data
@@ -170,10 +173,17 @@ class Api:
         self, bucket: str, key: str, value: bytes, revision: int, headers: dict[str, str]
     ) -> int:
         """Compare-and-set; returns the new revision. RequestFailed's code tells a conflict."""
-        subject = self.key_subject(bucket, key)
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision), **headers}
-        answer = _result(await self.request(subject, value, headers), subject)
-        return int(answer["seq"])
+        return await self.publish(self.key_subject(bucket, key), value, headers, expected=revision)
+
+    async def publish(
+        self, subject: str, data: bytes, headers: Mapping[str, str], *, expected: int
+    ) -> int:
+        """Publish into a stream if ``expected`` is the last sequence on the subject (0: none).
+
+        Returns the sequence it got. RequestFailed's code tells a conflict.
+        """
+        sent = {**headers, "Nats-Expected-Last-Subject-Sequence": str(expected)}
+        return int(_result(await self.request(subject, data, sent), subject)["seq"])
 
     async def delete(self, bucket: str, key: str, revision: int) -> int:
         """Compare-and-delete; returns the revision of the marker."""

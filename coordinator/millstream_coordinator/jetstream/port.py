@@ -9,6 +9,7 @@
 `streams.py`            the stream, looked at before anything is changed
 `consumers.py`          the partitions' consumers
 `pull.py`               standing pulls
+`letters.py`            dead letters and parked messages
 ======================= ==========================================================================
 
 **Reconnects are counted** (``stats["reconnects"]``): a no-responders that comes over a new
@@ -17,6 +18,8 @@ connection says nothing about who was there on the old one.
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -29,6 +32,7 @@ from ..model import MemberSettings
 from ..partitioning.key import KeyRule
 from ..ports import (
     Ack,
+    Acks,
     Alive,
     Beat,
     ClosePull,
@@ -36,6 +40,7 @@ from ..ports import (
     CreateConsumer,
     DeleteConsumer,
     DeleteKey,
+    DeleteLetter,
     Disconnected,
     Done,
     DoubleAck,
@@ -50,15 +55,18 @@ from ..ports import (
     Probe,
     ReadConsumer,
     ReadKey,
+    ReadLetters,
     Reconnected,
     Reply,
     Spawn,
+    StoreLetter,
     Watch as WatchCommand,
     WriteKey,
 )
 from .api import API_PREFIX, Api, RequestFailed, pass_cancellation
 from .consumers import Consumers
 from .keys import Bucket
+from .letters import Letters
 from .pull import Pulls
 from .streams import Streams
 from .watch import Watch
@@ -109,8 +117,10 @@ class JetStreamPort:
         self._streams = Streams(self._api, settings, self._rule)
         self._consumers = Consumers(self._api, settings, self._rule, self._streams)
         self._bucket = Bucket(self._api, settings)
+        self._letters = Letters(self._api, settings, self._rule, self._streams)
         self._watch = Watch(self._wire, self._bucket)
         self._pulls = Pulls(self._wire, self._streams.of)
+        self._answers = self._table()
         self._reconnects = client.stats["reconnects"]
         try:
             await self._look()
@@ -157,6 +167,9 @@ class JetStreamPort:
             case Ack():
                 payload = b"+WPI" if command.is_progress else b"+ACK"
                 self._wire.publish(command.message.reply, payload)
+            case Acks():
+                for message in command.messages:
+                    self._wire.publish(message.reply, b"+ACK")
             case Beat():
                 settings = self._settings
                 subject = naming.heartbeat(settings.group, settings.member)
@@ -181,37 +194,42 @@ class JetStreamPort:
     async def _answer(self, command: Command) -> None:
         reply: Reply
         try:
-            reply = await self._carry_out(command)
+            reply = await self._answers[type(command)](command)
         except RequestFailed as error:
             id_ = getattr(command, "id", 0)
             reply = Failed(id=id_, reason=error.reason, detail=error.detail)
         self._wire.tell(reply)
 
-    async def _carry_out(self, command: Command) -> Reply:
-        match command:
-            case Prepare():
-                await self._bucket.prepare(self._streams.num_replicas, has_ttl=self._has_ttl)
-                return Prepared(id=command.id)
-            case ReadKey():
-                return await self._bucket.read(command)
-            case WriteKey() | DeleteKey():
-                return await self._bucket.write(command)
-            case ListConsumers():
-                return await self._consumers.names(command)
-            case ReadConsumer():
-                return await self._consumers.read(command)
-            case CreateConsumer():
-                return await self._consumers.create(command)
-            case DeleteConsumer():
-                return await self._consumers.delete(command)
-            case Probe():
-                subject = naming.probe(self._settings.group, command.member)
-                return Alive(id=command.id, instance=(await self._api.request(subject)).decode())
-            case DoubleAck():
-                await self._api.request(command.message.reply, b"+ACK")
-                return Done(id=command.id)
-            case _:
-                raise AssertionError(f"no command of a port: {command}")
+    def _table(self) -> dict[type, Callable[[Any], Awaitable[Reply]]]:
+        """Who carries out which command that is answered."""
+        return {
+            Prepare: self._prepare,
+            Probe: self._probe,
+            DoubleAck: self._double_ack,
+            ReadKey: self._bucket.read,
+            WriteKey: self._bucket.write,
+            DeleteKey: self._bucket.write,
+            ListConsumers: self._consumers.names,
+            ReadConsumer: self._consumers.read,
+            CreateConsumer: self._consumers.create,
+            DeleteConsumer: self._consumers.delete,
+            StoreLetter: self._letters.store,
+            ReadLetters: self._letters.read,
+            DeleteLetter: self._letters.delete,
+        }
+
+    async def _prepare(self, command: Prepare) -> Reply:
+        await self._bucket.prepare(self._streams.num_replicas, has_ttl=self._has_ttl)
+        await self._letters.prepare()
+        return Prepared(id=command.id)
+
+    async def _probe(self, command: Probe) -> Reply:
+        subject = naming.probe(self._settings.group, command.member)
+        return Alive(id=command.id, instance=(await self._api.request(subject)).decode())
+
+    async def _double_ack(self, command: DoubleAck) -> Reply:
+        await self._api.request(command.message.reply, b"+ACK")
+        return Done(id=command.id)
 
     # ---- heartbeats and probes ----
 
