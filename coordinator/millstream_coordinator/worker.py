@@ -34,7 +34,7 @@ from .model import ConfigRecord, Limits, MemberSettings, Message, Timing, second
 from .naming import check_name
 from .partitioning.key import KeyRule
 from .ports import Handle, Handled, Happening, Port, PortMaker, Reply, Stop, Tell
-from .sinks.sinks import StaleEpoch
+from .sinks.contract import StaleEpoch
 
 logger = logging.getLogger(__name__)
 

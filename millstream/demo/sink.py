@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from nats.aio.client import Client
 
-from millstream_coordinator.sinks.sinks import key_of_entry
+from millstream_coordinator.sinks import key_of_entry
 
 from .tracks import Track, decode
 

@@ -18,7 +18,7 @@ import msgspec
 import nats
 
 from millstream_coordinator import Group, GroupError, Message
-from millstream_coordinator.sinks.sinks import KvSink, StaleEpoch, Verdict
+from millstream_coordinator.sinks import KvSink, StaleEpoch, Verdict
 
 from .child import announce, end_with_standard_input
 from .ledger import APPLIED, FAILED, REPEAT, STALE, Call, Effect, Ledger

@@ -22,7 +22,7 @@ from millstream_coordinator import (
 from millstream_coordinator.events import GroupEvent, PartitionAssigned, PartitionRevoked
 from millstream_coordinator.memory import MemoryServer
 from millstream_coordinator.ports import BucketGone
-from millstream_coordinator.sinks.sinks import StaleEpoch
+from millstream_coordinator.sinks import StaleEpoch
 from tests.helpers.servers import Server
 
 TIMEOUT_S = 15.0

@@ -1,0 +1,142 @@
+"""Subjects of a stream whose last message carries a mark: what KvSink and PublishSink stand on.
+
+A subject's entry is its last message: data, marks in the header `MARK_HEADER`, and its sequence as
+the revision. A new one is stored with ``Nats-Expected-Last-Subject-Sequence``, so that it follows
+the entry that was judged and no other.
+
+An entry read or written is remembered (``remembered_max`` of them, the last used), so that a key's
+next effect costs one round trip instead of two. That is safe: marks only grow, so a refusal by an
+old mark is right for the newer one as well, and an effect on an old entry fails its compare-and-set
+and is judged again by the stored one. (Deleting the stream under a running sink ends what any mark
+can promise.)
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import nats.errors
+import nats.js.errors
+from nats.js import JetStreamContext
+from nats.js.api import Header
+
+from ..jetstream.api import WRONG_LAST_SEQUENCE, marks_deletion
+from ..partitioning.key import key_headers
+from .contract import (
+    BadMark,
+    SinkContended,
+    SinkCounters,
+    SinkUnavailable,
+    Unconfirmed,
+    admits,
+)
+from .mark import MARK_HEADER, Entry, Fenced, Verdict, decode_marks, encode_marks
+
+STREAM_NOT_FOUND = 10059
+CLIENT_ERRORS = (nats.errors.Error, nats.js.errors.Error, OSError)
+"""What nats-py raises when a request was not carried out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """What is to follow an entry."""
+
+    data: bytes
+    headers: Mapping[str, str]
+    value: bytes | None
+
+
+class MarkedSubjects:
+    """Reads and writes entries of one stream; one object serves any number of tasks."""
+
+    def __init__(
+        self, jetstream: JetStreamContext, stream: str, sink: str, remembered_max: int
+    ) -> None:
+        self.jetstream = jetstream
+        self._stream = stream
+        self._sink = sink
+        self._remembered: OrderedDict[str, Entry] = OrderedDict()
+        self._remembered_max = remembered_max
+        self._unconfirmed = Unconfirmed(remembered_max)
+
+    async def apply(
+        self,
+        message: Fenced,
+        subject: str,
+        effect: Callable[[Entry], Write],
+        counters: SinkCounters,
+        attempts_max: int,
+    ) -> Verdict:
+        """Judge the message by the subject's entry, and store what ``effect`` makes of that.
+
+        Raises StaleEpoch, SinkUnavailable, SinkContended or BadMark.
+        """
+        counters.attempts += 1
+        for _ in range(attempts_max):
+            # What failed its compare-and-set is remembered no more.
+            entry = self._remembered.get(subject) or await self.load(subject)
+            mark = entry.marks.get(message.mark)
+            if self._unconfirmed.found(subject, message, mark):
+                counters.applied += 1
+                return Verdict.APPLY
+            if not admits(message, mark, counters):
+                return Verdict.REPEAT
+            if await self._store(subject, entry, message, effect(entry)):
+                counters.applied += 1
+                return Verdict.APPLY
+        raise SinkContended(self._sink, subject, attempts_max)
+
+    async def load(self, subject: str) -> Entry:
+        """Read a subject's entry from the stream's leader. Raises SinkUnavailable, BadMark."""
+        try:
+            stored = await self.jetstream.get_msg(self._stream, subject=subject)
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code == STREAM_NOT_FOUND:
+                raise SinkUnavailable(self._sink, "its stream is gone") from error
+            return Entry()
+        except CLIENT_ERRORS as error:
+            raise SinkUnavailable(self._sink, reason_of(error)) from error
+        text = (stored.headers or {}).get(MARK_HEADER, "")
+        try:
+            marks = decode_marks(text)
+        except ValueError as error:
+            raise BadMark(self._sink, subject, text) from error
+        value = None if marks_deletion(stored.headers) else stored.data or b""
+        entry = Entry(value, marks, stored.seq or 0)
+        self._remember(subject, entry)
+        return entry
+
+    async def _store(self, subject: str, before: Entry, message: Fenced, write: Write) -> bool:
+        """Write effect and mark if the entry is still ``before``; False if it is not."""
+        marks = before.marks_after(message)
+        headers = {
+            **write.headers,
+            **key_headers(message.key),
+            MARK_HEADER: encode_marks(marks),
+            Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(before.revision),
+        }
+        self._remembered.pop(subject, None)
+        try:
+            ack = await self.jetstream.publish(subject, write.data, headers=headers)
+        except nats.js.errors.APIError as error:
+            if error.err_code in WRONG_LAST_SEQUENCE:
+                return False
+            raise SinkUnavailable(self._sink, reason_of(error)) from error
+        except CLIENT_ERRORS as error:
+            # It may be stored all the same: the next attempt at this message finds out.
+            self._unconfirmed.add(subject, message)
+            raise SinkUnavailable(self._sink, reason_of(error)) from error
+        self._unconfirmed.forget(subject, message)
+        self._remember(subject, Entry(write.value, marks, ack.seq))
+        return True
+
+    def _remember(self, subject: str, entry: Entry) -> None:
+        self._remembered[subject] = entry
+        self._remembered.move_to_end(subject)
+        while len(self._remembered) > self._remembered_max:
+            self._remembered.popitem(last=False)
+
+
+def reason_of(error: Exception) -> str:
+    """What to tell of a client's error."""
+    return str(error) or type(error).__name__
