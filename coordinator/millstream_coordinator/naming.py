@@ -145,9 +145,13 @@ def dead_letter(group: str, partition: int | str, key_token: str) -> str:
     return f"millstream.dlq.{group}.{partition}.{key_token}"
 
 
-def work_stream(group: str) -> str:
-    """Name of the group's own work-queue stream, sourced from another."""
-    return f"MILLSTREAM_WORK_{group}"
+def work_stream(group: str, generation: int = 1) -> str:
+    """Name of the group's own work-queue stream, sourced from another.
+
+    A generation after the first has its number behind a ``+``, which no group's name can hold.
+    """
+    first = f"MILLSTREAM_WORK_{group}"
+    return first if generation == 1 else f"{first}+{generation}"
 
 
 def work_prefix(group: str) -> str:

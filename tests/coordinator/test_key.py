@@ -368,6 +368,28 @@ def test_each_partition_of_each_level_must_be_among_the_streams_subjects() -> No
         NESTED.check([f"orders.{n % 4}.{n}.*" for n in range(15)], 4)
 
 
+def test_a_stream_of_one_partition_is_looked_at_for_that_one_only() -> None:
+    rule = KeyRule.parse("flights.*.{key}")
+
+    rule.check(["flights.3.*"], 4, only=3)
+    KeyRule.parse("flights.{key}").check(["flights.*"], 4, only=3)
+    with pytest.raises(KeyRuleError, match="no subject of partition 2"):
+        rule.check(["flights.3.*"], 4, only=2)
+
+
+@pytest.mark.parametrize(
+    "text", ["orders.{partition}.x.{partition:16}.*.{key}", "header:A on orders.*.>"]
+)
+def test_the_filters_text_reads_back_as_the_same_places(text: str) -> None:
+    rule = KeyRule.parse(text)
+
+    read = KeyRule.for_function(lambda *_: None, rule.filter_text)
+
+    assert read.subject_filter(3) == rule.subject_filter(3)
+    assert read.subject_filter(3, 16) == rule.subject_filter(3, 16)
+    assert (read.finer, read.partition_place) == (rule.finer, rule.partition_place)
+
+
 TOKENS = st.one_of(
     st.sampled_from(["a", "k", "7", "", "%null", "none", "%empty", "%zz", "$x", "ü", "\udc80"]),
     KEYS.map(to_token),

@@ -231,7 +231,7 @@ class KeyRule:
 
     @property
     def filter_text(self) -> str:
-        """The pattern without the key's marks, as ``cfg`` has it; `for_function` reads it back."""
+        """The pattern as ``cfg`` has it: the partition's tokens marked, the key's not."""
         tokens = self.subject_filter().split(".")
         if self.partition_place is not None:
             tokens[self.partition_place] = "{partition}"
@@ -302,15 +302,15 @@ class KeyRule:
         number = int(token)
         return number if str(number) == token else None
 
-    def check(self, subjects: Iterable[str], partitions: int) -> None:
+    def check(self, subjects: Iterable[str], partitions: int, *, only: int | None = None) -> None:
         """Refuse, with KeyRuleError, a rule that cannot read ``partitions`` partitions of a stream.
 
         ``subjects`` are the patterns the stream's messages are stored under (`stored_subjects`).
         Each partition's filter, at every level, must be able to match some of them. The server
         would not say so: it takes any filter for a consumer, and one that fits nothing never
-        delivers (seen on 2.15.1).
+        delivers (seen on 2.15.1). ``only``: the stream is that partition's alone.
         """
-        if self.partition_place is None and partitions > 1:
+        if self.partition_place is None and partitions > 1 and only is None:
             raise KeyRuleError(
                 self.text,
                 f"it marks no partition token, so it cannot tell {partitions} partitions apart"
@@ -318,15 +318,20 @@ class KeyRule:
             )
         stored = list(subjects)
         patterns = [subject.split(".") for subject in stored]
-        for level in self.levels(partitions):
-            for partition in range(level):
-                wanted = self.subject_filter(partition, level)
-                if not any(_overlap(wanted.split("."), pattern) for pattern in patterns):
-                    raise KeyRuleError(
-                        self.text,
-                        f"no subject of partition {partition} ({wanted!r}) is among the stream's"
-                        f" subjects: {', '.join(stored) or 'none'}",
-                    )
+        levels = self.levels(partitions)
+        wanted = (
+            [(only, levels[0])]
+            if only is not None
+            else [(partition, level) for level in levels for partition in range(level)]
+        )
+        for partition, level in wanted:
+            subject = self.subject_filter(partition, level)
+            if not any(_overlap(subject.split("."), pattern) for pattern in patterns):
+                raise KeyRuleError(
+                    self.text,
+                    f"no subject of partition {partition} ({subject!r}) is among the stream's"
+                    f" subjects: {', '.join(stored) or 'none'}",
+                )
 
     def _place(self, level: int | None) -> int | None:
         return (

@@ -499,7 +499,7 @@ def _group(table: _Table, name: str, topics: Mapping[str, TopicDescription]) -> 
     letters = table.table("dead_letters")
     dead_letters = options
     if letters is not None:
-        if on_failure not in (FailurePolicy.DEAD_LETTER, FailurePolicy.PARK):
+        if on_failure is FailurePolicy.RETRY:
             raise table.error("dead_letters", f"there are none with on_failure = '{on_failure!s}'")
         dead_letters = StreamOptions(
             storage=storage,

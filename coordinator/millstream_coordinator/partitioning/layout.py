@@ -1,0 +1,474 @@
+"""From a description to what the server is to have, and what is different there. Pure.
+
+**What is wanted** (`wanted_streams`, `config_record`): for each topic its streams, for each group
+its own work-queue stream (layout ``sourced``), its stream of dead letters and its ``cfg``. A
+stream's configuration is the JSON that ``STREAM.CREATE`` takes, with every field that matters to a
+group said explicitly, so that it can be compared with what the server echoes.
+
+**Tokens written by the server.** Where ``orders.{partition}.{partition:16}.{region}.{customer}`` is
+the stored form, the stream listens on ``orders.*.*`` and transforms it to
+``orders.{{partition(4,1,2)}}.{{partition(16,1,2)}}.{{wildcard(1)}}.{{wildcard(2)}}``: all levels
+hash the same tokens, so they nest. It listens on the stored form as well: a dead letter is replayed
+by publishing it under the subject it had. A group's own stream is sourced with such a transform and
+listens on its form for the same reason.
+
+**Consumers.** A group has one consumer per partition, for a moment two (the old epoch's and the new
+one's), and counts with its finest level, which a resize may bring. A stream is given room for all
+its groups and for `SPARE_CONSUMERS` of others, never less than the server's own default.
+
+**What may change** (`differences`): limits and replicas can be updated. What decides where a key's
+messages are cannot, once there are messages: what is stored keeps its old subjects, and a key's
+order would be spread over two partitions. Retention and storage the server itself does not change
+(nats-server 2.15.1). What a description says nothing of stays as it was found.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from .. import naming
+from ..model import ConfigRecord, FailurePolicy, Retention
+from .key import KeyRule
+from .topic import (
+    Description,
+    Discard,
+    GroupDescription,
+    Layout,
+    StartKind,
+    StreamOptions,
+    TopicDescription,
+    WrittenBy,
+    origin_filter,
+    published_filter,
+    stream_names,
+    work_tokens,
+)
+
+CONSUMERS_MAX: Final = 1000
+"""What a stream takes where its own limit says nothing (nats-server 2.15.1, error 10026)."""
+SPARE_CONSUMERS: Final = 100
+LEVELS_KEY: Final = "millstream.levels"
+PARTITIONER_KEY: Final = "millstream.partitioner"
+
+_UNLIMITED = -1
+_NS = 1_000_000_000
+_DUPLICATE_WINDOW = timedelta(minutes=2)
+
+
+class Change(StrEnum):
+    """What can be done about a difference."""
+
+    UPDATE = "update"
+    REPLACE = "replace"
+    """Nothing, on the stream that is there: it takes a new one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One field of something on the server that is not as described; ``str`` is its one line."""
+
+    field: str
+    found: object
+    wanted: object
+    change: Change
+    reason: str = ""
+
+    def __str__(self) -> str:
+        why = f": {self.reason}" if self.reason else ""
+        how = "can be updated" if self.change is Change.UPDATE else "cannot be changed"
+        return f"{self.field} is {_text(self.found)}, wanted {_text(self.wanted)}, {how}{why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedStream:
+    """A stream as described. ``needed_consumers`` is what its groups need of ``max_consumers``."""
+
+    name: str
+    config: Mapping[str, Any]
+    needed_consumers: int = 0
+    source: str | None = None
+    """The origin of a group's own stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a partition's messages are: a stream, and a subject filter (None: all of it)."""
+
+    stream: str
+    filter: str | None
+
+
+def place(config: ConfigRecord, partition: int) -> Place | None:
+    """Return where a partition is at the level that is read now; None: a group without a stream."""
+    if config.stream is None:
+        return None
+    stream = config.stream.replace("{partition}", str(partition))
+    if config.filter is None:
+        return Place(stream, None)
+    is_first = config.level in (None, config.partitions)
+    mark = "{partition}" if is_first else f"{{partition:{config.level}}}"
+    tokens = [
+        str(partition) if token == mark else "*" if token.startswith("{partition") else token
+        for token in config.filter.split(".")
+    ]
+    return Place(stream, ".".join(tokens))
+
+
+def config_record(
+    rule: KeyRule | None,
+    stream: str | None,
+    partitions: int,
+    *,
+    level: int | None = None,
+    on_failure: FailurePolicy = FailurePolicy.RETRY,
+    max_attempts: int = 5,
+) -> ConfigRecord:
+    """Return the ``cfg`` of a group that begins; raises KeyRuleError for levels that don't nest."""
+    levels = () if rule is None else rule.levels(partitions)
+    return ConfigRecord(
+        partitions=partitions,
+        stream=stream,
+        filter=None if rule is None else rule.filter_text,
+        key=None if rule is None or rule.function is not None else rule.text,
+        levels=levels if len(levels) > 1 else (),
+        level=level,
+        on_failure=on_failure,
+        max_attempts=max_attempts,
+    )
+
+
+def group_stream(topic: TopicDescription, group: GroupDescription) -> str:
+    """Name of the stream a group reads, as ``cfg`` has it."""
+    match topic.layout:
+        case Layout.TOKEN:
+            return topic.name
+        case Layout.STREAMS:
+            return f"{topic.name}-{{partition}}"
+        case Layout.SOURCED:
+            return naming.work_stream(group.name)
+
+
+def group_config(description: Description, group: GroupDescription) -> ConfigRecord:
+    """The ``cfg`` of a described group."""
+    return config_record(
+        group.rule,
+        group_stream(description.topics[group.topic], group),
+        group.partitions,
+        level=group.level,
+        on_failure=group.on_failure,
+        max_attempts=group.max_attempts,
+    )
+
+
+def group_arguments(description: Description, name: str) -> dict[str, Any]:
+    """Keyword arguments of `Group` for a member of a described group, but for the handler's key.
+
+    ``Group(url, **group_arguments(description, "billing"))``, and ``@group.handler(key=…)`` with
+    the described group's ``rule``.
+    """
+    group = description.groups[name]
+    return {
+        "stream": group_stream(description.topics[group.topic], group),
+        "name": name,
+        "partitions": group.partitions,
+        "max_ack_pending": group.max_ack_pending,
+    }
+
+
+def wanted_streams(description: Description) -> tuple[WantedStream, ...]:
+    """Every stream the description asks for, origins before what is sourced from them."""
+    streams: list[WantedStream] = []
+    for topic in description.topics.values():
+        groups = description.groups_on(topic.name)
+        if topic.rule is not None:
+            streams += _topic_streams(topic, groups)
+        if topic.layout is Layout.SOURCED:
+            streams += [work_stream(group, topic.name) for group in groups]
+    for group in description.groups.values():
+        if group.on_failure is not FailurePolicy.RETRY:
+            config = dead_letter_config(group.name, group.dead_letters)
+            streams.append(WantedStream(name=config["name"], config=config))
+    return tuple(streams)
+
+
+def _topic_streams(
+    topic: TopicDescription, groups: Sequence[GroupDescription]
+) -> list[WantedStream]:
+    assert topic.rule is not None
+    base = {**_limits(topic.options), "retention": str(topic.retention)}
+    if topic.layout is Layout.STREAMS:
+        needed = 2 * len(groups)
+        return [
+            WantedStream(
+                name=name,
+                config={
+                    "name": name,
+                    "subjects": [topic.rule.subject_filter(partition)],
+                    **base,
+                    "max_consumers": _room(needed),
+                    "metadata": _metadata(topic.rule, topic.partitions, str(topic.partitioner)),
+                },
+                needed_consumers=needed,
+            )
+            for partition, name in enumerate(stream_names(topic))
+        ]
+    stored = topic.rule.subject_filter()
+    config: dict[str, Any] = {"name": topic.name, "subjects": [stored], **base}
+    needed = 0
+    if topic.layout is Layout.TOKEN:
+        needed = sum(2 * group.levels[-1] for group in groups)
+        config["max_consumers"] = _room(needed)
+        config["metadata"] = _metadata(topic.rule, topic.partitions, str(topic.partitioner))
+        if topic.written_by is WrittenBy.SERVER:
+            published = published_filter(topic.rule)
+            config["subjects"] = [published, stored]
+            destination = _destination(topic.rule, topic.partitions, 0)
+            config["subject_transform"] = {"src": published, "dest": destination}
+    return [WantedStream(name=topic.name, config=config, needed_consumers=needed)]
+
+
+def work_stream(
+    group: GroupDescription,
+    origin: str,
+    *,
+    generation: int = 1,
+    first_seq: int | None = None,
+    start_seq: int | None = None,
+) -> WantedStream:
+    """A group's own work-queue stream, sourced from the stream ``origin``.
+
+    ``start_seq`` is the origin's sequence to begin with, instead of the group's ``start``;
+    ``first_seq`` the sequence of the first message here. Both count when it is made, never later.
+    """
+    name = naming.work_stream(group.name, generation)
+    source: dict[str, Any] = {
+        "name": origin,
+        "subject_transforms": [
+            {
+                "src": origin_filter(group.rule),
+                "dest": _destination(group.rule, group.partitions, work_tokens(group.rule)),
+            }
+        ],
+    }
+    if start_seq is not None:
+        source["opt_start_seq"] = start_seq
+    elif group.start.kind is StartKind.SEQUENCE:
+        source["opt_start_seq"] = group.start.sequence
+    elif group.start.kind is StartKind.TIME:
+        source["opt_start_time"] = group.start.rfc3339
+    needed = 2 * group.levels[-1]
+    config: dict[str, Any] = {
+        "name": name,
+        "subjects": [group.rule.subject_filter()],
+        **_limits(group.options),
+        "duplicate_window": 0,
+        "retention": str(Retention.WORK_QUEUE),
+        "max_consumers": _room(needed),
+        "sources": [source],
+        "metadata": _metadata(group.rule, group.partitions, "nats"),
+    }
+    if first_seq is not None:
+        config["first_seq"] = first_seq
+    return WantedStream(name=name, config=config, needed_consumers=needed, source=origin)
+
+
+def dead_letter_config(group: str, options: StreamOptions | None = None) -> dict[str, Any]:
+    """The stream of a group's dead letters and parked messages.
+
+    Every policy but ``retry`` has a use for it: a stopped partition's message may be set aside. A
+    full one refuses: a letter that pushed another out would be a message lost unseen.
+    """
+    return {
+        "name": naming.dead_letter_stream(group),
+        "subjects": [naming.dead_letter(group, "*", ">")],
+        **_limits(options or StreamOptions()),
+        "retention": str(Retention.LIMITS),
+        "discard": str(Discard.NEW),
+    }
+
+
+def _destination(rule: KeyRule, partitions: int, skipped: int) -> str:
+    """A transform's destination; the first ``skipped`` tokens of the rule are not in its source."""
+    assert rule.partition_place is not None
+    marks = {place: level for level, place in rule.finer.items()}
+    marks[rule.partition_place] = partitions
+    numbers: dict[int, int] = {}
+    for place, token in enumerate(rule.subject_filter().split(".")):
+        if token == "*" and place not in marks and place >= skipped:
+            numbers[place] = len(numbers) + 1
+    hashed = ",".join(str(numbers[place]) for place in rule.key_places)
+    tokens = []
+    for place, token in enumerate(rule.subject_filter().split(".")):
+        if place in marks:
+            tokens.append(f"{{{{partition({marks[place]},{hashed})}}}}")
+        elif place in numbers:
+            tokens.append(f"{{{{wildcard({numbers[place]})}}}}")
+        else:
+            tokens.append(token)
+    return ".".join(tokens)
+
+
+def _metadata(rule: KeyRule, partitions: int, partitioner: str) -> dict[str, str]:
+    levels = ",".join(map(str, rule.levels(partitions)))
+    return {LEVELS_KEY: levels, PARTITIONER_KEY: partitioner}
+
+
+def _room(needed: int) -> int:
+    return max(CONSUMERS_MAX, needed + SPARE_CONSUMERS)
+
+
+def _limits(options: StreamOptions) -> dict[str, Any]:
+    window = options.duplicate_window
+    if window is None:
+        window = min(_DUPLICATE_WINDOW, options.max_age or _DUPLICATE_WINDOW)
+    return {
+        "storage": str(options.storage),
+        "num_replicas": options.replicas,
+        "max_age": _nanoseconds(options.max_age),
+        "max_bytes": options.max_bytes or _UNLIMITED,
+        "max_msgs": options.max_messages or _UNLIMITED,
+        "max_msg_size": options.max_message_bytes or _UNLIMITED,
+        "max_msgs_per_subject": _UNLIMITED,
+        "discard": str(options.discard),
+        "duplicate_window": _nanoseconds(window),
+        "compression": str(options.compression),
+        "allow_direct": True,
+    }
+
+
+def _nanoseconds(duration: timedelta | None) -> int:
+    return 0 if duration is None else round(duration.total_seconds() * 1000) * (_NS // 1000)
+
+
+# ---- comparing ----
+
+_KEPT_SUBJECTS = "what is stored keeps its subjects, so a key would be in two partitions at once"
+_REPLACED = {
+    "retention": "the server does not change to or from a work queue",
+    "storage": "the server does not move a stream between file and memory",
+}
+_LOWERED = ("max_age", "max_bytes", "max_msgs")
+_WHERE_KEYS_ARE = ("subject_transform", "sources", LEVELS_KEY, PARTITIONER_KEY)
+
+
+def differences(
+    wanted: WantedStream, found: Mapping[str, Any], *, messages: int = 0
+) -> tuple[Difference, ...]:
+    """Compare a described stream with its configuration on the server, which has ``messages``."""
+    fields: list[Difference] = []
+    for state in ("sealed", "mirror"):
+        if found.get(state):
+            reason = "nothing can be written to it"
+            fields.append(_difference(state, found[state], None, Change.REPLACE, reason))
+    if found.get("no_ack"):
+        reason = "producers would not learn what was stored"
+        fields.append(_difference("no_ack", True, False, Change.UPDATE, reason))
+    limit = found.get("max_consumers", _UNLIMITED)
+    room = limit if limit > 0 else CONSUMERS_MAX
+    if room < wanted.needed_consumers:
+        reason = f"its groups need {wanted.needed_consumers}"
+        asked = wanted.config["max_consumers"]
+        fields.append(_difference("max_consumers", limit, asked, Change.UPDATE, reason))
+    for field, value in _compared(wanted.config).items():
+        there = _compared(found).get(field, _DEFAULTS.get(field))
+        if there != value:
+            fields.append(_judge(field, there, value, messages))
+    return tuple(fields)
+
+
+def updated(wanted: WantedStream, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration for ``STREAM.UPDATE``: what was found, with what the description says."""
+    config = {**found, **wanted.config}
+    config["metadata"] = {**(found.get("metadata") or {}), **wanted.config.get("metadata", {})}
+    if "max_consumers" in wanted.config and found.get("max_consumers", 0) > 0:
+        config["max_consumers"] = max(found["max_consumers"], wanted.needed_consumers)
+    if found.get("sources") and "sources" in wanted.config:
+        config["sources"] = found["sources"]
+    config["first_seq"] = found.get("first_seq", 0)
+    return {**config, "no_ack": False}
+
+
+def dropped(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> list[str]:
+    """Fields that a server did not take over: one it is too old for is ignored without a word."""
+    mine, theirs = _compared(asked), _compared(echoed)
+    names = [name for name, value in mine.items() if theirs.get(name, _DEFAULTS.get(name)) != value]
+    if "max_consumers" in asked and asked["max_consumers"] != echoed.get("max_consumers"):
+        names.append("max_consumers")
+    return names
+
+
+_DEFAULTS: Mapping[str, object] = {
+    "max_age": 0,
+    "duplicate_window": 0,
+    "compression": "none",
+    "allow_direct": False,
+    "num_replicas": 1,
+}
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are compared one to one, in a form that does not depend on their order."""
+    fields = {
+        name: value
+        for name, value in config.items()
+        if name not in ("name", "max_consumers", "first_seq", "metadata", "subjects", "sources")
+    }
+    fields["subjects"] = sorted(config.get("subjects") or [])
+    if config.get("sources"):
+        # Where a source began counts only when the stream is made.
+        fields["sources"] = [
+            (
+                source["name"],
+                [(it["src"], it["dest"]) for it in source.get("subject_transforms", [])],
+            )
+            for source in config["sources"]
+        ]
+    for name in (LEVELS_KEY, PARTITIONER_KEY):
+        if name in (config.get("metadata") or {}):
+            fields[name] = config["metadata"][name]
+    return fields
+
+
+def _judge(field: str, found: object, wanted: object, messages: int) -> Difference:
+    if field in _WHERE_KEYS_ARE:
+        if field in (LEVELS_KEY, PARTITIONER_KEY) and found is None:
+            return _difference(field, found, wanted, Change.UPDATE, "nothing says so yet")
+        if field == "sources":
+            reason = "what it holds came by the other; a resize makes a new generation"
+            return _difference(field, found, wanted, Change.REPLACE, reason)
+        if messages:
+            return _difference(field, found, wanted, Change.REPLACE, _KEPT_SUBJECTS)
+        return _difference(field, found, wanted, Change.UPDATE, "it is empty")
+    if field in _REPLACED and Retention.INTEREST not in (found, wanted):
+        return _difference(field, found, wanted, Change.REPLACE, _REPLACED[field])
+    if field == "retention" and wanted != Retention.LIMITS:
+        return _difference(field, found, wanted, Change.REPLACE, _REPLACED[field])
+    if field in _LOWERED and _is_lower(wanted, found):
+        return _difference(field, found, wanted, Change.UPDATE, "what is over it goes at once")
+    if field == "max_msgs_per_subject":
+        reason = "it drops a key's older messages, read or not"
+        return _difference(field, found, wanted, Change.UPDATE, reason)
+    return _difference(field, found, wanted, Change.UPDATE)
+
+
+def _is_lower(wanted: object, found: object) -> bool:
+    """Whether a limit is lower than another; -1 and 0 are none."""
+    assert isinstance(wanted, int)
+    assert isinstance(found, int)
+    return wanted > 0 and (found <= 0 or wanted < found)
+
+
+def _difference(
+    field: str, found: object, wanted: object, change: Change, reason: str = ""
+) -> Difference:
+    return Difference(field=field, found=found, wanted=wanted, change=change, reason=reason)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, list) and value and isinstance(value[0], str):
+        return ", ".join(value)
+    return str(value)
