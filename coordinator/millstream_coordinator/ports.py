@@ -170,9 +170,14 @@ class Listen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """Publish this member's heartbeat; it comes back as ``Heard`` like anybody's."""
+    """Publish this member's heartbeat; it comes back as ``Heard`` like anybody's.
+
+    Payload ``<instance> <sent_at> <deaf_s>``; the last may be missing, and is 0 then.
+    """
 
     sent_at: float
+    deaf_s: float = 0.0
+    """How long ago the newest of its own heartbeats that came back was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -497,6 +502,7 @@ class Heard:
     member: str
     instance: str
     sent_at: float
+    deaf_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
