@@ -30,6 +30,8 @@ WRONG_LAST_SEQUENCE = (10071, 10164)
 FILTER_OVERLAP = (10099, 10100)
 STREAM_NAME_IN_USE = 10058
 API_PREFIX = "$JS.API"
+READ_AT_ONCE = 64
+"""Requests under way at one time where many keys are read."""
 
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
@@ -168,6 +170,30 @@ class Api:
                 return Entry(None, 0)
             raise
         return _entry(answer["message"])
+
+    async def read_all(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
+        """Read the keys that begin with ``prefix`` and have a value, some at a time, by name.
+
+        Key by key: together they are no snapshot.
+        """
+        stored = f"$KV.{bucket}."
+        names: list[str] = []
+        while True:
+            body = {"subjects_filter": f"{stored}{prefix}>", "offset": len(names)}
+            answer = await self.call(f"STREAM.INFO.KV_{bucket}", body)
+            page = answer["state"].get("subjects") or {}
+            names += [subject.removeprefix(stored) for subject in page]
+            if not page or len(names) >= answer.get("total", 0):
+                break
+        names.sort()
+        values: dict[str, bytes] = {}
+        for start in range(0, len(names), READ_AT_ONCE):
+            some = names[start : start + READ_AT_ONCE]
+            entries = await asyncio.gather(*(self.read(bucket, name) for name in some))
+            for name, entry in zip(some, entries, strict=True):
+                if entry.value is not None:
+                    values[name] = entry.value
+        return values
 
     async def write(
         self, bucket: str, key: str, value: bytes, revision: int, headers: dict[str, str]

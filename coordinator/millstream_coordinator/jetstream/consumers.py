@@ -26,6 +26,8 @@ from .streams import Streams
 from .wire import NS
 
 INACTIVE_THRESHOLD_S = 6 * 3600
+LEVEL = "millstream_partitions"
+"""Entry of a consumer's metadata: of how many partitions its one is."""
 
 
 class Consumers:
@@ -58,6 +60,7 @@ class Consumers:
             ack_floor=info["ack_floor"]["stream_seq"],
             delivered=info["delivered"]["consumer_seq"],
             num_ack_pending=info["num_ack_pending"],
+            level=_level(info["config"].get("metadata") or {}),
         )
 
     async def create(self, command: CreateConsumer) -> Reply:
@@ -65,7 +68,7 @@ class Consumers:
         assert self._rule is not None
         settings = self._settings
         stream = self._streams.of(command.partition)
-        subjects = self._rule.subject_filter(command.partition)
+        subjects = self._rule.subject_filter(command.partition, command.level)
         config: dict[str, Any] = {
             "durable_name": command.name,
             "name": command.name,
@@ -76,6 +79,7 @@ class Consumers:
             "deliver_policy": "all",
             "filter_subject": subjects,
             "inactive_threshold": INACTIVE_THRESHOLD_S * NS,
+            "metadata": {LEVEL: str(command.level or settings.config.partitions)},
         }
         if self._streams.is_limits:
             config["deliver_policy"] = "by_start_sequence"
@@ -101,6 +105,11 @@ class Consumers:
             if error.code != CONSUMER_NOT_FOUND:
                 raise _stream_gone(error) from error
         return Done(id=command.id)
+
+
+def _level(metadata: dict[str, str]) -> int:
+    level = metadata.get(LEVEL, "")
+    return int(level) if level.isdecimal() else 0
 
 
 def _stream_gone(error: RequestFailed) -> RequestFailed:

@@ -4,7 +4,18 @@ from typing import Any
 
 from .. import naming
 from ..model import MemberSettings
-from ..ports import Conflict, DeleteKey, Failure, KeyRead, ReadKey, Reply, WriteKey, Written
+from ..ports import (
+    Conflict,
+    DeleteKey,
+    Failure,
+    KeyNames,
+    KeyRead,
+    ListKeys,
+    ReadKey,
+    Reply,
+    WriteKey,
+    Written,
+)
 from .api import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, WRONG_LAST_SEQUENCE, Api, RequestFailed
 from .wire import NS
 
@@ -79,6 +90,14 @@ class Bucket:
         except RequestFailed as error:
             raise _bucket_gone(error) from error
         return KeyRead(id=command.id, value=entry.value, revision=entry.revision)
+
+    async def names(self, command: ListKeys) -> Reply:
+        """List the keys that have a value."""
+        try:
+            values = await self._api.read_all(self.name, command.prefix)
+        except RequestFailed as error:
+            raise _bucket_gone(error) from error
+        return KeyNames(id=command.id, keys=tuple(values))
 
     async def write(self, command: WriteKey | DeleteKey) -> Reply:
         """Write or delete a key if nobody else did."""

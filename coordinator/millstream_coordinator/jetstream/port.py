@@ -34,6 +34,7 @@ from ..ports import (
     Ack,
     Acks,
     Alive,
+    Announce,
     Beat,
     ClosePull,
     Command,
@@ -49,6 +50,7 @@ from ..ports import (
     ListConsumers,
     Listen,
     Listener,
+    ListKeys,
     OpenPull,
     Prepare,
     Prepared,
@@ -174,6 +176,9 @@ class JetStreamPort:
                 settings = self._settings
                 subject = naming.heartbeat(settings.group, settings.member)
                 self._wire.publish(subject, f"{settings.instance} {command.sent_at!r}".encode())
+            case Announce():
+                subject = naming.event(self._settings.group, self._settings.member)
+                self._wire.publish(subject, command.value)
             case DoubleAck():
                 self._wire.after_output(lambda: self._start(command))
             case OpenPull():
@@ -207,6 +212,7 @@ class JetStreamPort:
             Probe: self._probe,
             DoubleAck: self._double_ack,
             ReadKey: self._bucket.read,
+            ListKeys: self._bucket.names,
             WriteKey: self._bucket.write,
             DeleteKey: self._bucket.write,
             ListConsumers: self._consumers.names,
@@ -221,7 +227,7 @@ class JetStreamPort:
     async def _prepare(self, command: Prepare) -> Reply:
         await self._bucket.prepare(self._streams.num_replicas, has_ttl=self._has_ttl)
         await self._letters.prepare()
-        return Prepared(id=command.id)
+        return Prepared(id=command.id, has_key_ttl=self._bucket.has_ttl)
 
     async def _probe(self, command: Probe) -> Reply:
         subject = naming.probe(self._settings.group, command.member)

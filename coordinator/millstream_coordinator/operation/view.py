@@ -1,9 +1,7 @@
 """A whole group as its bucket says it, for whoever looks from outside."""
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from nats.aio.client import Client
 
@@ -22,7 +20,6 @@ from ..model import (
 )
 
 _TIMEOUT_S = 2.0
-_READ_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +44,7 @@ async def read_view(connection: Client, name: str, *, prefix: str = API_PREFIX) 
     api = Api(connection, _TIMEOUT_S, prefix)
     bucket = naming.bucket(naming.check_name("group", name))
     try:
-        values = await _values(api, bucket)
+        values = await api.read_all(bucket)
     except RequestFailed as error:
         if error.code == STREAM_NOT_FOUND:
             raise GroupMissing(name) from error
@@ -92,29 +89,3 @@ def _number(key: str, text: str) -> int:
     if not text.isdecimal():
         raise BadRecord("partition", f"key {key!r} has no number")
     return int(text)
-
-
-async def _values(api: Api, bucket: str) -> dict[str, bytes]:
-    """Read the values of all keys, some at a time."""
-    keys = await _keys(api, bucket)
-    values: dict[str, bytes] = {}
-    for start in range(0, len(keys), _READ_AT_ONCE):
-        some = keys[start : start + _READ_AT_ONCE]
-        for key, entry in zip(
-            some, await asyncio.gather(*(api.read(bucket, key) for key in some)), strict=True
-        ):
-            if entry.value is not None:
-                values[key] = entry.value
-    return values
-
-
-async def _keys(api: Api, bucket: str) -> list[str]:
-    prefix = f"$KV.{bucket}."
-    keys: list[str] = []
-    while True:
-        body: dict[str, Any] = {"subjects_filter": f"{prefix}>", "offset": len(keys)}
-        answer = await api.call(f"STREAM.INFO.KV_{bucket}", body)
-        page = answer["state"].get("subjects") or {}
-        keys += [subject.removeprefix(prefix) for subject in page]
-        if not page or len(keys) >= answer.get("total", 0):
-            return sorted(keys)
