@@ -6,9 +6,11 @@ from nats.aio.client import Client
 from nats.js.api import KeyValueConfig, RetentionPolicy, StreamConfig
 
 from millstream_coordinator import naming
+from millstream_coordinator.jetstream.letters import keep_headers
 from millstream_coordinator.model import (
     ConfigRecord,
     ControlRecord,
+    LetterReason,
     MemberRecord,
     PartitionRecord,
     PartitionState,
@@ -66,6 +68,36 @@ def served(
             done_from=owner,
         )
     return records
+
+
+async def make_letters(
+    client: Client,
+    name: str,
+    *keys: str,
+    partition: int = 0,
+    reason: LetterReason = LetterReason.DEAD_LETTER,
+    subject: str = "",
+) -> None:
+    """One letter for each key token, as an owner stores them; message sequences are 11, 12, …"""
+    jetstream = client.jetstream()
+    stream = naming.dead_letter_stream(name)
+    await jetstream.add_stream(
+        StreamConfig(name=stream, subjects=[naming.dead_letter(name, "*", ">")])
+    )
+    for number, key in enumerate(keys, 11):
+        headers = {
+            naming.LETTER_SUBJECT: subject or f"{name}.{partition}.{key}",
+            naming.LETTER_SEQ: str(number),
+            naming.LETTER_EPOCH: "3",
+            naming.LETTER_ERROR: "ValueError: odd",
+            naming.LETTER_ATTEMPTS: "5",
+            naming.LETTER_REASON: reason,
+            naming.LETTER_TIME: "2000",
+            naming.LETTER_STORED: "1000",
+            **keep_headers({"Colour": "red", "Nats-Msg-Id": f"m{number}"}),
+        }
+        body = f"body {number}".encode()
+        await jetstream.publish(naming.dead_letter(name, partition, key), body, headers=headers)
 
 
 async def control(target: Target) -> ControlRecord:

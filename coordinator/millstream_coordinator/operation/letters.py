@@ -27,7 +27,8 @@ import nats.js.errors
 
 from .. import naming
 from ..errors import LetterMissing, NotPossible
-from ..jetstream.api import MESSAGE_NOT_FOUND, STREAM_NOT_FOUND, RequestFailed, parse_headers
+from ..jetstream.api import STREAM_NOT_FOUND, RequestFailed, parse_headers
+from ..jetstream.letters import MESSAGE_GONE, original_headers
 from ..model import LetterReason, ParkedRecord
 from ..naming import dead_letter, dead_letter_stream, parked_key
 from ..partitioning.key import to_token
@@ -239,8 +240,10 @@ async def _publish(target: Target, view: GroupView, letters: Iterable[Letter]) -
     jetstream = target.connection.jetstream()
     for letter in letters:
         where = place(view.config, letter.partition)
+        # Headers that are the server's would mean once more what they meant the first time.
+        own = {it: value for it, value in letter.headers.items() if not it.startswith("Nats-")}
         headers = {
-            **letter.headers,
+            **own,
             naming.REPLAY: target.group,
             "Nats-Msg-Id": REPLAY_ID.format(group=target.group, seq=letter.seq),
         }
@@ -266,7 +269,7 @@ async def _delete(target: Target, letter: Letter) -> None:
             body = {"seq": letter.seq, "no_erase": True}
             await target.api.call(f"STREAM.MSG.DELETE.{stream}", body)
         except RequestFailed as error:
-            if error.code != MESSAGE_NOT_FOUND:
+            if error.code not in MESSAGE_GONE:
                 raise
 
 
@@ -293,7 +296,7 @@ async def _get(target: Target, body: dict[str, object]) -> dict[str, Any] | None
             stream = dead_letter_stream(target.group)
             answer = await target.api.call(f"STREAM.MSG.GET.{stream}", body)
         except RequestFailed as error:
-            if error.code in (MESSAGE_NOT_FOUND, STREAM_NOT_FOUND):
+            if error.code in (*MESSAGE_GONE, STREAM_NOT_FOUND):
                 return None
             raise
     message: dict[str, Any] = answer["message"]
@@ -306,11 +309,6 @@ def _letter(message: Mapping[str, Any], view: GroupView) -> Letter:
     _, _, _, number, token = message["subject"].split(".", 4)
     partition = int(number) if number.isdecimal() else -1
     parked = view.parked.get(partition)
-    own = {
-        name: value
-        for name, value in headers.items()
-        if name not in naming.LETTER_HEADERS and not name.startswith("Nats-")
-    }
     return Letter(
         seq=int(message["seq"]),
         partition=partition,
@@ -324,7 +322,7 @@ def _letter(message: Mapping[str, Any], view: GroupView) -> Letter:
         given_up_ns=_number(headers, naming.LETTER_TIME),
         stored_ns=_number(headers, naming.LETTER_STORED),
         is_parked=parked is not None and token in parked.keys,
-        headers=own,
+        headers=original_headers(headers),
         data=base64.b64decode(message.get("data", "")),
     )
 
