@@ -176,6 +176,53 @@ class MessageRetried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HandlerOverdue:
+    """A handler call has run past its deadline; its lane waits until it ends, whenever that is."""
+
+    partition: int
+    seq: int
+    attempt: int
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageGivenUp:
+    """A message is among the dead letters now; ``reason``: ``dead-letter``, ``park``, ``skip``."""
+
+    partition: int
+    seq: int
+    reason: str
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStopped:
+    """A message failed too often, or too many keys are parked: an operator must resume."""
+
+    partition: int
+    seq: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionResumed:
+    """The partition goes on."""
+
+    partition: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyReplayed:
+    """A replay of a parked key's letters ended; ``is_parked``: it failed again, and stays parked."""
+
+    partition: int
+    key: str
+    count: int
+    is_parked: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerReconciled:
     """The leader (this member) deleted a consumer whose epoch is not current."""
 
@@ -206,6 +253,11 @@ GroupEvent = (
     | Resizing
     | Resized
     | MessageRetried
+    | HandlerOverdue
+    | MessageGivenUp
+    | PartitionStopped
+    | PartitionResumed
+    | KeyReplayed
     | ConsumerReconciled
     | RecordTooNew
 )

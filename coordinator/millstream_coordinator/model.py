@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -303,6 +303,14 @@ class Limits:
     """Messages delivered and not yet acked; 1 is strict mode."""
     max_lanes: int = 128
     """Handler calls at one time over all partitions of the member."""
+    max_pending_bytes: int = 64 * 1024 * 1024
+    """Bodies delivered and not yet acked, over all partitions; what a pull asks for beyond is 0."""
+    batch_messages: int = 1
+    """Most messages of one handler call; above 1 the handler takes lists."""
+    batch_wait_s: float = 0.0
+    """How long a batch that is not full waits for more."""
+    max_parked_keys: int = 1000
+    """A partition with more of them stops."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,6 +331,9 @@ class MemberSettings:
     can_lead: bool = True
     timing: Timing = Timing()
     limits: Limits = Limits()
+    has_hooks: bool = False
+    """Whether the edge is asked before a partition's first message, and before it is given away
+    (``Enter``, ``Flush``)."""
 
 
 @dataclass(slots=True)
@@ -351,10 +362,51 @@ class Message:
     mark: int = -1
     """What fenced sinks judge by: the partition at the number of partitions the group began with,
     which no resize changes. Left out: ``partition``."""
+    finest: int = -1
+    """The partition at the finest level the subjects carry: modulo a coarser level it is the
+    partition there. Left out: ``partition``."""
+    call: "Call | None" = field(default=None, repr=False, compare=False)
+    """The handler call under way; None outside of one."""
 
     def __post_init__(self) -> None:
         if self.mark < 0:
             self.mark = self.partition
+        if self.finest < 0:
+            self.finest = self.partition
+
+    @property
+    def state(self) -> Any:
+        """What the group's ``state`` made for this partition; None without one."""
+        return None if self.call is None else self.call.state
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the call's deadline has passed: a function in a thread may look, and stop."""
+        return self.call is not None and self.call.is_overdue
+
+    def extend(self) -> None:
+        """Begin the deadline of this handler call anew, from now on; from any thread.
+
+        Without a deadline there is nothing to extend: the server is told every half ``ack_wait``
+        that the message is being worked on, however long a call takes.
+        """
+        if self.call is not None:
+            self.call.extend()
+
+
+class Call(Protocol):
+    """A handler call, as its messages see it."""
+
+    @property
+    def state(self) -> Any:
+        """What the user keeps for the partition."""
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether its deadline has passed."""
+
+    def extend(self) -> None:
+        """Begin its deadline anew."""
 
 
 def seconds(duration: timedelta) -> float:

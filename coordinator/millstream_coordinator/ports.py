@@ -237,9 +237,13 @@ class DeleteLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handle:
-    """Call the handler; ends in ``Handled``. More than one message: one call of a batch handler."""
+    """Call the handler; ends in ``Handled``. More than one message: one call of a batch handler.
+
+    With an ``id`` it is a letter that is replayed; for the edge that is no difference.
+    """
 
     messages: tuple[Message, ...]
+    id: int = 0
 
     @property
     def message(self) -> Message:
@@ -534,12 +538,13 @@ class Handled:
     """A handler call ended; ``error`` is what it raised, None when it returned.
 
     ``seen_epoch``: it raised because a sink holds an effect of this higher epoch. ``message`` is
-    the first of a batch.
+    the first of a batch. ``is_called`` False: no call was made, the message waits on.
     """
 
     message: Message
     error: str | None = None
     seen_epoch: int | None = None
+    is_called: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
