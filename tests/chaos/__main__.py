@@ -11,6 +11,11 @@ import sys
 RUNS = (
     "takeover --kills 100 --server embedded",
     "takeover --kills 100 --server real",
+    "group --faults 200 --seeds 10 --server embedded",
+    "group --faults 200 --seeds 10 --server real",
+    "group --faults 200 --seeds 10 --server cluster",
+    "group --faults 10 --seeds 2 --server real --control unfenced",
+    "group --faults 10 --seeds 2 --server real --control pullers",
     "bridge_kill --kills 100 --server-kills 20 --server embedded",
     "bridge_kill --kills 100 --server-kills 20 --server real",
     "bridge_kill --kills 50 --server-kills 10 --server real --shared",

@@ -21,10 +21,9 @@ import nats
 from nats.aio.client import Client
 from nats.js.errors import KeyNotFoundError, KeyWrongLastSequenceError
 
-from millstream_coordinator import Group, KvSink, Message, Verdict
+from millstream_coordinator import Group, KvSink, Message, StaleEpoch, Verdict
 from millstream_coordinator.errors import GroupError
 from millstream_coordinator.events import GroupEvent
-from millstream_coordinator.sinks.sinks import StaleEpoch
 from tests.chaos.chain import decode, encode
 
 FENCED = "fenced"

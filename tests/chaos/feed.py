@@ -1,0 +1,70 @@
+"""A producer that keeps a backlog in every partition, and knows what it was acknowledged for.
+
+The truth about order is the sequence in each acknowledgement. A publish whose acknowledgement did
+not come is tried again under the same message id until one comes. While a server is killed nothing
+is under way (`hold`): a work-queue stream deletes what was handled, and with it the memory that a
+message was stored before.
+"""
+
+import asyncio
+from collections import defaultdict
+
+import nats.errors
+import nats.js.errors
+from nats.aio.client import Client
+
+from tests.chaos.group_cluster import Cluster
+
+BACKLOG = 150
+"""Messages without an effect that each partition is given at least."""
+_BATCH = 60
+_LOOK_S = 0.05
+
+
+class Feed:
+    """Publishes ``flights.<partition>.k<key>`` for as long as `run` runs."""
+
+    def __init__(self, client: Client, group: Cluster, keys: int) -> None:
+        self._jetstream = client.jetstream(timeout=2)
+        self._group = group
+        self._keys = keys
+        self._published = 0
+        self.hold = asyncio.Lock()
+        """Who has it keeps the producer still."""
+        self.acked: defaultdict[int, int] = defaultdict(int)
+        """Partition → messages acknowledged."""
+        self.messages: defaultdict[str, list[tuple[int, bytes]]] = defaultdict(list)
+        """Key → (seq, data) of each acknowledged message."""
+
+    def backlog(self, partition: int) -> int:
+        """Messages of a partition that have no effect yet."""
+        return self.acked[partition] - len(self._group.done[partition])
+
+    async def run(self) -> None:
+        """Until it is cancelled, which may be done only with `hold`."""
+        partitions = range(self._group.partitions)
+        while True:
+            low = [one for one in partitions if self.backlog(one) < BACKLOG]
+            if not low:
+                await asyncio.sleep(_LOOK_S)
+                continue
+            async with self.hold:
+                await asyncio.gather(*(self._publish(one) for one in low for _ in range(_BATCH)))
+
+    async def _publish(self, partition: int) -> None:
+        number = self._published
+        self._published += 1
+        spread = self._keys // self._group.partitions
+        key = f"k{partition + self._group.partitions * (number % spread)}"
+        data = b"%d" % number
+        seq = None
+        while seq is None:
+            try:
+                ack = await self._jetstream.publish(
+                    f"flights.{partition}.{key}", data, headers={"Nats-Msg-Id": str(number)}
+                )
+                seq = ack.seq
+            except (nats.errors.Error, nats.js.errors.Error, OSError):
+                await asyncio.sleep(_LOOK_S)
+        self.messages[key].append((seq, data))
+        self.acked[partition] += 1
