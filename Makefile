@@ -67,6 +67,7 @@ mutate: $(VENV)/.test ## plant each bug of tests/mutants in a copy and see its t
 bench: $(VENV)/.test ## measure beside nats-server and print ratios
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 	$(BIN)/python -m tests.benchmarks.group $(ARGS)
+	$(BIN)/python -m tests.benchmarks.takeover
 
 chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 	$(BIN)/python -m tests.chaos $(ARGS)
