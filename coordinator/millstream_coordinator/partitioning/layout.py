@@ -387,7 +387,8 @@ def updated(wanted: WantedStream, found: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("sources") and "sources" in wanted.config:
         config["sources"] = found["sources"]
     config["first_seq"] = found.get("first_seq", 0)
-    return {**config, "no_ack": False}
+    config.pop("no_ack", None)
+    return config
 
 
 def dropped(asked: Mapping[str, Any], echoed: Mapping[str, Any]) -> list[str]:

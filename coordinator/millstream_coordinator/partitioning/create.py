@@ -1,0 +1,542 @@
+"""Make what a description asks for: first the whole plan, then one harmless step after another.
+
+`plan` only reads. It compares every stream, bucket and ``cfg`` that is there with the wanted one
+(``layout.py``) and says for each what is to be done; a dry run is the plan. `apply` refuses a plan
+with anything in it that cannot be done, before it changes anything.
+
+**Order**: streams (origins before what is sourced from them), then per group its bucket, its start
+positions, and its ``cfg`` last. Whatever the process gets to, what stands is harmless: a stream
+without a group stores messages, a bucket without ``cfg`` is what a member that joins first would
+make itself, and start positions stand before any member can read past them. The same plan made and
+applied again goes on where it stopped; positions that were written stay.
+
+**Nothing is deleted, nothing that runs is moved.** ``cfg`` is written by compare-and-set where none
+is. A group that is there with other partitions, stream, key or levels is refused: two descriptions
+of one group are a mistake of somebody's. Policies alone can be changed, while no member is there.
+
+**What the server echoes is compared** with what was asked for: servers before 2.12 take fields they
+do not know and drop them (seen on 2.10 and 2.11).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from nats.aio.client import Client
+
+from .. import naming
+from ..errors import ConfigMismatch, GroupError, ServerUnreachable, StreamMissing, StreamUnfit
+from ..jetstream.api import (
+    API_PREFIX,
+    STREAM_NOT_FOUND,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    RequestFailed,
+)
+from ..jetstream.keys import bucket_config
+from ..model import ConfigRecord, PartitionRecord, Retention, decode, encode
+from ..ports import Failure
+from .key import overlap, stored_subjects
+from .layout import (
+    Change,
+    Difference,
+    WantedStream,
+    differences,
+    dropped,
+    group_config,
+    place,
+    updated,
+    wanted_streams,
+    work_stream,
+)
+from .topic import Description, GroupDescription, Layout, Start, StartKind
+
+TIMEOUT_S: Final = 5.0
+OLDEST_SERVER: Final = (2, 10)
+"""The first with transforms of streams and sources."""
+
+_PROBE_S = 5
+
+
+class Action(StrEnum):
+    """What a step does."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    KEEP = "keep"
+    REFUSE = "refuse"
+
+
+class StepKind(StrEnum):
+    """What a step is about."""
+
+    STREAM = "stream"
+    BUCKET = "bucket"
+    START = "start"
+    CONFIG = "config"
+
+
+class PlanRefused(GroupError):
+    """Something described cannot be made; nothing was changed."""
+
+    def __init__(self, step: "Step", more: int) -> None:
+        others = f" (and {more} more)" if more else ""
+        super().__init__(f"{step}{others}")
+        self.step, self.more = step, more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing on the server: what is to be done with it, and why; ``str`` is its one line."""
+
+    kind: StepKind
+    name: str
+    """Of the stream; for the other kinds, the group's."""
+    action: Action
+    differences: tuple[Difference, ...] = ()
+    reason: str = ""
+    body: Mapping[str, Any] = field(default_factory=dict)
+    """Of STREAM.CREATE or STREAM.UPDATE."""
+    record: ConfigRecord | None = None
+    revision: int = 0
+    floors: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """Of `StepKind.START`: partition → (epoch that is over, last sequence not to be read)."""
+
+    def __str__(self) -> str:
+        told = [self.reason] if self.reason else []
+        told += [str(difference) for difference in self.differences]
+        why = f": {'; '.join(told)}" if told else ""
+        return f"{self.action} {self.kind} {self.name}{why}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that a description means on one server, in the order in which it is done."""
+
+    file: str
+    server: str
+    steps: tuple[Step, ...]
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether something cannot be done; then nothing is."""
+        return any(step.action is Action.REFUSE for step in self.steps)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether everything is as described already."""
+        return all(step.action is Action.KEEP for step in self.steps)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as ``create --json`` prints it."""
+        return {
+            "schema": "millstream.create/1",
+            "file": self.file,
+            "server": self.server,
+            "is_refused": self.is_refused,
+            "is_done": self.is_done,
+            "steps": [
+                {
+                    "kind": str(step.kind),
+                    "name": step.name,
+                    "action": str(step.action),
+                    "reason": step.reason,
+                    "differences": [
+                        {
+                            "field": it.field,
+                            "found": it.found,
+                            "wanted": it.wanted,
+                            "change": str(it.change),
+                            "reason": it.reason,
+                        }
+                        for it in step.differences
+                    ],
+                }
+                for step in self.steps
+            ],
+        }
+
+
+async def plan(connection: Client, description: Description, *, prefix: str = API_PREFIX) -> Plan:
+    """Look at the server and say what is to be done. Changes nothing.
+
+    ``prefix``: JetStream's, where it is another domain's (``jetstream.api.api_prefix``). Raises
+    ServerUnreachable when JetStream does not answer, StreamUnfit for a server before 2.10.
+    """
+    planner = _Planner(Api(connection, TIMEOUT_S, prefix), description)
+    try:
+        return await planner.plan()
+    except RequestFailed as error:
+        raise _unreachable(planner.api, error) from error
+
+
+async def apply(
+    connection: Client,
+    plan: Plan,
+    *,
+    prefix: str = API_PREFIX,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """Carry a plan out; ``on_step`` is told each step that was done.
+
+    Raises PlanRefused, before anything is changed or when somebody else was faster; ConfigMismatch
+    when the group came to be with another configuration meanwhile; StreamUnfit when the server
+    refuses a stream or drops a field of it; ServerUnreachable.
+    """
+    refused = [step for step in plan.steps if step.action is Action.REFUSE]
+    if refused:
+        raise PlanRefused(refused[0], len(refused) - 1)
+    api = Api(connection, TIMEOUT_S, prefix)
+    for step in plan.steps:
+        if step.action is Action.KEEP:
+            continue
+        try:
+            await _carry_out(api, step)
+        except RequestFailed as error:
+            if error.code:
+                raise StreamUnfit(step.name, error.detail) from error
+            raise _unreachable(api, error) from error
+        on_step(step)
+
+
+async def resolve_start(api: Api, stream: str, start: Start) -> int:
+    """Return the floor that means ``start``: the last sequence of the stream that is not read.
+
+    Raises StreamMissing, RequestFailed.
+    """
+    match start.kind:
+        case StartKind.EARLIEST:
+            return 0
+        case StartKind.SEQUENCE:
+            return start.sequence - 1
+        case StartKind.LATEST:
+            info = await _info(api, stream)
+            if info is None:
+                raise StreamMissing(stream)
+            return int(info["state"]["last_seq"])
+        case StartKind.TIME:
+            return await _floor_at(api, stream, start)
+
+
+async def _floor_at(api: Api, stream: str, start: Start) -> int:
+    """Ask the server itself: a consumer that begins at a time says what it will not deliver."""
+    config = {
+        "deliver_policy": "by_start_time",
+        "opt_start_time": start.rfc3339,
+        "ack_policy": "none",
+        "inactive_threshold": _PROBE_S * 10**9,
+        "mem_storage": True,
+        "num_replicas": 1,
+    }
+    try:
+        made = await api.call(
+            f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config}
+        )
+    except RequestFailed as error:
+        if error.code == STREAM_NOT_FOUND:
+            raise StreamMissing(stream) from error
+        raise
+    await api.call(f"CONSUMER.DELETE.{stream}.{made['name']}")
+    return int(made["delivered"]["stream_seq"])
+
+
+class _Planner:
+    """One plan in the making."""
+
+    def __init__(self, api: Api, description: Description) -> None:
+        self.api = api
+        self._description = description
+        self._wanted = {stream.name: stream for stream in wanted_streams(description)}
+        self._found: dict[str, dict[str, Any] | None] = {}
+        self._has_ttl = False
+
+    async def plan(self) -> Plan:
+        try:
+            info = await self.api.call("INFO")
+        except RequestFailed as error:
+            raise ServerUnreachable(
+                self.api.url, f"JetStream does not answer: {error.detail}"
+            ) from error
+        self._has_ttl = info.get("api", {}).get("level", 0) >= 1
+        version = self.api.connection.connected_server_version
+        if (version.major, version.minor) < OLDEST_SERVER:
+            raise StreamUnfit(
+                next(iter(self._description.topics)),
+                f"the server is {version.major}.{version.minor}, and its transforms need 2.10",
+            )
+        steps = [
+            await self._origin(topic.name)
+            for topic in self._description.topics.values()
+            if topic.layout is Layout.SOURCED and topic.rule is None
+        ]
+        steps += [await self._stream(stream) for stream in self._wanted.values()]
+        for group in self._description.groups.values():
+            steps += await self._group(group)
+        return Plan(file=self._description.file, server=self.api.url, steps=tuple(steps))
+
+    async def _look(self, stream: str) -> dict[str, Any] | None:
+        """What STREAM.INFO says; None: it is not there."""
+        if stream not in self._found:
+            self._found[stream] = await _info(self.api, stream)
+        return self._found[stream]
+
+    async def _origin(self, name: str) -> Step:
+        """A stream that is only read from."""
+        step = Step(kind=StepKind.STREAM, name=name, action=Action.REFUSE)
+        info = await self._look(name)
+        if info is None:
+            return replace(step, reason="is not there, and the topic has no subject to make it by")
+        config = info["config"]
+        if config.get("retention") != Retention.LIMITS:
+            reason = f"has retention {config.get('retention')}: sourcing would take its messages"
+            return replace(step, reason=reason)
+        return replace(step, action=Action.KEEP, reason="only read")
+
+    async def _stream(self, wanted: WantedStream) -> Step:
+        step = Step(kind=StepKind.STREAM, name=wanted.name, action=Action.CREATE)
+        info = await self._look(wanted.name)
+        reason = await self._why_not(wanted, info)
+        if reason:
+            return replace(step, action=Action.REFUSE, reason=reason)
+        if info is None:
+            if wanted.source is not None:
+                wanted = await self._begun(wanted)
+            return replace(step, body=wanted.config)
+        found = info["config"]
+        unlike = differences(wanted, found, messages=info["state"]["messages"])
+        if not unlike:
+            return replace(step, action=Action.KEEP)
+        if any(difference.change is Change.REPLACE for difference in unlike):
+            return replace(step, action=Action.REFUSE, differences=unlike)
+        body = updated(wanted, found)
+        return replace(step, action=Action.UPDATE, differences=unlike, body=body)
+
+    async def _begun(self, wanted: WantedStream) -> WantedStream:
+        """A work queue with the start position that its group's ``latest`` means now."""
+        assert wanted.source is not None
+        group = next(
+            group
+            for group in self._description.groups.values()
+            if naming.work_stream(group.name) == wanted.name
+        )
+        info = await self._look(wanted.source)
+        if group.start.kind is not StartKind.LATEST or info is None:
+            return wanted
+        return work_stream(group, wanted.source, start_seq=info["state"]["last_seq"] + 1)
+
+    async def _why_not(self, wanted: WantedStream, info: Mapping[str, Any] | None) -> str:
+        """Why the server would refuse the stream, or nothing would ever be in it; "" if not so."""
+        config = wanted.config
+        if config["num_replicas"] > 1 and not self._is_cluster:
+            return f"{config['num_replicas']} replicas on a server that is in no cluster"
+        there = set(info["config"].get("subjects") or []) if info is not None else set()
+        for subject in config["subjects"]:
+            if subject in there:
+                continue
+            for other in await self._streams_with(subject):
+                if other != wanted.name:
+                    return f"its subject {subject!r} overlaps with those of stream {other!r}"
+        if wanted.source is not None:
+            return await self._why_empty(wanted)
+        return ""
+
+    async def _why_empty(self, wanted: WantedStream) -> str:
+        assert wanted.source is not None
+        read = wanted.config["sources"][0]["subject_transforms"][0]["src"]
+        if wanted.source in self._wanted:
+            return ""
+        info = await self._look(wanted.source)
+        if info is None:
+            return ""  # the origin's own step says so
+        config = info["config"]
+        if config.get("sources") or config.get("mirror"):
+            return ""  # what it stores is not its own subjects
+        destination = (config.get("subject_transform") or {}).get("dest")
+        stored = stored_subjects(config.get("subjects") or [], destination)
+        if any(overlap(read, subject) for subject in stored):
+            return ""
+        return f"{read!r} is nothing that stream {wanted.source!r} stores ({', '.join(stored)})"
+
+    @property
+    def _is_cluster(self) -> bool:
+        return bool(self.api.connection._server_info.get("cluster"))
+
+    async def _streams_with(self, subject: str) -> list[str]:
+        answer = await self.api.call("STREAM.NAMES", {"subject": subject})
+        return list(answer.get("streams") or [])
+
+    # ---- groups ----
+
+    async def _group(self, group: GroupDescription) -> list[Step]:
+        bucket = naming.bucket(group.name)
+        info = await self._look(f"KV_{bucket}")
+        made = Step(kind=StepKind.BUCKET, name=group.name, action=Action.KEEP)
+        if info is None:
+            if group.options.replicas > 1 and not self._is_cluster:
+                reason = f"{group.options.replicas} replicas on a server that is in no cluster"
+                made = replace(made, action=Action.REFUSE, reason=reason)
+            else:
+                body = bucket_config(group.name, group.options.replicas, has_ttl=self._has_ttl)
+                made = replace(made, action=Action.CREATE, body=body)
+        wanted = group_config(self._description, group)
+        step = Step(kind=StepKind.CONFIG, name=group.name, action=Action.CREATE, record=wanted)
+        entry = None if info is None else await self.api.read(bucket, naming.CONFIG_KEY)
+        if entry is not None and entry.value is not None:
+            step = replace(step, revision=entry.revision)
+            found = decode(ConfigRecord, entry.value)
+            return [made, await self._config(step, wanted, found)]
+        if entry is not None:
+            step = replace(step, revision=entry.revision)
+        start = await self._start(group, wanted, has_bucket=info is not None)
+        return [made, *([start] if start is not None else []), step]
+
+    async def _config(self, step: Step, wanted: ConfigRecord, found: ConfigRecord) -> Step:
+        unlike: list[Difference] = []
+        for name, change, reason in _CONFIG_FIELDS:
+            mine, theirs = getattr(wanted, name), getattr(found, name)
+            if mine != theirs:
+                unlike.append(
+                    Difference(field=name, found=theirs, wanted=mine, change=change, reason=reason)
+                )
+        if not unlike:
+            return replace(step, action=Action.KEEP)
+        step = replace(step, differences=tuple(unlike))
+        if found.version > wanted.version:
+            reason = f"it has version {found.version}: use a newer program"
+            return replace(step, action=Action.REFUSE, reason=reason)
+        if any(it.change is Change.REPLACE for it in unlike):
+            reason = "the group is there with another description"
+            return replace(step, action=Action.REFUSE, reason=reason)
+        members = await self._members(step.name)
+        if members:
+            reason = f"{len(members)} members agree on it now ({', '.join(members[:3])}): stop them"
+            return replace(step, action=Action.REFUSE, reason=reason)
+        record = replace(found, on_failure=wanted.on_failure, max_attempts=wanted.max_attempts)
+        return replace(step, action=Action.UPDATE, record=record)
+
+    async def _members(self, group: str) -> list[str]:
+        bucket = naming.bucket(group)
+        prefix = f"$KV.{bucket}.{naming.MEMBER_PREFIX}"
+        answer = await self.api.call(f"STREAM.INFO.KV_{bucket}", {"subjects_filter": f"{prefix}>"})
+        names = sorted(it.removeprefix(prefix) for it in answer["state"].get("subjects") or {})
+        entries = [(name, await self.api.read(bucket, naming.member_key(name))) for name in names]
+        return [name for name, entry in entries if entry.value is not None]
+
+    async def _start(
+        self, group: GroupDescription, config: ConfigRecord, *, has_bucket: bool
+    ) -> Step | None:
+        """The positions a group begins at, where its stream keeps what was read."""
+        topic = self._description.topics[group.topic]
+        if group.start.kind is StartKind.EARLIEST or topic.layout is Layout.SOURCED:
+            return None
+        step = Step(kind=StepKind.START, name=group.name, action=Action.CREATE)
+        floors: dict[int, tuple[int, int]] = {}
+        by_stream: dict[str, tuple[int, int]] = {}
+        for partition in range(config.active):
+            where = place(config, partition)
+            assert where is not None
+            if where.stream not in by_stream:
+                by_stream[where.stream] = (
+                    await self._epoch(group.name, where.stream),
+                    await self._floor(where.stream, group.start),
+                )
+            epoch, floor = by_stream[where.stream]
+            if floor and not (has_bucket and await self._is_placed(group.name, partition)):
+                floors[partition] = (epoch, floor)
+        if not floors:
+            return None
+        seqs = sorted({floor + 1 for _, floor in floors.values()})
+        first = f"{seqs[0]}" if len(seqs) == 1 else f"{seqs[0]} to {seqs[-1]}"
+        reason = f"{len(floors)} partitions begin with sequence {first} ({group.start})"
+        return replace(step, floors=floors, reason=reason)
+
+    async def _floor(self, stream: str, start: Start) -> int:
+        if await self._look(stream) is None:
+            return start.sequence - 1 if start.kind is StartKind.SEQUENCE else 0
+        return await resolve_start(self.api, stream, start)
+
+    async def _epoch(self, group: str, stream: str) -> int:
+        """The highest epoch in the names of the group's consumers: one that is over."""
+        if await self._look(stream) is None:
+            return 0
+        highest, seen = 0, 0
+        while True:
+            answer = await self.api.call(f"CONSUMER.NAMES.{stream}", {"offset": seen})
+            page: Iterable[str] = answer.get("consumers") or []
+            for name in page:
+                seen += 1
+                found = naming.parse_consumer(group, name)
+                highest = max(highest, found.epoch if found else 0)
+            if not page or seen >= answer.get("total", 0):
+                return highest
+
+    async def _is_placed(self, group: str, partition: int) -> bool:
+        entry = await self.api.read(naming.bucket(group), naming.partition_key(partition))
+        return entry.value is not None
+
+
+_ANOTHER = "a group is one reading of one topic; give another name"
+_CONFIG_FIELDS = (
+    ("stream", Change.REPLACE, _ANOTHER),
+    ("partitions", Change.REPLACE, "a resize changes it"),
+    ("levels", Change.REPLACE, "the levels of a stream stay"),
+    ("filter", Change.REPLACE, _ANOTHER),
+    ("key", Change.REPLACE, "order is kept per key"),
+    ("on_failure", Change.UPDATE, ""),
+    ("max_attempts", Change.UPDATE, ""),
+)
+
+
+async def _carry_out(api: Api, step: Step) -> None:
+    match step.kind:
+        case StepKind.STREAM | StepKind.BUCKET:
+            verb = "CREATE" if step.action is Action.CREATE else "UPDATE"
+            answer = await api.call(f"STREAM.{verb}.{step.body['name']}", step.body)
+            lost = dropped(step.body, answer["config"])
+            if lost:
+                reason = f"the server did not take over {', '.join(lost)}: is it too old?"
+                raise StreamUnfit(step.body["name"], reason)
+        case StepKind.START:
+            for partition, (epoch, floor) in step.floors.items():
+                record = PartitionRecord(epoch=epoch, floor=floor)
+                key = naming.partition_key(partition)
+                await _write(api, step, key, encode(record), 0)
+        case StepKind.CONFIG:
+            assert step.record is not None
+            await _write(api, step, naming.CONFIG_KEY, encode(step.record), step.revision)
+
+
+async def _write(api: Api, step: Step, key: str, value: bytes, revision: int) -> None:
+    """Write a key if it is as the plan saw it."""
+    bucket = naming.bucket(step.name)
+    try:
+        await api.write(bucket, key, value, revision, {})
+    except RequestFailed as error:
+        if error.code not in WRONG_LAST_SEQUENCE:
+            raise
+        entry = await api.read(bucket, key)
+        if entry.value == value:
+            return
+        if key == naming.CONFIG_KEY and entry.value is not None:
+            found = decode(ConfigRecord, entry.value)
+            raise ConfigMismatch(step.name, str(step.record), str(found)) from error
+        reason = f"{key!r} was written by somebody else meanwhile: plan again"
+        raise PlanRefused(replace(step, action=Action.REFUSE, reason=reason), 0) from error
+
+
+async def _info(api: Api, stream: str) -> dict[str, Any] | None:
+    try:
+        return await api.call(f"STREAM.INFO.{stream}")
+    except RequestFailed as error:
+        if error.code == STREAM_NOT_FOUND:
+            return None
+        raise
+
+
+def _unreachable(api: Api, error: RequestFailed) -> GroupError:
+    """What a request that failed means: no answer names the subject it was asked on."""
+    if error.reason is Failure.TIMEOUT:
+        reason = f"no answer on {error.detail} (is the user allowed to ask there?)"
+        return ServerUnreachable(api.url, reason)
+    return ServerUnreachable(api.url, str(error))

@@ -1,0 +1,534 @@
+"""Making what a description asks for, on both servers."""
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.js.api import StreamConfig
+
+from millstream_coordinator import naming
+from millstream_coordinator.errors import ConfigMismatch, ServerUnreachable, StreamUnfit
+from millstream_coordinator.jetstream.api import Api
+from millstream_coordinator.model import (
+    ConfigRecord,
+    MemberRecord,
+    PartitionRecord,
+    decode,
+    encode,
+)
+from millstream_coordinator.partitioning.create import (
+    Action,
+    Plan,
+    PlanRefused,
+    Step,
+    StepKind,
+    apply,
+    plan,
+    resolve_start,
+)
+from millstream_coordinator.partitioning.key import KeyRule
+from millstream_coordinator.partitioning.topic import Description, Start, parse_description
+from tests.helpers.servers import Server
+
+TOKEN = """
+[topic.NAME]
+subject = "NAME.{partition}.{partition:16}.{region}.{customer}"
+partitions = 4
+MORE
+[group.NAME]
+on_failure = "dead-letter"
+"""
+SOURCED = """
+[topic.NAME]
+layout = "sourced"
+MORE
+[group.NAME]
+key = "NAME.{customer}.*"
+partitions = 4
+levels = [8]
+"""
+
+
+def described(text: str, name: str, more: str = "") -> Description:
+    return parse_description(text.replace("MORE", more).replace("NAME", name), file="t.toml")
+
+
+async def made(client: Client, description: Description) -> Plan:
+    planned = await plan(client, description)
+    await apply(client, planned)
+    return planned
+
+
+def actions(planned: Plan) -> list[tuple[str, str]]:
+    return [(str(step.kind), str(step.action)) for step in planned.steps]
+
+
+async def call(client: Client, name: str, body: object = None) -> dict[str, Any]:
+    return await Api(client, 2.0).call(name, body)
+
+
+async def config_of(client: Client, stream: str) -> dict[str, Any]:
+    config: dict[str, Any] = (await call(client, f"STREAM.INFO.{stream}"))["config"]
+    return config
+
+
+async def messages_in(client: Client, stream: str, count: int) -> list[tuple[str, int]]:
+    """Subjects and sequences of a stream, once it has so many."""
+    async with asyncio.timeout(20):
+        while True:
+            state = (await call(client, f"STREAM.INFO.{stream}"))["state"]
+            if state["messages"] >= count:
+                break
+            await asyncio.sleep(0.02)
+    found = []
+    for seq in range(state["first_seq"], state["last_seq"] + 1):
+        message = await client.jetstream().get_msg(stream, seq)
+        found.append((str(message.subject), seq))
+    assert len(found) == count
+    return found
+
+
+async def everything(client: Client) -> dict[str, Any]:
+    """Configurations of all streams of the server."""
+    names = (await call(client, "STREAM.NAMES"))["streams"] or []
+    return {name: await config_of(client, name) for name in names}
+
+
+async def test_a_topic_and_its_group_are_made(client: Client, name: str) -> None:
+    planned = await made(client, described(TOKEN, name))
+
+    assert actions(planned) == [
+        ("stream", "create"),
+        ("stream", "create"),
+        ("bucket", "create"),
+        ("config", "create"),
+    ]
+    stored = await client.jetstream().publish(f"{name}.eu.c7", b"")
+    message = await client.jetstream().get_msg(name, stored.seq)
+    rule = KeyRule.parse(f"{name}.{{partition}}.{{partition:16}}.*.{{customer}}")
+    coarse, fine = (
+        rule.partition_of(str(message.subject)),
+        rule.partition_of(str(message.subject), 16),
+    )
+    assert fine is not None
+    assert coarse == fine % 4
+    cfg = await Api(client, 2.0).read(naming.bucket(name), naming.CONFIG_KEY)
+    assert cfg.value is not None
+    assert decode(ConfigRecord, cfg.value).levels == (4, 16)
+
+
+async def test_a_replay_to_the_stored_subject_is_taken_as_it_is(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+
+    stored = await client.jetstream().publish(f"{name}.3.11.eu.c7", b"")
+
+    assert (await client.jetstream().get_msg(name, stored.seq)).subject == f"{name}.3.11.eu.c7"
+
+
+async def test_a_dry_run_changes_nothing(client: Client, name: str) -> None:
+    before = await everything(client)
+
+    planned = await plan(client, described(TOKEN, name))
+
+    assert await everything(client) == before
+    assert not planned.is_done
+    document = json.loads(json.dumps(planned.as_json()))
+    assert document["schema"] == "millstream.create/1"
+    assert [step["action"] for step in document["steps"]] == ["create"] * 4
+
+
+async def test_what_is_there_as_described_is_kept(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+    before = await everything(client)
+
+    again = await made(client, described(TOKEN, name))
+
+    assert again.is_done
+    assert await everything(client) == before
+
+
+async def test_limits_of_a_stream_that_is_there_are_updated(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+
+    changed = await made(client, described(TOKEN, name, "max_age = '7d'\nmax_bytes = '1GiB'"))
+
+    assert [str(it) for step in changed.steps for it in step.differences] == [
+        "max_age is 0, wanted 604800000000000, can be updated: what is over it goes at once",
+        "max_bytes is -1, wanted 1073741824, can be updated: what is over it goes at once",
+    ]
+    config = await config_of(client, name)
+    assert (config["max_age"], config["max_bytes"]) == (7 * 86400 * 10**9, 2**30)
+    assert (
+        await plan(client, described(TOKEN, name, "max_age = '7d'\nmax_bytes = '1GiB'"))
+    ).is_done
+
+
+async def test_what_cannot_be_changed_is_refused_before_anything_is(
+    client: Client, name: str
+) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.*.*"]))
+    await client.jetstream().publish(f"{name}.eu.c7", b"")
+    before = await everything(client)
+
+    planned = await plan(client, described(TOKEN, name))
+
+    assert planned.is_refused
+    assert "subject_transform is not set" in str(planned.steps[0])
+    with pytest.raises(PlanRefused, match="a key would be in two partitions at once") as refused:
+        await apply(client, planned)
+    assert "\n" not in str(refused.value)
+    assert await everything(client) == before
+
+
+async def test_an_empty_stream_can_still_become_a_topic(client: Client, name: str) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.*.*"]))
+
+    planned = await made(client, described(TOKEN, name))
+
+    assert planned.steps[0].action is Action.UPDATE
+    assert (await plan(client, described(TOKEN, name))).is_done
+
+
+async def test_subjects_that_another_stream_has_are_refused(client: Client, name: str) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=f"X{name}", subjects=[f"{name}.eu.>"]))
+
+    planned = await plan(client, described(TOKEN, name))
+
+    assert f"overlaps with those of stream 'X{name}'" in str(planned.steps[0])
+    assert planned.is_refused
+
+
+async def test_replicas_without_a_cluster_are_refused(client: Client, name: str) -> None:
+    planned = await plan(client, described(TOKEN, name, "replicas = 3"))
+
+    assert all(step.action is Action.REFUSE for step in planned.steps[:3])
+    assert "in no cluster" in planned.steps[0].reason
+
+
+async def test_two_descriptions_of_one_group_do_not_go_together(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+    other = f"[topic.O{name}]\nsubject='O{name}.{{partition}}.{{k}}'\npartitions=2\n[group.{name}]"
+
+    planned = await plan(client, parse_description(other))
+
+    step = planned.steps[-1]
+    assert (step.kind, step.action) == (StepKind.CONFIG, Action.REFUSE)
+    assert [it.field for it in step.differences][:3] == ["stream", "partitions", "levels"]
+    assert "another description" in step.reason
+    assert "\n" not in str(step)
+
+
+async def test_a_group_made_by_somebody_else_meanwhile_is_a_mismatch(
+    client: Client, name: str
+) -> None:
+    first = await plan(client, described(TOKEN, name))
+    second = await plan(client, described(TOKEN, name, ""))
+    second = replace(
+        second,
+        steps=tuple(
+            replace(step, record=replace(step.record, max_attempts=9)) if step.record else step
+            for step in second.steps
+        ),
+    )
+    await apply(client, first)
+
+    with pytest.raises(ConfigMismatch):
+        await apply(client, second)
+
+
+async def test_the_same_plan_applied_by_two_is_made_once(client: Client, name: str) -> None:
+    one, other = [await plan(client, described(TOKEN, name)) for _ in range(2)]
+
+    await asyncio.gather(apply(client, one), apply(client, other))
+
+    assert (await plan(client, described(TOKEN, name))).is_done
+
+
+async def test_policies_are_changed_while_no_member_is_there(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+    changed = parse_description(
+        TOKEN.replace("MORE", "").replace("NAME", name).replace("dead-letter", "park")
+    )
+
+    planned = await made(client, changed)
+
+    assert [str(step.action) for step in planned.steps][-1] == "update"
+    assert (await plan(client, changed)).is_done
+
+
+async def test_policies_stay_while_a_member_is_there(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+    api = Api(client, 2.0)
+    await api.write(
+        naming.bucket(name), naming.member_key("m1"), encode(MemberRecord(instance="i")), 0, {}
+    )
+    changed = parse_description(
+        TOKEN.replace("MORE", "").replace("NAME", name).replace("dead-letter", "park")
+    )
+
+    step = (await plan(client, changed)).steps[-1]
+
+    assert step.action is Action.REFUSE
+    assert "1 members agree on it now (m1): stop them" in step.reason
+
+
+async def test_a_resized_group_is_as_described(client: Client, name: str) -> None:
+    await made(client, described(TOKEN, name))
+    api = Api(client, 2.0)
+    entry = await api.read(naming.bucket(name), naming.CONFIG_KEY)
+    assert entry.value is not None
+    resized = replace(decode(ConfigRecord, entry.value), level=16, base_epoch=9)
+    await api.write(naming.bucket(name), naming.CONFIG_KEY, encode(resized), entry.revision, {})
+
+    assert (await plan(client, described(TOKEN, name))).is_done
+
+
+async def positions(client: Client, group: str) -> dict[int, PartitionRecord]:
+    found = {}
+    for partition in range(4):
+        entry = await Api(client, 2.0).read(naming.bucket(group), naming.partition_key(partition))
+        if entry.value is not None:
+            found[partition] = decode(PartitionRecord, entry.value)
+    return found
+
+
+@pytest.mark.parametrize(("start", "floor"), [("latest", 3), ("sequence:3", 2)])
+async def test_a_group_begins_where_its_description_says(
+    client: Client, name: str, start: str, floor: int
+) -> None:
+    topic = described(TOKEN, name)
+    await apply(client, await plan(client, replace(topic, groups={})))
+    for number in range(3):
+        await client.jetstream().publish(f"{name}.eu.c{number}", b"")
+    text = TOKEN.replace("MORE", "").replace("NAME", name) + f"start = '{start}'"
+
+    planned = await made(client, parse_description(text))
+
+    records = await positions(client, name)
+    assert actions(planned)[-2:] == [("start", "create"), ("config", "create")]
+    assert {(it.floor, it.owner, it.state) for it in records.values()} == {(floor, None, "free")}
+    assert len(records) == 4
+
+
+async def test_a_start_that_was_written_stays_when_the_rest_is_made_again(
+    client: Client, name: str
+) -> None:
+    topic = described(TOKEN, name)
+    await apply(client, await plan(client, replace(topic, groups={})))
+    await client.jetstream().publish(f"{name}.eu.c", b"")
+    text = TOKEN.replace("MORE", "").replace("NAME", name) + "start = 'latest'"
+    planned = await plan(client, parse_description(text))
+    await apply(client, replace(planned, steps=planned.steps[:-1]))  # as a crash would leave it
+    await client.jetstream().publish(f"{name}.eu.c", b"")
+
+    again = await made(client, parse_description(text))
+
+    assert actions(again)[-1:] == [("config", "create")]
+    assert {record.floor for record in (await positions(client, name)).values()} == {1}
+
+
+async def test_a_group_that_began_meanwhile_is_not_put_elsewhere(client: Client, name: str) -> None:
+    topic = described(TOKEN, name)
+    await apply(client, await plan(client, replace(topic, groups={})))
+    await client.jetstream().publish(f"{name}.eu.c", b"")
+    text = TOKEN.replace("MORE", "").replace("NAME", name) + "start = 'latest'"
+    planned = await plan(client, parse_description(text))
+    api = Api(client, 2.0)
+    bucket = next(step for step in planned.steps if step.kind is StepKind.BUCKET)
+    await call(client, f"STREAM.CREATE.{bucket.body['name']}", bucket.body)
+    await api.write(
+        naming.bucket(name), naming.partition_key(2), encode(PartitionRecord(epoch=1)), 0, {}
+    )
+
+    with pytest.raises(PlanRefused, match=r"'part\.2' was written by somebody else"):
+        await apply(client, planned)
+
+    assert (await api.read(naming.bucket(name), naming.CONFIG_KEY)).value is None
+
+
+async def test_a_start_in_time_is_the_sequence_before_it(client: Client, name: str) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    for _ in range(3):
+        await client.jetstream().publish(f"{name}.a", b"")
+    api = Api(client, 2.0)
+    message = (await api.call(f"STREAM.MSG.GET.{name}", {"seq": 2}))["message"]
+    second = datetime.fromisoformat(message["time"][:26].rstrip("Z") + "+00:00")
+
+    # The server's clock has more digits than ours: the time is a little before the second's.
+    floor = await resolve_start(api, name, Start.at(second))
+
+    assert floor in (0, 1)
+    assert await resolve_start(api, name, Start.at(datetime(2001, 1, 1, tzinfo=UTC))) == 0
+    assert await resolve_start(api, name, Start.at(datetime(2199, 1, 1, tzinfo=UTC))) == 3
+    assert (await api.call(f"CONSUMER.NAMES.{name}"))["consumers"] in ([], None)
+
+
+async def test_a_group_gets_a_work_queue_from_a_stream_that_is_not_touched(
+    client: Client, name: str
+) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    for number in range(6):
+        await client.jetstream().publish(f"{name}.c{number % 3}.paid", b"%d" % number)
+    await client.jetstream().publish(f"{name}.else", b"")
+    before = await config_of(client, name)
+
+    planned = await made(client, described(SOURCED, name))
+
+    assert actions(planned) == [
+        ("stream", "keep"),
+        ("stream", "create"),
+        ("bucket", "create"),
+        ("config", "create"),
+    ]
+    assert await config_of(client, name) == before
+    stream = naming.work_stream(name)
+    rule = KeyRule.parse(
+        f"{naming.work_prefix(name)}.{{partition}}.{{partition:8}}.{name}.{{customer}}.*"
+    )
+    stored = await messages_in(client, stream, 6)
+    assert [rule.key_of(subject, {}, b"") for subject, _ in stored] == [
+        f"c{number % 3}".encode() for number in range(6)
+    ]
+    for subject, _ in stored:
+        coarse, fine = rule.partition_of(subject), rule.partition_of(subject, 8)
+        assert fine is not None
+        assert coarse == fine % 4
+    assert (await plan(client, described(SOURCED, name))).is_done
+
+
+async def test_a_replay_can_be_published_into_a_groups_own_stream(
+    client: Client, name: str
+) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    await made(client, described(SOURCED, name))
+
+    subject = f"{naming.work_prefix(name)}.1.5.{name}.c7.paid"
+    stored = await client.jetstream().publish(subject, b"", headers={"Millstream-Replay": name})
+
+    assert stored.stream == naming.work_stream(name)
+
+
+@pytest.mark.parametrize(("start", "kept"), [("earliest", 5), ("latest", 2), ("sequence:3", 3)])
+async def test_a_work_queue_begins_where_its_description_says(
+    client: Client, name: str, start: str, kept: int
+) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    for _ in range(3):
+        await client.jetstream().publish(f"{name}.c.paid", b"")
+    text = SOURCED.replace("MORE", "").replace("NAME", name) + f"start = '{start}'"
+
+    await made(client, parse_description(text))
+    for _ in range(2):
+        await client.jetstream().publish(f"{name}.c.paid", b"")
+
+    assert len(await messages_in(client, naming.work_stream(name), kept)) == kept
+    assert (await plan(client, parse_description(text))).is_done
+
+
+async def test_a_work_queue_may_begin_at_a_time(client: Client, name: str) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    await client.jetstream().publish(f"{name}.c.paid", b"")
+    text = SOURCED.replace("MORE", "").replace("NAME", name)
+
+    await made(client, parse_description(text + "start = 2001-01-01T00:00:00Z"))
+
+    assert len(await messages_in(client, naming.work_stream(name), 1)) == 1
+    assert (await plan(client, parse_description(text + "start = 2001-01-01T00:00:00Z"))).is_done
+
+
+@pytest.mark.parametrize(
+    ("origin", "reason"),
+    [
+        (None, "is not there, and the topic has no subject"),
+        ({"retention": "workqueue"}, "has retention workqueue: sourcing would take its messages"),
+        ({"subjects": ["X.NAME.*"]}, "is nothing that stream"),
+    ],
+)
+async def test_an_origin_that_cannot_be_read_is_refused(
+    client: Client, name: str, origin: dict[str, Any] | None, reason: str
+) -> None:
+    if origin is not None:
+        config = {"name": name, "subjects": ["NAME.*.*"], **origin}
+        config["subjects"] = [subject.replace("NAME", name) for subject in config["subjects"]]
+        await call(client, f"STREAM.CREATE.{name}", config)
+
+    planned = await plan(client, described(SOURCED, name))
+
+    refused = [step for step in planned.steps if step.action is Action.REFUSE]
+    assert len(refused) == 1
+    assert reason in refused[0].reason
+
+
+async def test_another_number_of_partitions_takes_a_new_work_queue(
+    client: Client, name: str
+) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    await made(client, described(SOURCED, name))
+    text = SOURCED.replace("MORE", "").replace("NAME", name)
+
+    planned = await plan(client, parse_description(text.replace("[8]", "[16]")))
+
+    stream, config = planned.steps[1], planned.steps[-1]
+    assert stream.action is config.action is Action.REFUSE
+    assert "a resize makes a new generation" in str(stream)
+
+
+async def test_a_topic_of_streams_gets_one_per_partition(client: Client, name: str) -> None:
+    text = (
+        f"[topic.{name}]\nlayout='streams'\nsubject='{name}.{{partition}}.{{customer}}'\n"
+        f"partitions=3\n[group.{name}]\nstart='sequence:2'"
+    )
+
+    planned = await made(client, parse_description(text))
+
+    stored = [await client.jetstream().publish(f"{name}.{n}.c", b"") for n in range(3)]
+    assert [ack.stream for ack in stored] == [f"{name}-0", f"{name}-1", f"{name}-2"]
+    assert [ack.seq for ack in stored] == [1, 1, 1]
+    assert {it.floor for it in (await positions(client, name)).values()} == {1}
+    assert actions(planned).count(("stream", "create")) == 3
+
+
+async def test_each_step_is_told_when_it_is_done(client: Client, name: str) -> None:
+    told: list[Step] = []
+    planned = await plan(client, described(TOKEN, name))
+
+    await apply(client, planned, on_step=told.append)
+
+    assert tuple(told) == planned.steps
+
+
+async def test_a_field_that_the_server_drops_is_told(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = await plan(client, described(TOKEN, name))
+    answer = Api.call
+
+    async def forgetful(self: Api, name: str, body: object = None) -> dict[str, Any]:
+        said = await answer(self, name, body)
+        if name.startswith("STREAM.CREATE"):
+            said["config"].pop("subject_transform", None)
+        return said
+
+    monkeypatch.setattr(Api, "call", forgetful)
+    with pytest.raises(StreamUnfit, match="did not take over subject_transform"):
+        await apply(client, planned)
+
+
+async def test_a_server_without_jetstream_is_one_line(
+    tmp_path_factory: pytest.TempPathFactory, server: Server, name: str
+) -> None:
+    with Server(server.kind, tmp_path_factory.mktemp("core"), jetstream=False) as core:
+        client = await connected(core)
+        with pytest.raises(ServerUnreachable, match="JetStream does not answer"):
+            await plan(client, described(TOKEN, name))
+        await client.close()
+
+
+async def connected(server: Server) -> Client:
+    client = Client()
+    await client.connect(server.url)
+    return client
