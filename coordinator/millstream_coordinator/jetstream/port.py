@@ -175,7 +175,8 @@ class JetStreamPort:
             case Beat():
                 settings = self._settings
                 subject = naming.heartbeat(settings.group, settings.member)
-                self._wire.publish(subject, f"{settings.instance} {command.sent_at!r}".encode())
+                beat = f"{settings.instance} {command.sent_at!r} {command.deaf_s!r}"
+                self._wire.publish(subject, beat.encode())
             case Announce():
                 subject = naming.event(self._settings.group, self._settings.member)
                 self._wire.publish(subject, command.value)
@@ -243,13 +244,15 @@ class JetStreamPort:
         self._wire.publish(message.reply, self._settings.instance.encode())
 
     async def _on_beat(self, message: Msg) -> None:
-        instance, _, sent_at = message.data.decode("ascii", "replace").partition(" ")
+        """Hear ``<instance> <sent at> [<deaf for> …]``; a newer member may say more."""
+        instance, *numbers = message.data.decode("ascii", "replace").split(" ")
         try:
-            at = float(sent_at)
-        except ValueError:
+            sent_at = float(numbers[0])
+            deaf_s = float(numbers[1]) if len(numbers) > 1 else 0.0
+        except (ValueError, IndexError):
             return
         member = message.subject.rpartition(".")[2]
-        self._wire.tell(Heard(member=member, instance=instance, sent_at=at))
+        self._wire.tell(Heard(member=member, instance=instance, sent_at=sent_at, deaf_s=deaf_s))
 
     async def _listen(self, member: str | None, number: int) -> None:
         """Hear a member, or all; ``number`` tells whether that is still the newest wish."""
