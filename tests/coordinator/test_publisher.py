@@ -9,7 +9,9 @@ from hypothesis import given, strategies as st
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
-from millstream_coordinator.partitioning.key import KeyRule, from_token, to_token
+from millstream_coordinator.errors import BadName
+from millstream_coordinator.partitioning.create import apply, plan
+from millstream_coordinator.partitioning.key import KeyRule, from_token, key_headers, to_token
 from millstream_coordinator.partitioning.partition import Partitioner, crc32, kafka, nats
 from millstream_coordinator.partitioning.publisher import (
     MessageUnfit,
@@ -18,6 +20,7 @@ from millstream_coordinator.partitioning.publisher import (
     SubjectTemplate,
     TemplateError,
 )
+from millstream_coordinator.partitioning.topic import parse_description
 from tests.helpers.servers import Server
 
 KEYS = st.one_of(st.none(), st.binary(max_size=200))
@@ -52,6 +55,29 @@ def test_the_nats_partitioner_hashes_the_token_as_the_server_does() -> None:
     assert template.partition(b"a.b") == nats(b"a%2Eb", 12) != nats(b"a.b", 12)
 
 
+@given(KEYS, st.sampled_from(Partitioner), st.integers(1, 12))
+def test_a_finer_token_modulo_the_coarser_number_is_the_coarser_token(
+    key: bytes | None, partitioner: Partitioner, partitions: int
+) -> None:
+    text = (
+        f"a.{{partition}}.{{partition:{partitions * 4}}}.x.{{partition:{partitions * 8}}}.{{key}}"
+    )
+    template = SubjectTemplate.parse(text, partitions=partitions, partitioner=partitioner)
+    coarse = SubjectTemplate.parse(
+        "a.{partition}.{key}", partitions=partitions, partitioner=partitioner
+    )
+    place = template.place(key)
+
+    subject = template.subject(key, 0 if place is None else place)
+
+    rule = KeyRule.parse(text)
+    finest = rule.partition_of(subject, partitions * 8)
+    assert finest is not None
+    assert rule.partition_of(subject, partitions * 4) == finest % (partitions * 4)
+    assert rule.partition_of(subject) == finest % partitions
+    assert template.partition(key) == coarse.partition(key)
+
+
 def test_key_and_partition_may_stand_anywhere() -> None:
     template = SubjectTemplate.parse("{key}.x.{partition}", partitions=3)
 
@@ -76,6 +102,11 @@ def test_a_key_that_reads_like_a_field_is_only_a_key() -> None:
         ("flights.{partition}.{key}.>", "wildcard '>'"),
         ("flights..{partition}.{key}", "empty"),
         ("flights .{partition}.{key}", "space"),
+        ("flights.{partition}.{partition:4}.{key}", "4 partitions are no multiple of 3"),
+        ("flights.{partition:6}.{key}", "'{partition}' must be there once"),
+        ("flights.{partition}.{partition:06}.{key}", "as a whole token"),
+        ("flights.{partition}.{partition:6}.{partition:6}.{key}", "there twice"),
+        ("flights.{partition}.{partition:3000000000}.{key}", "3000000000 partitions"),
         ("", "empty"),
     ],
 )
@@ -137,6 +168,61 @@ async def test_a_long_key_comes_back_from_token_and_header(client: Client, name:
     assert from_token(told.subject.split(".")[2], message.headers) == key
 
 
+BAD_KEYS = [
+    None,
+    b"",
+    b" ",
+    b".",
+    b"*",
+    b">",
+    b"a.b",
+    b"%null",
+    b"%empty",
+    b"$JS.API.INFO",
+    b"\x00\r\n\t",
+    b"\xff\xfe",
+    "zürich 日本".encode(),
+    b"k" * 128,
+    b"k" * 129,
+    b"k" * 128 + b"other",
+    b"." * 5000,
+]
+
+
+async def test_every_key_comes_back_to_the_group_as_it_was_published(
+    client: Client, name: str
+) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=12)
+    read = KeyRule.parse(f"{name}.*.{{key}}").reader()
+
+    told = [await publisher.publish(key, b"") for key in BAD_KEYS]
+
+    messages = [await client.jetstream().get_msg(name, it.seq) for it in told]
+    found = [read(str(it.subject), it.headers or {}, b"") for it in messages]
+    assert found == BAD_KEYS
+
+
+async def test_a_key_written_into_a_servers_transform_comes_back(client: Client, name: str) -> None:
+    description = parse_description(
+        f"[topic.{name}]\nsubject='{name}.{{partition}}.{{partition:8}}.{{key}}'\npartitions=4"
+    )
+    await apply(client, await plan(client, description))
+    rule = KeyRule.parse(f"{name}.{{partition}}.{{partition:8}}.{{key}}")
+    written = SubjectTemplate.parse(rule.text, partitions=4, partitioner="nats")
+    read = rule.reader()
+
+    told = [
+        await client.jetstream().publish(f"{name}.{to_token(key)}", b"", headers=key_headers(key))
+        for key in BAD_KEYS
+    ]
+
+    messages = [await client.jetstream().get_msg(name, it.seq) for it in told]
+    assert [read(str(it.subject), it.headers or {}, b"") for it in messages] == BAD_KEYS
+    assert [it.subject for it in messages] == [
+        written.subject(key, written.place(key) or 0) for key in BAD_KEYS
+    ]
+
+
 async def test_the_servers_own_partition_agrees_with_the_nats_partitioner(
     client: Client, name: str
 ) -> None:
@@ -192,6 +278,88 @@ async def test_a_partition_that_is_not_there_is_refused(client: Client, name: st
 
     with pytest.raises(MessageUnfit, match="no partition 4"):
         await publisher.publish(b"k", b"", partition=4)
+
+
+async def test_messages_without_a_key_take_turns_over_the_finest_level(
+    client: Client, name: str
+) -> None:
+    await stream(client, name)
+    publisher = Publisher(client, f"{name}.{{partition}}.{{partition:4}}.{{key}}", partitions=2)
+
+    told = [await publisher.publish(None, b"") for _ in range(8)]
+
+    tokens = Counter(tuple(it.subject.split(".")[1:3]) for it in told)
+    assert tokens == dict.fromkeys([("0", "0"), ("1", "1"), ("0", "2"), ("1", "3")], 2)
+
+
+async def test_a_partition_that_is_given_has_finer_tokens_of_its_own(
+    client: Client, name: str
+) -> None:
+    await stream(client, name)
+    text = f"{name}.{{partition}}.{{partition:8}}.{{key}}"
+    publisher = Publisher(client, text, partitions=2)
+    other = 1 - kafka(b"k", 2)
+
+    told = await publisher.publish(b"k", b"", partition=other)
+
+    rule = KeyRule.parse(text)
+    fine = rule.partition_of(told.subject, 8)
+    assert fine is not None
+    assert told.partition == rule.partition_of(told.subject) == fine % 2 == other
+    own = await publisher.publish(b"k", b"", partition=1 - other)
+    assert rule.partition_of(own.subject, 8) == kafka(b"k", 8)
+
+
+async def test_each_partition_may_have_a_stream_of_its_own(client: Client, name: str) -> None:
+    for partition in range(3):
+        await client.jetstream().add_stream(
+            StreamConfig(name=f"{name}-{partition}", subjects=[f"{name}.{partition}.*"])
+        )
+    publisher = Publisher(
+        client, f"{name}.{{partition}}.{{key}}", partitions=3, stream=f"{name}-{{partition}}"
+    )
+
+    told = [await publisher.publish(f"k{number}", b"") for number in range(12)]
+
+    assert {it.stream for it in told} == {f"{name}-{partition}" for partition in range(3)}
+    assert all(it.stream == f"{name}-{it.partition}" for it in told)
+    assert sorted(it.seq for it in told if it.partition == 0) == list(
+        range(1, 1 + sum(it.partition == 0 for it in told))
+    )
+
+
+async def test_a_message_that_another_stream_would_take_is_refused(
+    client: Client, name: str
+) -> None:
+    text = await stream(client, name)
+    publisher = Publisher(client, text, partitions=3, stream=f"{name}-{{partition}}")
+
+    with pytest.raises(PublishFailed, match="expected stream does not match"):
+        await publisher.publish(b"k", b"")
+
+
+async def test_trace_context_is_added_to_the_headers(client: Client, name: str) -> None:
+    def inject(carrier: dict[str, str]) -> None:
+        carrier["traceparent"] = f"00-{len(carrier):032x}-1-01"
+
+    publisher = Publisher(client, await stream(client, name), partitions=4, inject=inject)
+    given_headers = {"A": "b"}
+
+    await publisher.publish(b"k", b"", headers=given_headers)
+
+    message = await client.jetstream().get_msg(name, 1)
+    assert message.headers == {"A": "b", "traceparent": f"00-{1:032x}-1-01"}
+    assert given_headers == {"A": "b"}
+
+
+async def test_a_replay_names_the_group_it_is_for(client: Client, name: str) -> None:
+    publisher = Publisher(client, await stream(client, name), partitions=4)
+
+    await publisher.publish(b"k", b"", replay_for="billing")
+
+    assert (await client.jetstream().get_msg(name, 1)).headers == {"Millstream-Replay": "billing"}
+    with pytest.raises(BadName):
+        await publisher.publish(b"k", b"", replay_for="a.b")
 
 
 async def test_a_repeated_message_id_is_told(client: Client, name: str) -> None:

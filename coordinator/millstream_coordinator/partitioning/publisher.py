@@ -6,6 +6,20 @@
 key published here lands in the partition, and under the subject, that the bridge gives its Kafka
 records; so producers can move from Kafka one at a time.
 
+**Levels.** ``orders.{partition}.{partition:16}.{key}`` writes the key's partition out of 16, too, so
+that a group can be resized (``key.py``). The finest number is computed, the others are it modulo
+theirs; so they nest for messages without a key as well, and for a partition that was given.
+
+**A stream per partition** (layout ``streams``) is written like any topic: the partition's token
+leads a message into its stream. ``stream="ORDERS-{partition}"`` has the server refuse what another
+stream would take.
+
+**Trace context.** ``inject`` is called with each message's headers, and may add to them:
+``opentelemetry.propagate.inject`` is such a function.
+
+**Replay.** ``replay_for="billing"`` marks a message as one that only the group billing is to handle
+(header ``Millstream-Replay``); other groups ack it and go on.
+
 **Which partitioner.** ``kafka`` for Java clients, ``crc32`` for librdkafka and its bindings as they
 come, ``nats`` where a stream's own ``{{partition(N, …)}}`` decides. ``nats`` hashes what the server
 would: the token, escaped as it is.
@@ -29,7 +43,7 @@ import itertools
 import re
 import secrets
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -41,12 +55,19 @@ from nats.aio.client import Client
 from nats.js.api import PubAck
 
 from ..errors import GroupError
-from .key import NULL_TOKEN, key_headers, to_token
+from ..naming import REPLAY, check_name
+from .key import NULL_TOKEN, KeyRule, KeyRuleError, key_headers, to_token
 from .partition import PARTITIONS_MAX, Partitioner, nats as nats_partition, partition_for
 
 HEADERS_BYTES_MAX = 65_535
 """A stream takes no larger header block (nats-server 2.15.1, error 10097)."""
 
+EXPECTED_STREAM = "Nats-Expected-Stream"
+
+Inject = Callable[[dict[str, str]], None]
+"""Adds trace context to a message's headers."""
+
+_FIELD = re.compile(r"\{(key|partition|partition:[1-9][0-9]{0,9})\}")
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 
 
@@ -91,12 +112,16 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubjectTemplate:
-    """``flights.{partition}.{key}`` read; made by `parse`."""
+    """``flights.{partition}.{key}`` read; made by `parse`.
+
+    ``levels`` are the numbers of partitions there is a token for, ``partitions`` first.
+    """
 
     text: str
     partitions: int
     partitioner: Partitioner
     null_token: str = NULL_TOKEN
+    levels: tuple[int, ...] = ()
 
     @classmethod
     def parse(
@@ -127,34 +152,60 @@ class SubjectTemplate:
                 raise TemplateError(text, "a token is empty or has a space in it")
             if token in ("*", ">"):
                 raise TemplateError(text, f"the wildcard {token!r} cannot be published to")
-            if re.search(r"[{}]", token) and token not in ("{partition}", "{key}"):
+            if re.search(r"[{}]", token) and not _FIELD.fullmatch(token):
                 raise TemplateError(
                     text, f"{token!r} is neither '{{partition}}' nor '{{key}}' as a whole token"
                 )
         for field in ("{partition}", "{key}"):
             if tokens.count(field) != 1:
                 raise TemplateError(text, f"{field!r} must be there once")
-        return cls(text=text, partitions=partitions, partitioner=chosen, null_token=null_token)
+        try:
+            levels = KeyRule.parse(text).levels(partitions)
+        except KeyRuleError as error:
+            raise TemplateError(text, error.reason) from error
+        if levels[-1] > PARTITIONS_MAX:
+            raise TemplateError(text, f"{levels[-1]} partitions (1 to {PARTITIONS_MAX})")
+        return cls(
+            text=text,
+            partitions=partitions,
+            partitioner=chosen,
+            null_token=null_token,
+            levels=levels,
+        )
 
-    def partition(self, key: bytes | None) -> int | None:
-        """The key's partition; None when it has none of its own."""
+    @property
+    def finest(self) -> int:
+        """The highest of the levels: a number below it says a key's partition at each of them."""
+        return self.levels[-1]
+
+    def place(self, key: bytes | None) -> int | None:
+        """The key's partition at the finest level; None when it has none of its own."""
         if self.partitioner is Partitioner.NATS:
             token = to_token(key, null_token=self.null_token)
-            return nats_partition(token.encode("ascii"), self.partitions)
-        return partition_for(self.partitioner, key, self.partitions)
+            return nats_partition(token.encode("ascii"), self.finest)
+        return partition_for(self.partitioner, key, self.finest)
 
-    def subject(self, key: bytes | None, partition: int) -> str:
-        """The subject of a key's message in a partition."""
-        token = to_token(key, null_token=self.null_token)
-        fields = {"{partition}": str(partition), "{key}": token}
-        return ".".join(fields.get(part, part) for part in self.text.split("."))
+    def partition(self, key: bytes | None) -> int | None:
+        """The key's partition at the first level; None when it has none of its own."""
+        place = self.place(key)
+        return None if place is None else place % self.partitions
+
+    def subject(self, key: bytes | None, place: int) -> str:
+        """The subject of a key's message; ``place`` is its partition at the finest level."""
+        fields = {"{key}": to_token(key, null_token=self.null_token)}
+        fields["{partition}"] = str(place % self.partitions)
+        for level in self.levels[1:]:
+            fields[f"{{partition:{level}}}"] = str(place % level)
+        return ".".join([fields.get(part, part) for part in self.text.split(".")])
 
 
 class Publisher:
     """Publishes keyed messages to a partitioned topic through a connected nats-py client.
 
     ``window`` is how many messages `send` may have unconfirmed; ``timeout`` how long a confirmation
-    may take. The connection stays the caller's. As a context manager it flushes at the end.
+    may take. ``stream`` is the stream that must take a message, with ``{partition}`` in it where
+    there is one per partition; None: whichever listens. ``inject`` adds trace context to headers.
+    The connection stays the caller's. As a context manager it flushes at the end.
     """
 
     def __init__(
@@ -165,6 +216,8 @@ class Publisher:
         partitions: int,
         partitioner: Partitioner | str = Partitioner.KAFKA,
         null_token: str = NULL_TOKEN,
+        stream: str | None = None,
+        inject: Inject | None = None,
         window: int = 256,
         timeout: timedelta = timedelta(seconds=5),
     ) -> None:
@@ -175,6 +228,8 @@ class Publisher:
         if window < 1:
             raise ValueError(f"a window of {window} messages")
         self._connection = connection
+        self._stream = stream
+        self._inject = inject
         self._timeout_s = timeout.total_seconds()
         # Confirmed messages leave the client's own count a little later than ours.
         self._jetstream = connection.jetstream(publish_async_max_pending=2 * window)
@@ -182,7 +237,7 @@ class Publisher:
         self._unconfirmed: deque[tuple[str, asyncio.Future[PubAck]]] = deque()
         self._failed: deque[tuple[str, str]] = deque()
         self._sending = asyncio.Lock()
-        self._turns: Iterator[int] = itertools.count(secrets.randbelow(partitions))
+        self._turns: Iterator[int] = itertools.count(secrets.randbelow(self.template.finest))
 
     async def publish(
         self,
@@ -191,12 +246,14 @@ class Publisher:
         *,
         headers: Mapping[str, str] | None = None,
         partition: int | None = None,
+        replay_for: str | None = None,
     ) -> Stored:
         """Publish, and return when the stream has stored the message.
 
-        A ``str`` key is its UTF-8. Raises MessageUnfit (nothing sent) and PublishFailed.
+        A ``str`` key is its UTF-8; ``partition`` is one of the first level, instead of the key's.
+        Raises MessageUnfit (nothing sent), PublishFailed, and BadName for ``replay_for``.
         """
-        chosen, subject, all_headers = self._prepare(key, payload, headers, partition)
+        chosen, subject, all_headers = self._prepare(key, payload, headers, partition, replay_for)
         try:
             ack = await self._jetstream.publish(
                 subject, payload, timeout=self._timeout_s, headers=all_headers
@@ -218,13 +275,14 @@ class Publisher:
         *,
         headers: Mapping[str, str] | None = None,
         partition: int | None = None,
+        replay_for: str | None = None,
     ) -> int:
         """Publish, and return the partition once the window has room; `flush` waits for the rest.
 
         Raises MessageUnfit (nothing sent), and PublishFailed for an earlier message of the window
         (this one is not sent either).
         """
-        chosen, subject, all_headers = self._prepare(key, payload, headers, partition)
+        chosen, subject, all_headers = self._prepare(key, payload, headers, partition, replay_for)
         async with self._sending:
             while len(self._unconfirmed) >= self._window or self._is_oldest_done():
                 await self._settle_oldest()
@@ -261,18 +319,28 @@ class Publisher:
         payload: bytes,
         headers: Mapping[str, str] | None,
         partition: int | None,
+        replay_for: str | None,
     ) -> tuple[int, str, dict[str, str] | None]:
         """Partition, subject and headers of a message that the server can take."""
         data = key.encode() if isinstance(key, str) else key
         template = self.template
-        if partition is None:
-            partition = template.partition(data)
-        if partition is None:
-            partition = next(self._turns) % template.partitions
-        subject = template.subject(data, partition)
-        if not 0 <= partition < template.partitions:
-            raise MessageUnfit(subject, f"there is no partition {partition}")
+        place = template.place(data)
+        if place is None:
+            place = next(self._turns) % template.finest
+        if partition is not None:
+            if not 0 <= partition < template.partitions:
+                subject = template.text.replace("{partition}", str(partition))
+                raise MessageUnfit(subject, f"there is no partition {partition}")
+            place += partition - place % template.partitions
+        partition = place % template.partitions
+        subject = template.subject(data, place)
         block = {**(headers or {}), **key_headers(data)}
+        if self._inject is not None:
+            self._inject(block)
+        if replay_for is not None:
+            block[REPLAY] = check_name("group", replay_for)
+        if self._stream is not None:
+            block[EXPECTED_STREAM] = self._stream.replace("{partition}", str(partition))
         for name, value in block.items():
             if not _HEADER_NAME.fullmatch(name) or value != value.strip() or "\n" in value:
                 raise MessageUnfit(subject, f"header {name!r} would not arrive as it is")
