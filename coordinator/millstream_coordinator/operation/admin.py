@@ -37,8 +37,7 @@ from .. import naming
 from ..errors import MemberMissing, NotPossible, PartitionMissing
 from ..model import ConfigRecord, ControlRecord, PartitionRecord
 from ..naming import CONFIG_KEY, CONTROL_KEY, check_name, parse_consumer, partition_key
-from .place import streams
-from .target import Target, side_by_side
+from .target import Target, side_by_side, streams
 from .view import GroupView
 
 Value = str | int | None

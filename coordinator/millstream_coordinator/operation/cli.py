@@ -28,6 +28,7 @@ from ..naming import check_name
 from .overview import MemberRow, PartitionRow, read_overview
 from .service import NewGroup, connected, lead, unless_stopped
 from .settings import CoordinatorSettings
+from .target import Target
 
 USAGE_ERROR = 2
 UNREACHABLE = 3
@@ -160,7 +161,7 @@ def describe(
 
 async def _describe(group: str, settings: CoordinatorSettings, *, as_json: bool) -> int:
     async with connected(settings) as connection:
-        overview = await read_overview(connection, group)
+        overview = await read_overview(Target(connection, group))
     if as_json:
         print(json.dumps(overview.as_json(), indent=2))
         return 0

@@ -32,8 +32,8 @@ from ..jetstream.letters import MESSAGE_GONE, original_headers
 from ..model import LetterReason, ParkedRecord
 from ..naming import dead_letter, dead_letter_stream, parked_key
 from ..partitioning.key import to_token
+from ..partitioning.layout import place
 from .admin import Change, Outcome
-from .place import place
 from .target import Target, side_by_side
 from .view import GroupView
 

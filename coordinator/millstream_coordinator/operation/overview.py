@@ -13,25 +13,33 @@ exactly the same:
 
 Reading changes nothing in the group. To count without a consumer, one without acknowledgements is
 made and deleted at once (on a work-queue stream: not needed, all that is left is unhandled).
+
+When a member was heard last is found by listening to the heartbeats, while all the rest is read and
+for at most LISTEN_S: an age of None is a member that was silent all that time.
 """
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
-import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.js import JetStreamContext
+from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StreamInfo
 
 from .. import naming
-from ..errors import ServerUnreachable, StreamMissing
-from ..model import PartitionState
-from .view import GroupView, read_view
+from ..errors import GroupError, GroupMissing, ServerUnreachable, StreamMissing
+from ..jetstream.api import API_PREFIX
+from ..model import PartitionRecord, PartitionState
+from ..partitioning.layout import Place, place
+from .target import TIMEOUT_S, Target, side_by_side, streams
+from .view import GroupView
 
 SCHEMA = "millstream.coordinator.describe/1"
-_CONCURRENT_REQUESTS = 32
+LISTEN_S = 0.6
+"""Longer than two heartbeats of the default interval."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +54,33 @@ class PartitionRow:
     host: str | None
     epoch: int
     state: str
+    """``free``, ``owned`` or ``moving``, as the record has it."""
+    next: str | None = None
+    """Who gets it when ``owner`` has drained it."""
+    is_paused: bool = False
+    stopped_seq: int | None = None
+    """The message whose failure stopped the partition; ``stopped_error`` is what it raised."""
+    stopped_error: str = ""
+    pinned_to: str | None = None
+    parked_keys: int = 0
+
+    @property
+    def condition(self) -> str:
+        """What a person wants to know of the state, in a word or a few."""
+        words = []
+        if self.stopped_seq is not None:
+            words.append(f"stopped at {self.stopped_seq}")
+        elif self.is_paused:
+            words.append("paused")
+        if self.state == PartitionState.MOVING:
+            words.append(f"moving to {self.next}" if self.next else "draining")
+        if self.parked_keys:
+            words.append(f"{self.parked_keys} parked")
+        if self.pinned_to is not None:
+            words.append(
+                "pinned" if self.pinned_to == self.owner else f"pinned to {self.pinned_to}"
+            )
+        return ", ".join(words) or self.state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +95,22 @@ class MemberRow:
     partitions: tuple[int, ...]
     is_leader: bool
     is_leaving: bool
+    is_draining: bool = False
+    """An operator had it drained."""
+    is_static: bool = False
+    software: str = ""
+    heartbeat_age_s: float | None = None
+    """None: not heard while this was read."""
+
+    @property
+    def condition(self) -> str:
+        """What it is in the group, in a word or a few."""
+        words = ["leader" if self.is_leader else "member"]
+        if self.is_leaving:
+            words.append("leaving")
+        if self.is_draining:
+            words.append("drained")
+        return ", ".join(words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +122,11 @@ class Overview:
     leader: str | None
     partitions: tuple[PartitionRow, ...]
     members: tuple[MemberRow, ...]
+    is_paused: bool = False
+    resize_to: int | None = None
+    on_failure: str = ""
+    letters: int = 0
+    """Messages among the dead letters, parked ones too."""
 
     @property
     def lag(self) -> int | None:
@@ -81,7 +137,8 @@ class Overview:
     def as_json(self) -> dict[str, object]:
         """The document ``describe --json`` prints: the fields of these classes by their names.
 
-        ``{"schema", "group", "stream", "leader", "lag", "partitions": […], "members": […]}``
+        ``{"schema", "group", "stream", "leader", "lag", "is_paused", "resize_to", "on_failure",
+        "letters", "partitions": […], "members": […]}``
         """
         return {
             "schema": SCHEMA,
@@ -89,120 +146,245 @@ class Overview:
             "stream": self.stream,
             "leader": self.leader,
             "lag": self.lag,
+            "is_paused": self.is_paused,
+            "resize_to": self.resize_to,
+            "on_failure": self.on_failure,
+            "letters": self.letters,
             "partitions": [asdict(row) for row in self.partitions],
             "members": [asdict(row) for row in self.members],
         }
 
 
-async def read_overview(connection: Client, group: str) -> Overview:
-    """Read everything about a group from its bucket, its stream and its consumers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupLine:
+    """A group in the list of all; ``error``: its bucket cannot be read."""
 
-    Raises GroupError: GroupMissing, StreamMissing, ServerUnreachable, BadRecord.
-    """
-    view = await read_view(connection, group)
-    reader = _StreamReader(connection, group, view)
-    limit = asyncio.Semaphore(_CONCURRENT_REQUESTS)
+    group: str
+    stream: str | None = None
+    partitions: int = 0
+    members: int = 0
+    leader: str | None = None
+    condition: str = ""
+    error: str = ""
 
-    async def row(number: int) -> PartitionRow:
-        async with limit:
-            return await reader.row(number)
 
+async def list_groups(connection: Client, *, prefix: str = API_PREFIX) -> list[GroupLine]:
+    """Every group of the server (or the account), by name. Raises ServerUnreachable."""
+    head = f"KV_{naming.bucket('')}"
+    anything = Target(connection, "any", prefix=prefix)
+    with anything.errors():
+        names = await anything.api.stream_names()
+    groups = [it.removeprefix(head) for it in sorted(names) if it.startswith(head)]
+    lines = await side_by_side(_line(connection, it, prefix) for it in groups)
+    return [line for line in lines if line is not None]
+
+
+async def _line(connection: Client, group: str, prefix: str) -> GroupLine | None:
+    """One group; None for a bucket that is none (any more)."""
     try:
-        await reader.open()
-        rows = await asyncio.gather(*(row(it) for it in range(view.config.partitions)))
-    except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
-        url = connection.connected_url
-        reason = str(error) or type(error).__name__
-        raise ServerUnreachable(url.geturl() if url else "", reason) from error
-    leader = view.leader.member if view.leader else None
-    return Overview(
+        view = await Target(connection, group, prefix=prefix).view()
+    except GroupMissing:
+        return None
+    except ServerUnreachable:
+        raise
+    except GroupError as error:
+        return GroupLine(group=group, error=str(error))
+    return GroupLine(
         group=group,
         stream=view.config.stream,
-        leader=leader,
-        partitions=tuple(rows),
-        members=tuple(_member_rows(view, leader)),
+        partitions=view.config.active,
+        members=len(view.members),
+        leader=view.leader.member if view.leader else None,
+        condition=_condition(view),
     )
 
 
-class _StreamReader:
-    """Asks the stream and its consumers about one partition after the other."""
+def _condition(view: GroupView) -> str:
+    """The first of these that is so: most urgent first."""
+    stopped = sum(record.stopped_seq is not None for record in view.partitions.values())
+    if stopped:
+        return f"{stopped} partitions stopped" if stopped > 1 else "1 partition stopped"
+    if view.control.is_paused:
+        return "paused"
+    if view.config.resize_to is not None:
+        return f"resizing to {view.config.resize_to}"
+    if not any(member.capacity for member in view.members.values()):
+        return "no workers"
+    if view.control.paused:
+        return f"{len(view.control.paused)} partitions paused"
+    return "running"
 
-    def __init__(self, connection: Client, group: str, view: GroupView) -> None:
-        self._jetstream: JetStreamContext = connection.jetstream()
-        self._group = group
+
+async def read_overview(target: Target, *, listen: bool = True) -> Overview:
+    """Read everything about a group from its bucket, its streams and its consumers.
+
+    ``listen`` False: no heartbeats are waited for. Raises GroupError: GroupMissing, StreamMissing,
+    ServerUnreachable, BadRecord.
+    """
+    with target.errors():
+        async with _heartbeats(target, listen=listen) as heartbeats:
+            view = await target.view()
+            reader = _StreamReader(target, view)
+            await reader.open()
+            rows = await side_by_side(reader.row(it) for it in range(view.config.active))
+            letters = await _letters(target)
+            ages = await heartbeats.ages(view.members) if listen else {}
+    leader = view.leader.member if view.leader else None
+    return Overview(
+        group=target.group,
+        stream=view.config.stream,
+        leader=leader,
+        partitions=tuple(rows),
+        members=tuple(_member_rows(view, leader, ages)),
+        is_paused=view.control.is_paused,
+        resize_to=view.config.resize_to,
+        on_failure=view.config.on_failure,
+        letters=letters,
+    )
+
+
+async def _letters(target: Target) -> int:
+    info = await target.stream_info(naming.dead_letter_stream(target.group))
+    return 0 if info is None else int(info["state"]["messages"])
+
+
+class _Heartbeats:
+    """When each member was heard last, on this process's clock."""
+
+    def __init__(self) -> None:
+        self.heard: dict[str, float] = {}
+        self._news = asyncio.Event()
+
+    async def hear(self, message: Msg) -> None:
+        self.heard[message.subject.rpartition(".")[2]] = time.monotonic()
+        self._news.set()
+
+    async def ages(self, members: Mapping[str, object]) -> dict[str, float]:
+        """Wait until all of them were heard, or LISTEN_S."""
+        try:
+            async with asyncio.timeout(LISTEN_S):
+                while not self.heard.keys() >= members.keys():
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError:
+            pass
+        now = time.monotonic()
+        return {member: now - at for member, at in self.heard.items()}
+
+
+@asynccontextmanager
+async def _heartbeats(target: Target, *, listen: bool) -> AsyncIterator[_Heartbeats]:
+    heartbeats = _Heartbeats()
+    if not listen:
+        yield heartbeats
+        return
+    subject = naming.heartbeat(target.group, "*")
+    subscription = await target.connection.subscribe(subject, cb=heartbeats.hear)
+    try:
+        yield heartbeats
+    finally:
+        if not target.connection.is_closed:
+            await subscription.unsubscribe()
+
+
+class _StreamReader:
+    """Asks the streams and their consumers about one partition after the other."""
+
+    def __init__(self, target: Target, view: GroupView) -> None:
+        self._jetstream = target.connection.jetstream(prefix=target.prefix, timeout=TIMEOUT_S)
+        self._group = target.group
         self._view = view
-        self._is_work_queue = False
+        self._work_queues: set[str] = set()
 
     async def open(self) -> None:
-        """Look at the stream once. Raises StreamMissing."""
-        stream = self._view.config.stream
-        if stream is None:
-            return
-        info = await self._stream_info(stream)
-        self._is_work_queue = info.config.retention == RetentionPolicy.WORK_QUEUE
+        """Look at each stream once. Raises StreamMissing."""
+        infos = await side_by_side(self._stream_info(it) for it in streams(self._view.config))
+        self._work_queues = {
+            info.config.name or ""
+            for info in infos
+            if info.config.retention == RetentionPolicy.WORK_QUEUE
+        }
 
     async def row(self, number: int) -> PartitionRow:
         """Everything about one partition."""
         view = self._view
-        record = view.partitions.get(number)
-        owner = record.owner if record else None
-        member = view.members.get(owner) if owner else None
+        record = self._record(number)
+        member = view.members.get(record.owner) if record.owner else None
         current = end = lag = None
-        if view.config.stream is not None:
-            current, end, lag = await self._position(view.config.stream, number)
+        where = place(view.config, number)
+        if where is not None:
+            current, end, lag = await self._position(where, number, record)
+        parked = view.parked.get(number)
         return PartitionRow(
             partition=number,
             current=current,
             end=end,
             lag=lag,
-            owner=owner,
+            owner=record.owner,
             host=member.host if member else None,
-            epoch=record.epoch if record else 0,
-            state=str(record.state if record else PartitionState.FREE),
+            epoch=record.epoch,
+            state=str(record.state),
+            next=record.next,
+            is_paused=view.control.is_paused or number in view.control.paused,
+            stopped_seq=record.stopped_seq,
+            stopped_error=record.stopped_error,
+            pinned_to=view.control.pins.get(number),
+            parked_keys=len(parked.keys) if parked else 0,
         )
 
-    async def _position(self, stream: str, number: int) -> tuple[int, int | None, int]:
-        """``current``, ``end`` and ``lag`` of a partition."""
+    def _record(self, number: int) -> PartitionRecord:
+        """What is said of the partition; one of before a resize is nobody's."""
+        config = self._view.config
         record = self._view.partitions.get(number)
-        pattern = (self._view.config.filter or ">").replace("{partition}", str(number))
-        current = self._saved_floor(number)
-        if record is not None:
+        if record is None or (record.level or config.partitions) != config.active:
+            return PartitionRecord(epoch=0)
+        return record
+
+    async def _position(
+        self, where: Place, number: int, record: PartitionRecord
+    ) -> tuple[int, int | None, int]:
+        """``current``, ``end`` and ``lag`` of a partition."""
+        current = self._saved_floor(number, record)
+        if record.epoch:
             name = naming.consumer(self._group, number, record.epoch)
             try:
-                consumer = await self._jetstream.consumer_info(stream, name)
+                consumer = await self._jetstream.consumer_info(where.stream, name)
             except nats.js.errors.NotFoundError:
                 pass
             else:
                 acked = consumer.ack_floor.stream_seq if consumer.ack_floor else 0
                 lag = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
-                return max(current, acked), await self._last_seq(stream, pattern), lag
-        end = await self._last_seq(stream, pattern)
+                return max(current, acked), await self._last_seq(where), lag
+        end = await self._last_seq(where)
         if end is None or end <= current:
             return current, end, 0
-        return current, end, await self._count(stream, pattern, current + 1)
+        return current, end, await self._count(where, current + 1)
 
-    def _saved_floor(self, number: int) -> int:
-        """What the bucket says is handled, by the record or by what its owner saved since."""
-        record = self._view.partitions.get(number)
-        if record is None:
-            return 0
+    def _saved_floor(self, number: int, record: PartitionRecord) -> int:
+        """What the bucket says is handled, by the record or by what its owner saved since.
+
+        What somebody saved under an earlier epoch counts only where the record points to it: after
+        a reset it is what was handled once.
+        """
         floor = record.floor
-        for member in (record.owner, record.done_from):
+        for member in {record.owner, record.done_from}:
             done = self._view.done.get(member) if member else None
             position = done.partitions.get(number) if done else None
-            if position is not None:
+            is_current = position is not None and position.epoch == record.epoch
+            if position is not None and (is_current or member == record.done_from):
                 floor = max(floor, position.floor)
         return floor
 
-    async def _last_seq(self, stream: str, pattern: str) -> int | None:
+    async def _last_seq(self, where: Place) -> int | None:
         try:
-            return (await self._jetstream.get_msg(stream, subject=pattern)).seq
+            return (await self._jetstream.get_msg(where.stream, subject=where.filter or ">")).seq
         except nats.js.errors.NotFoundError:
             return None
 
-    async def _count(self, stream: str, pattern: str, start: int) -> int:
-        """How many messages of the pattern there are from ``start`` on."""
-        if self._is_work_queue:
+    async def _count(self, where: Place, start: int) -> int:
+        """How many messages of the partition there are from ``start`` on."""
+        stream, pattern = where.stream, where.filter or ">"
+        if stream in self._work_queues:
             info = await self._stream_info(stream, pattern)
             return sum((info.state.subjects or {}).values())
         config = ConsumerConfig(
@@ -225,7 +407,7 @@ class _StreamReader:
             raise StreamMissing(stream) from error
 
 
-def _member_rows(view: GroupView, leader: str | None) -> list[MemberRow]:
+def _member_rows(view: GroupView, leader: str | None, ages: Mapping[str, float]) -> list[MemberRow]:
     owned: dict[str, list[int]] = {}
     for number, record in sorted(view.partitions.items()):
         if record.owner is not None:
@@ -240,6 +422,10 @@ def _member_rows(view: GroupView, leader: str | None) -> list[MemberRow]:
             partitions=tuple(owned.get(name, ())),
             is_leader=name == leader,
             is_leaving=member.is_leaving,
+            is_draining=name in view.control.draining,
+            is_static=member.is_static,
+            software=member.software,
+            heartbeat_age_s=ages.get(name),
         )
         for name, member in sorted(view.members.items())
     ]

@@ -28,6 +28,7 @@ from ..jetstream.api import (
     RequestFailed,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
+from ..partitioning.layout import place
 from ..ports import Failure
 from .view import GroupView, read_view
 
@@ -59,7 +60,7 @@ class Target:
 
     async def view(self) -> GroupView:
         """Every record of the group. Raises GroupMissing, BadRecord, ServerUnreachable."""
-        return await read_view(self.connection, self.group)
+        return await read_view(self.connection, self.group, prefix=self.prefix)
 
     async def config(self) -> ConfigRecord:
         """What the group is. Raises GroupMissing, BadRecord, ServerUnreachable."""
@@ -112,14 +113,8 @@ class Target:
 
     async def consumer_names(self, stream: str) -> list[str]:
         """Names of a stream's consumers. Raises StreamMissing."""
-        names: list[str] = []
         with self.errors(stream):
-            while True:
-                answer = await self.api.call(f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
-                page = answer.get("consumers") or []
-                names += page
-                if not page or len(names) >= answer.get("total", 0):
-                    return names
+            return await self.api.consumer_names(stream)
 
     async def delete_consumer(self, stream: str, name: str) -> None:
         """Delete a consumer; one that is not there counts as deleted."""
@@ -165,18 +160,16 @@ class Target:
         except RequestFailed as error:
             if error.code == STREAM_NOT_FOUND:
                 raise (StreamMissing(stream) if stream else GroupMissing(self.group)) from error
-            raise ServerUnreachable(url_of(self.connection), str(error)) from error
+            raise ServerUnreachable(self.api.url, str(error)) from error
         except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
             reason = str(error) or type(error).__name__
-            raise ServerUnreachable(url_of(self.connection), reason) from error
+            raise ServerUnreachable(self.api.url, reason) from error
 
 
-def url_of(connection: Client) -> str:
-    """Where a connection leads, for messages: never with a password."""
-    url = connection.connected_url
-    if url is None:
-        return "?"
-    return f"{url.scheme}://{url.hostname}:{url.port}"
+def streams(config: ConfigRecord) -> list[str]:
+    """Every stream a group reads, once each, in the order of its partitions."""
+    places = (place(config, it) for it in range(config.active))
+    return list(dict.fromkeys(it.stream for it in places if it is not None))
 
 
 async def side_by_side(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -1,0 +1,122 @@
+"""What happened in a group: the leader's ring, then the members' own voices."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+
+from millstream_coordinator import naming
+from millstream_coordinator.errors import GroupMissing
+from millstream_coordinator.events import (
+    Joined,
+    MessageRetried,
+    PartitionMoved,
+    encode_events,
+    event_object,
+)
+from millstream_coordinator.operation.history import describe, follow, read_history
+from millstream_coordinator.operation.target import Target
+from tests.coordinator.made_group import make_group
+
+
+def joined(group: str, member: str, number: int | None) -> dict[str, Any]:
+    return event_object(
+        Joined(member=member), group=group, member="boss", at_ns=10**18, number=number
+    )
+
+
+async def kept(client: Client, name: str, entry: int, *numbers: int) -> None:
+    """An entry of the ring with events of these numbers."""
+    bucket = await client.jetstream().key_value(naming.bucket(name))
+    events = [joined(name, f"m{it}", it) for it in numbers]
+    await bucket.put(naming.event_key(entry), encode_events(events))
+
+
+async def test_history_is_told_in_the_order_of_its_numbers(client: Client, name: str) -> None:
+    target = await make_group(client, name)
+    await kept(client, name, 0, 257, 258)
+    await kept(client, name, 1, 3)
+    await kept(client, name, 10, 12, 13)
+
+    events = await read_history(target)
+
+    assert [it["number"] for it in events] == [3, 12, 13, 257, 258]
+    assert events[0]["member"] == "m3"
+
+
+async def test_an_entry_that_cannot_be_read_is_left_out(client: Client, name: str) -> None:
+    target = await make_group(client, name)
+    await kept(client, name, 0, 1)
+    bucket = await client.jetstream().key_value(naming.bucket(name))
+    await bucket.put(naming.event_key(1), b"?")
+
+    assert [it["number"] for it in await read_history(target)] == [1]
+
+
+async def test_history_of_a_group_that_is_not_there_is_missing(client: Client, name: str) -> None:
+    with pytest.raises(GroupMissing):
+        await read_history(Target(client, name))
+
+
+async def test_what_is_told_live_follows_the_history_and_comes_once(
+    client: Client, name: str
+) -> None:
+    target = await make_group(client, name)
+    await kept(client, name, 0, 1, 2)
+    seen: list[tuple[int | None, str]] = []
+
+    async with asyncio.timeout(5):
+        async for event in follow(target):
+            seen.append((event["number"], event["member"]))
+            if len(seen) == 2:
+                for live in (
+                    joined(name, "m2", 2),
+                    joined(name, "own", None),
+                    joined(name, "m3", 3),
+                ):
+                    await client.publish(naming.event(name, "boss"), encode_events(live))
+            if len(seen) == 4:
+                break
+
+    assert seen == [(1, "m1"), (2, "m2"), (None, "own"), (3, "m3")]
+
+
+async def test_history_can_be_left_out(client: Client, name: str) -> None:
+    target = await make_group(client, name)
+    await kept(client, name, 0, 1)
+
+    async def first() -> dict[str, Any]:
+        async for event in follow(target, with_history=False):
+            return event
+        raise AssertionError("ended")
+
+    waiting = asyncio.create_task(first())
+    async with asyncio.timeout(5):
+        while not waiting.done():
+            live = encode_events(joined(name, "m9", 9))
+            await client.publish(naming.event(name, "boss"), live)
+            await asyncio.sleep(0.01)
+
+    assert waiting.result()["number"] == 9
+
+
+def test_an_event_is_one_line() -> None:
+    moved = PartitionMoved(partition=3, epoch=8, owner="w2", previous=None, cause="member left")
+    line = describe(event_object(moved, group="g", member="boss", at_ns=10**18))
+
+    assert line.endswith(
+        ' partition moved: partition=3 epoch=8 owner=w2 previous=- cause="member left" (boss)'
+    )
+
+
+def test_who_is_named_in_the_facts_is_not_named_again() -> None:
+    line = describe(event_object(Joined(member="w1"), group="g", member="w1", at_ns=10**18))
+
+    assert line.endswith(" joined: member=w1")
+
+
+def test_numbers_in_an_event_are_rounded() -> None:
+    retried = MessageRetried(partition=0, seq=4, attempt=2, delay_s=0.123456, error="E")
+
+    assert "delay_s=0.123 " in describe(event_object(retried, group="g", member="w", at_ns=0))
