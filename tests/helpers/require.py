@@ -27,7 +27,7 @@ class MissingError(RuntimeError):
 
 
 def missing(name: str) -> str | None:
-    """Why ``name`` (nats, kafka, natscli, compiler, docker) can't be used; None when it can."""
+    """Why ``name``, one of `_PROBES`, can't be used; None when it can."""
     try:
         _PROBES[name]()
     except MissingError as error:
@@ -116,6 +116,11 @@ def kafka() -> None:
     details.probe()
 
 
+def postgres() -> None:
+    """PostgreSQL's server binaries, psycopg, and somebody who may run them."""
+    importlib.import_module("tests.helpers.postgres").probe()
+
+
 def _beside_python(name: str) -> Path | None:
     candidate = Path(sys.executable).parent / name
     return candidate if candidate.is_file() else None
@@ -148,4 +153,5 @@ _PROBES: dict[str, Callable[[], object]] = {
     "natscli": nats_cli,
     "compiler": compiler,
     "docker": docker,
+    "postgres": postgres,
 }

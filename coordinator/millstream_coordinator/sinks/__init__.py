@@ -41,6 +41,7 @@ from .contract import (
 from .kv import KvSink
 from .mark import Fenced, Mark, Verdict, judge, key_of_entry
 from .memory import MemorySink
+from .sql import SqlSink
 
 __all__ = [
     "BadEffect",
@@ -55,6 +56,7 @@ __all__ = [
     "SinkError",
     "SinkUnavailable",
     "SinkUnfit",
+    "SqlSink",
     "StaleEpoch",
     "Update",
     "ValueSink",
