@@ -7,6 +7,7 @@ GroupError
 ├── StreamMissing        no such stream on this server
 ├── StreamUnfit          the stream cannot carry this group
 ├── ServerUnreachable    no connection, or no JetStream on it
+├── PermissionMissing    the user may not publish or subscribe where the group has to
 ├── MemberReplaced       another process took this member's name over
 ├── GroupMissing         no such group on this server
 ├── MemberMissing        no such member in the group
@@ -15,6 +16,11 @@ GroupError
 ├── NotPossible          what an operator asked for does not fit the group as it is
 └── Contended            others kept writing what an operator wanted to write
 """
+
+from collections.abc import Sequence
+
+_NAMED = 4
+"""So many missing permissions are named in one line."""
 
 
 class GroupError(Exception):
@@ -75,6 +81,19 @@ class ServerUnreachable(GroupError):
     def __init__(self, url: str, reason: str) -> None:
         super().__init__(f"NATS server {url}: {reason}")
         self.url, self.reason = url, reason
+
+
+class PermissionMissing(GroupError):
+    """The user's permissions lack something the group needs; nothing was changed.
+
+    ``missing``: what it may not do, such as ``publish to '$JS.API.INFO'``, all of it.
+    """
+
+    def __init__(self, group: str, missing: Sequence[str]) -> None:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        listed = ", ".join(missing[:_NAMED])
+        super().__init__(f"group {group!r}: no permission to {listed}{more}")
+        self.group, self.missing = group, tuple(missing)
 
 
 class MemberReplaced(GroupError):

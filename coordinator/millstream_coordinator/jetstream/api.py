@@ -45,6 +45,23 @@ class RequestFailed(GroupError):
         self.reason, self.detail, self.code = reason, detail, code
 
 
+class Forbidden(RequestFailed):
+    """Nobody answered, and the server said that the user may not ask there."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(Failure.REFUSED, f"no permission to publish to {subject!r}")
+        self.subject = subject
+
+
+def forbids(error: Exception | None, subject: str, operation: str = "publish") -> bool:
+    """Whether ``error`` is a server's word that an operation on ``subject`` is not permitted.
+
+    ``operation`` is ``publish`` or ``subscription``. nats-py gives the text in lower case.
+    """
+    wanted = f'permissions violation for {operation} to "{subject.lower()}"'
+    return wanted in str(error).lower()
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A key of a bucket; ``value`` None: deleted, or never there (then ``revision`` is 0)."""
@@ -148,6 +165,8 @@ class Api:
                 raise RequestFailed(Failure.DISCONNECTED, subject) from error
             raise RequestFailed(Failure.NO_RESPONDERS, subject) from error
         except nats.errors.TimeoutError as error:
+            if forbids(connection.last_error, subject):
+                raise Forbidden(subject) from error
             raise RequestFailed(Failure.TIMEOUT, subject) from error
         except (nats.errors.MaxPayloadError, nats.errors.BadHeaderError) as error:
             raise RequestFailed(Failure.REFUSED, f"{subject}: {error}") from error

@@ -70,13 +70,21 @@ class Bucket:
         """Make the bucket if it is missing. ``has_ttl``: whether the server says it can."""
         config = bucket_config(self._group, num_replicas, has_ttl=has_ttl)
         try:
-            answer = await self._api.call(f"STREAM.CREATE.{self.stream}", config)
+            answer = await self._api.call(f"STREAM.INFO.{self.stream}")
+        except RequestFailed as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            answer = await self._create(config)
+        self._created = answer["created"]
+        self.has_ttl = bool(answer["config"].get("allow_msg_ttl"))
+
+    async def _create(self, config: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return await self._api.call(f"STREAM.CREATE.{self.stream}", config)
         except RequestFailed as error:
             if error.code != STREAM_NAME_IN_USE:
                 raise
-            answer = await self._api.call(f"STREAM.INFO.{self.stream}")
-        self._created = answer["created"]
-        self.has_ttl = bool(answer["config"].get("allow_msg_ttl"))
+        return await self._api.call(f"STREAM.INFO.{self.stream}")
 
     async def is_the_same(self) -> bool:
         """Whether the bucket is still the one that was prepared; raises RequestFailed."""

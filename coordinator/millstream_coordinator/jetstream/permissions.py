@@ -16,10 +16,10 @@ this. Publishing an answer to a probe is covered by ``allow_responses``, not by 
 with an error on the connection, not on the request, which then waits in vain. `check` therefore
 publishes something harmless to one subject of each pattern (a body that is no JSON, a stream that
 is not the one expected, a consumer that cannot exist) and then flushes: what is forbidden has been
-said by the time the flush returns.
+said by the time the flush returns. Later, a request that is not answered in time says so if the
+last thing the server complained about was its subject.
 """
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,13 +28,12 @@ import nats.errors
 from nats.aio.client import Client
 
 from .. import naming
-from ..errors import PermissionMissing
-from .api import API_PREFIX
+from ..errors import PermissionMissing, ServerUnreachable
+from .api import API_PREFIX, forbids
 
-NO_MEMBER = "="
+_HARMLESS = {"Nats-Expected-Stream": "-", "Nats-Expected-Last-Sequence": str(2**62)}
+_NOBODY = "="
 """In no member's name."""
-_HARMLESS_HEADERS = {"Nats-Expected-Stream": "-", "Nats-Expected-Last-Sequence": str(2**62)}
-_NO_JSON = b"?"
 
 
 class Role(StrEnum):
@@ -47,11 +46,24 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """Patterns a user must be allowed to publish and to subscribe to."""
+class Grant:
+    """One pattern a user must be allowed, and how it is tried without any effect."""
 
-    publish: tuple[str, ...]
-    subscribe: tuple[str, ...]
+    pattern: str
+    example: str
+    """A subject of the pattern at which nothing can happen."""
+    payload: bytes = b""
+    is_stored: bool = False
+    """A stream listens there: the message is sent so that it has to refuse it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a user must be allowed to publish and to subscribe to."""
+
+    group: str
+    publish: tuple[Grant, ...]
+    subscribe: tuple[Grant, ...]
     has_responses: bool
     """Whether it answers requests (``allow_responses``)."""
 
@@ -64,13 +76,15 @@ def needs(
     prefix: str = API_PREFIX,
     inbox: str = "_INBOX",
     has_letters: bool = True,
+    member: str = "0",
 ) -> Needs:
     """Return what a role needs on a group.
 
     ``streams``: those the group reads (none: membership only). ``prefix``: where JetStream is
-    asked. ``inbox``: the client's inbox prefix. ``has_letters``: the group's policy stores letters.
+    asked. ``inbox``: the client's inbox prefix. ``has_letters``: dead letters may be stored.
+    ``member``: whose name stands where a member's is tried.
     """
-    listed = _Listed(group, streams, prefix)
+    listed = _Listed(group, streams, prefix, member)
     is_member = role in (Role.WORKER, Role.LEADER)
     publish = [*listed.reading()]
     if is_member:
@@ -81,185 +95,171 @@ def needs(
         publish += listed.administration()
     if streams and has_letters:
         publish += listed.letters(role)
-    subscribe = [f"{inbox}.>"]
+    subscribe = [Grant(pattern=f"{inbox}.>", example=f"{inbox}.{_NOBODY}")]
     if is_member:
-        subscribe += [naming.heartbeat(group, "*"), naming.probe(group, "*")]
+        subscribe += [
+            Grant(pattern=subject(group, "*"), example=subject(group, member))
+            for subject in (naming.heartbeat, naming.probe)
+        ]
     else:
-        subscribe.append(naming.event(group, "*"))
+        event = naming.event(group, "*")
+        subscribe.append(Grant(pattern=event, example=event))
     return Needs(
-        publish=tuple(dict.fromkeys(publish)),
+        group=group,
+        publish=tuple({one.pattern: one for one in publish}.values()),
         subscribe=tuple(subscribe),
         has_responses=is_member,
     )
 
 
 class _Listed:
-    """The patterns, in groups of what they are for."""
+    """The grants, by what they are for."""
 
-    def __init__(self, group: str, streams: Sequence[str], prefix: str) -> None:
+    def __init__(self, group: str, streams: Sequence[str], prefix: str, member: str) -> None:
         self._group = group
         self._streams = streams
         self._prefix = prefix
+        self._member = member
         self._bucket = f"KV_{naming.bucket(group)}"
         self._letters = naming.dead_letter_stream(group)
+        self._consumer = naming.consumer(group, 0, 0)
+        """No epoch is 0, so there is no consumer of this name."""
 
-    def reading(self) -> Iterable[str]:
+    def reading(self) -> Iterable[Grant]:
         yield self._api("INFO")
         yield self._api(f"STREAM.INFO.{self._bucket}")
         yield self._api(f"STREAM.MSG.GET.{self._bucket}")
         for stream in self._streams:
             yield self._api(f"STREAM.INFO.{stream}")
-            yield self._api(f"CONSUMER.INFO.{stream}.*")
             yield self._api(f"CONSUMER.NAMES.{stream}")
+            yield self._api(f"CONSUMER.INFO.{stream}.*", self._consumer)
 
-    def serving(self) -> Iterable[str]:
-        yield self._api(f"CONSUMER.CREATE.{self._bucket}.*")
-        yield self._api(f"CONSUMER.MSG.NEXT.{self._bucket}.*")
-        for key in (
-            naming.CONFIG_KEY,
-            naming.member_key("*"),
-            f"{naming.PARTITION_PREFIX}*",
-            f"{naming.PARKED_PREFIX}*",
-            naming.done_key("*"),
-        ):
-            yield self._key(key)
+    def serving(self) -> Iterable[Grant]:
+        yield self._api(f"CONSUMER.CREATE.{self._bucket}.*", self._consumer)
+        yield self._api(f"CONSUMER.MSG.NEXT.{self._bucket}.*", self._consumer)
+        yield self._key(naming.CONFIG_KEY)
+        yield self._key(naming.member_key("*"), self._member)
+        yield self._key(f"{naming.PARTITION_PREFIX}*", "0")
+        yield self._key(f"{naming.PARKED_PREFIX}*", "0")
+        yield self._key(naming.done_key("*"), self._member)
         for stream in self._streams:
-            yield self._api(f"CONSUMER.CREATE.{stream}.>")
-            yield self._api(f"CONSUMER.DELETE.{stream}.*")
-            yield self._api(f"CONSUMER.MSG.NEXT.{stream}.*")
-            yield f"$JS.ACK.{stream}.>"
-            yield f"$JS.ACK.*.*.{stream}.>"
-        yield naming.heartbeat(self._group, "*")
-        yield naming.probe(self._group, "*")
-        yield naming.event(self._group, "*")
-
-    def leading(self) -> Iterable[str]:
-        yield self._api(f"STREAM.CREATE.{self._bucket}")
-        for key in (naming.LEADER_KEY, naming.CONTROL_KEY, f"{naming.EVENT_PREFIX}*"):
-            yield self._key(key)
-
-    def administration(self) -> Iterable[str]:
-        for key in (
-            naming.CONFIG_KEY,
-            naming.CONTROL_KEY,
-            f"{naming.PARTITION_PREFIX}*",
-            f"{naming.PARKED_PREFIX}*",
+            yield self._api(f"CONSUMER.CREATE.{stream}.>", f"{self._consumer}.{_NOBODY}")
+            yield self._api(f"CONSUMER.DELETE.{stream}.*", self._consumer)
+            yield self._api(f"CONSUMER.MSG.NEXT.{stream}.*", self._consumer)
+            for ack in (f"$JS.ACK.{stream}", f"$JS.ACK.*.*.{stream}"):
+                example = f"{ack.replace('*', '_')}.{self._consumer}.1.1.1.1.0"
+                yield Grant(pattern=f"{ack}.>", example=example)
+        for subject, member in (
+            (naming.heartbeat, self._member),
+            (naming.probe, _NOBODY),
+            (naming.event, self._member),
         ):
-            yield self._key(key)
+            yield Grant(pattern=subject(self._group, "*"), example=subject(self._group, member))
+
+    def leading(self) -> Iterable[Grant]:
+        yield self._api(f"STREAM.CREATE.{self._bucket}")
+        yield self._key(naming.LEADER_KEY)
+        yield self._key(naming.CONTROL_KEY)
+        yield self._key(f"{naming.EVENT_PREFIX}*", "0")
+
+    def administration(self) -> Iterable[Grant]:
+        yield self._key(naming.CONFIG_KEY)
+        yield self._key(naming.CONTROL_KEY)
+        yield self._key(f"{naming.PARTITION_PREFIX}*", "0")
+        yield self._key(f"{naming.PARKED_PREFIX}*", "0")
         yield self._api("STREAM.NAMES")
         yield self._api(f"STREAM.DELETE.{self._bucket}")
         for stream in self._streams:
-            yield self._api(f"CONSUMER.DELETE.{stream}.*")
             yield self._api(f"STREAM.MSG.GET.{stream}")
+            yield self._api(f"CONSUMER.DELETE.{stream}.*", self._consumer)
 
-    def letters(self, role: Role) -> Iterable[str]:
+    def letters(self, role: Role) -> Iterable[Grant]:
         yield self._api(f"STREAM.MSG.GET.{self._letters}")
-        if role is Role.OBSERVER:
+        if role in (Role.OBSERVER, Role.ADMIN):
             yield self._api(f"STREAM.INFO.{self._letters}")
-            return
-        yield self._api(f"STREAM.MSG.DELETE.{self._letters}")
+        if role is not Role.OBSERVER:
+            yield self._api(f"STREAM.MSG.DELETE.{self._letters}")
         if role is Role.ADMIN:
-            yield self._api(f"STREAM.INFO.{self._letters}")
             yield self._api(f"STREAM.DELETE.{self._letters}")
-            return
-        yield naming.dead_letter(self._group, "*", ">")
-        yield self._api(f"STREAM.CREATE.{self._letters}")
+        if role in (Role.WORKER, Role.LEADER):
+            yield self._api(f"STREAM.CREATE.{self._letters}")
+            yield Grant(
+                pattern=naming.dead_letter(self._group, "*", ">"),
+                example=naming.dead_letter(self._group, 0, _NOBODY),
+                is_stored=True,
+            )
 
-    def _api(self, name: str) -> str:
-        return f"{self._prefix}.{name}"
+    def _api(self, name: str, wildcard: str = "") -> Grant:
+        """A function of the API; what is sent is no JSON, so it cannot be carried out."""
+        pattern = f"{self._prefix}.{name}"
+        example = pattern[:-1] + wildcard if wildcard else pattern
+        return Grant(pattern=pattern, example=example, payload=b"?")
 
-    def _key(self, key: str) -> str:
+    def _key(self, key: str, wildcard: str = "") -> Grant:
         stored = f"$KV.{naming.bucket(self._group)}.{key}"
-        return stored if self._prefix == API_PREFIX else f"{self._prefix}.{stored}"
+        pattern = stored if self._prefix == API_PREFIX else f"{self._prefix}.{stored}"
+        example = pattern[:-1] + wildcard if wildcard else pattern
+        return Grant(pattern=pattern, example=example, is_stored=True)
 
 
 def config_text(needed: Needs) -> str:
     """Write ``permissions { … }`` as a server's configuration wants it for a user."""
     lines = ["permissions {"]
-    for name, patterns in (("publish", needed.publish), ("subscribe", needed.subscribe)):
+    for name, grants in (("publish", needed.publish), ("subscribe", needed.subscribe)):
         lines.append(f"  {name}: [")
-        lines += [f'    "{pattern}"' for pattern in patterns]
+        lines += [f'    "{grant.pattern}"' for grant in grants]
         lines.append("  ]")
     if needed.has_responses:
         lines.append("  allow_responses: true")
     return "\n".join([*lines, "}", ""])
 
 
-async def check(
-    client: Client, needed: Needs, group: str, member: str, inbox: str, timeout_s: float
-) -> None:
-    """Try every pattern once, harmlessly; raises PermissionMissing that names what is forbidden.
+async def check(client: Client, needed: Needs, timeout_s: float) -> None:
+    """Try everything once, harmlessly; raises PermissionMissing that names what is forbidden.
 
-    ``inbox`` is one of the client's. Subscribing is tried with what a member subscribes to.
+    ServerUnreachable: the connection went, or nobody answers within ``timeout_s``.
     """
-    before = client.last_error
-    for pattern in needed.publish:
-        await _try_publish(client, pattern, group, member)
-    for pattern in needed.subscribe:
-        await _try_subscribe(client, _example(pattern, group, member, inbox))
-    await _flush(client, timeout_s)
-    if client.last_error is before:
-        return
-    # Something was said, and a client keeps only the last of it: once more, one by one.
-    missing = []
-    for pattern in needed.publish:
-        await _try_publish(client, pattern, group, member)
-        if await _is_forbidden(client, _example(pattern, group, member, inbox), timeout_s):
-            missing.append(f"publish to {pattern!r}")
-    for pattern in needed.subscribe:
-        subject = _example(pattern, group, member, inbox)
-        await _try_subscribe(client, subject)
-        if await _is_forbidden(client, subject, timeout_s):
-            missing.append(f"subscribe to {pattern!r}")
+    try:
+        before = client.last_error
+        for grant in needed.publish:
+            await _publish(client, grant)
+        for grant in needed.subscribe:
+            await _subscribe(client, grant)
+        await _hear(client, timeout_s)
+        if client.last_error is before:
+            return
+        # Something was said, and a client keeps only the last of it: once more, one by one.
+        missing = []
+        for grant in needed.publish:
+            await _publish(client, grant)
+            await _hear(client, timeout_s)
+            if forbids(client.last_error, grant.example):
+                missing.append(f"publish to {grant.pattern!r}")
+        for grant in needed.subscribe:
+            await _subscribe(client, grant)
+            await _hear(client, timeout_s)
+            if forbids(client.last_error, grant.example, "subscription"):
+                missing.append(f"subscribe to {grant.pattern!r}")
+    except nats.errors.Error as error:
+        raise ServerUnreachable(str(client.connected_url or "?"), str(error)) from error
     if missing:
-        raise PermissionMissing(group, missing)
+        raise PermissionMissing(needed.group, missing)
 
 
-def forbids(error: Exception | None, subject: str) -> bool:
-    """Whether ``error`` is a server's word that ``subject`` is not permitted."""
-    text = str(error).lower()
-    return "permissions violation" in text and f'"{subject.lower()}"' in text
+async def _hear(client: Client, timeout_s: float) -> None:
+    """Wait until the server has answered to everything that was sent.
+
+    Twice: nats-py writes the PING of a flush at once, before what is still in its own buffer.
+    """
+    for _ in range(2):
+        await client.flush(timeout=max(1, round(timeout_s)))
 
 
-async def _is_forbidden(client: Client, subject: str, timeout_s: float) -> bool:
-    await _flush(client, timeout_s)
-    return forbids(client.last_error, subject)
+async def _publish(client: Client, grant: Grant) -> None:
+    headers = _HARMLESS if grant.is_stored else None
+    await client.publish(grant.example, grant.payload, headers=headers)
 
 
-async def _flush(client: Client, timeout_s: float) -> None:
-    with_margin = max(1, round(timeout_s * 2))
-    await client.flush(timeout=with_margin)
-
-
-async def _try_publish(client: Client, pattern: str, group: str, member: str) -> None:
-    subject = _example(pattern, group, member, "")
-    if "$KV." in subject or subject.startswith("millstream.dlq."):
-        await client.publish(subject, b"", headers=_HARMLESS_HEADERS)
-    elif ".API." in f".{subject}" and not subject.startswith("millstream."):
-        await client.publish(subject, _NO_JSON)
-    else:
-        await client.publish(subject, b"")
-
-
-async def _try_subscribe(client: Client, subject: str) -> None:
-    subscription = await client.subscribe(subject)
+async def _subscribe(client: Client, grant: Grant) -> None:
+    subscription = await client.subscribe(grant.example)
     await subscription.unsubscribe()
-
-
-def _example(pattern: str, group: str, member: str, inbox: str) -> str:
-    """Return one subject that a pattern allows, at which nothing can happen."""
-    if pattern.endswith(".>") and inbox and not pattern.startswith(("$", "millstream.")):
-        return inbox
-    consumer = naming.consumer(group, 0, 0)
-    if pattern.startswith(("millstream.group.", "$KV.")) or ".$KV." in pattern:
-        instead = member if ".done." in pattern or ".members." in pattern else "0"
-        if pattern.startswith("millstream.group."):
-            instead = NO_MEMBER if ".probe." in pattern else member
-        return pattern.replace("*", instead).replace(">", "0")
-    if pattern.startswith("$JS.ACK."):
-        rest = pattern.removeprefix("$JS.ACK.").removesuffix(".>").replace("*", "_")
-        return f"$JS.ACK.{rest}.{consumer}.1.1.1.1.0"
-    return pattern.replace("*", consumer).replace(">", f"{consumer}.x")
-
-
-_ = asyncio

@@ -9,6 +9,7 @@
 `streams.py`            the stream, looked at before anything is changed
 `consumers.py`          the partitions' consumers
 `pull.py`               standing pulls
+`permissions.py`        what a user must be allowed, tried before anything is changed
 `letters.py`            dead letters and parked messages
 ======================= ==========================================================================
 
@@ -27,8 +28,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from .. import naming
-from ..errors import ServerUnreachable
-from ..model import MemberSettings
+from ..errors import PermissionMissing, ServerUnreachable
+from ..model import FailurePolicy, MemberSettings
 from ..partitioning.key import KeyRule
 from ..ports import (
     Ack,
@@ -46,6 +47,7 @@ from ..ports import (
     Done,
     DoubleAck,
     Failed,
+    Failure,
     Heard,
     ListConsumers,
     Listen,
@@ -69,6 +71,7 @@ from .api import API_PREFIX, Api, RequestFailed, pass_cancellation
 from .consumers import Consumers
 from .keys import Bucket
 from .letters import Letters
+from .permissions import Role, check as check_permissions, needs
 from .pull import Pulls
 from .streams import Streams
 from .watch import Watch
@@ -125,16 +128,18 @@ class JetStreamPort:
         self._answers = self._table()
         self._reconnects = client.stats["reconnects"]
         try:
+            await self._check_permissions()
             await self._look()
             probe = naming.probe(settings.group, settings.member)
             beat = naming.heartbeat(settings.group, settings.member)
             for subject, callback in ((probe, self._on_probe), (beat, self._on_beat)):
                 self._subscriptions.append(await client.subscribe(subject, cb=callback))
                 pass_cancellation()
+            spawn(self._wire.send(), "send")
+            await self._check_responses()
         except BaseException:
             await self.close()
             raise
-        spawn(self._wire.send(), "send")
         spawn(self._check(), "check")
 
     async def close(self) -> None:
@@ -150,6 +155,31 @@ class JetStreamPort:
         for subscription in (*self._subscriptions, self._listening):
             if subscription is not None:
                 await unsubscribe(subscription)
+
+    async def _check_permissions(self) -> None:
+        """Find out what this user may not do before anything is asked or changed."""
+        settings = self._settings
+        needed = needs(
+            Role.LEADER if settings.can_lead else Role.WORKER,
+            settings.group,
+            self._streams.names,
+            prefix=self._prefix,
+            inbox=self._wire.client.new_inbox().rpartition(".")[0],
+            has_letters=settings.config.on_failure is not FailurePolicy.RETRY,
+            member=settings.member,
+        )
+        await check_permissions(self._wire.client, needed, settings.timing.request_timeout_s)
+
+    async def _check_responses(self) -> None:
+        """Probe this member, as others will: it must be allowed to answer."""
+        settings = self._settings
+        try:
+            await self._api.request(naming.probe(settings.group, settings.member))
+        except RequestFailed as error:
+            if error.reason is not Failure.TIMEOUT:
+                raise ServerUnreachable(self._api.url, str(error)) from error
+            missing = "answer a probe (allow_responses)"
+            raise PermissionMissing(settings.group, [missing]) from error
 
     async def _look(self) -> None:
         """Check server and stream before anything is changed."""
@@ -241,7 +271,8 @@ class JetStreamPort:
     # ---- heartbeats and probes ----
 
     async def _on_probe(self, message: Msg) -> None:
-        self._wire.publish(message.reply, self._settings.instance.encode())
+        if message.reply:
+            self._wire.publish(message.reply, self._settings.instance.encode())
 
     async def _on_beat(self, message: Msg) -> None:
         """Hear ``<instance> <sent at> [<deaf for> …]``; a newer member may say more."""

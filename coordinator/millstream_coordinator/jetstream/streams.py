@@ -26,6 +26,11 @@ class Streams:
         self._config: dict[str, Any] = {}
 
     @property
+    def names(self) -> list[str]:
+        """Names of the streams the group reads; none: membership only."""
+        return [] if self._name is None else [self._name]
+
+    @property
     def num_replicas(self) -> int:
         """How many servers hold the stream."""
         return int(self._config.get("num_replicas", 1))

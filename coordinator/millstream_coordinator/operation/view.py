@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from nats.aio.client import Client
 
 from .. import naming
-from ..errors import BadRecord, GroupMissing, ServerUnreachable
-from ..jetstream.api import API_PREFIX, STREAM_NOT_FOUND, Api, RequestFailed
+from ..errors import BadRecord, GroupMissing, PermissionMissing, ServerUnreachable
+from ..jetstream.api import API_PREFIX, STREAM_NOT_FOUND, Api, Forbidden, RequestFailed
 from ..model import (
     ConfigRecord,
     ControlRecord,
@@ -38,8 +38,8 @@ class GroupView:
 async def read_view(connection: Client, name: str, *, prefix: str = API_PREFIX) -> GroupView:
     """Read every record of the group ``name``; ``prefix`` is where JetStream is asked.
 
-    Raises GroupMissing when there is no such group, ServerUnreachable when JetStream does not
-    answer, BadRecord for a value that is none.
+    Raises GroupMissing when there is no such group, PermissionMissing, ServerUnreachable when
+    JetStream does not answer, BadRecord for a value that is none.
     """
     api = Api(connection, _TIMEOUT_S, prefix)
     bucket = naming.bucket(naming.check_name("group", name))
@@ -48,6 +48,8 @@ async def read_view(connection: Client, name: str, *, prefix: str = API_PREFIX) 
     except RequestFailed as error:
         if error.code == STREAM_NOT_FOUND:
             raise GroupMissing(name) from error
+        if isinstance(error, Forbidden):
+            raise PermissionMissing(name, [f"publish to {error.subject!r}"]) from error
         raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
     if naming.CONFIG_KEY not in values:
         raise GroupMissing(name)
