@@ -2,17 +2,23 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 
+from millstream_coordinator import Group
 from millstream_coordinator.jetstream.api import Api, api_prefix, parse_ack
 from millstream_coordinator.jetstream.keys import Bucket
 from millstream_coordinator.jetstream.pull import Pulls
 from millstream_coordinator.jetstream.watch import Watch
 from millstream_coordinator.jetstream.wire import Wire
 from millstream_coordinator.model import ConfigRecord, MemberSettings
-from millstream_coordinator.ports import Happening, OpenPull, Reply
+from millstream_coordinator.ports import Happening, OpenPull, Reply, WriteKey, Written
+from tests.helpers.servers import Server
+
+from .test_worker import running, until
 
 SETTINGS = MemberSettings(
     group="g",
@@ -231,3 +237,29 @@ async def test_buckets_are_written_under_a_prefix_and_stored_without_it(bench: B
     assert api.key_subject("B", "cfg") == "$JS.hub.API.$KV.B.cfg"
     assert bench.api.key_subject("B", "cfg") == "$KV.B.cfg"
     assert api.subject("INFO") == "$JS.hub.API.INFO"
+
+
+async def test_one_of_several_servers_in_a_url_is_enough(server: Server, name: str) -> None:
+    group = Group(f"nats://127.0.0.1:9, {server.url}", stream=None, name=name, partitions=2)
+
+    async with running(group):
+        await until(lambda: len(group.partitions) == 2)
+
+
+async def test_revisions_grow_when_a_bucket_is_lost(
+    server: Server, client: Client, name: str
+) -> None:
+    del server
+    api = Api(client, 2.0)
+    settings = replace(SETTINGS, group=name)
+    revisions = []
+    for _ in range(2):
+        bucket = Bucket(api, settings)
+        await bucket.prepare(1, has_ttl=True)
+        answer = await bucket.write(WriteKey(id=1, key="cfg", value=b"x", revision=0))
+        assert isinstance(answer, Written)
+        revisions.append(answer.revision)
+        await client.jetstream().delete_stream(bucket.stream)
+
+    assert revisions[0] > 1_000_000
+    assert revisions[1] > revisions[0]

@@ -1,5 +1,12 @@
-"""The group's bucket: made, read from its leader, written by compare-and-set."""
+"""The group's bucket: made, read from its leader, written by compare-and-set.
 
+**Revisions grow over the loss of a bucket.** A bucket that is deleted and made again would begin at
+revision 1. A member that has not noticed yet would then take what it reads for older than what it
+knows, and its compare-and-set could meet the new bucket's revision by chance. So the revisions of a
+bucket begin at the time it was made.
+"""
+
+import time
 from typing import Any
 
 from .. import naming
@@ -26,7 +33,8 @@ def bucket_config(group: str, num_replicas: int, *, has_ttl: bool) -> dict[str, 
     """Return the body of STREAM.CREATE for a group's bucket.
 
     ``num_replicas`` are the data stream's. ``has_ttl``: whether the server knows per-key TTL (API
-    level 1); one that does not would take the fields and drop them.
+    level 1); one that does not would take the fields and drop them. Revisions begin at the
+    microseconds of the wall clock (exact in JSON until 2255).
     """
     bucket = naming.bucket(group)
     config: dict[str, Any] = {
@@ -37,6 +45,7 @@ def bucket_config(group: str, num_replicas: int, *, has_ttl: bool) -> dict[str, 
         "discard": "new",
         "max_msgs_per_subject": 1,
         "num_replicas": num_replicas,
+        "first_seq": time.time_ns() // 1000,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
         "allow_direct": True,

@@ -27,11 +27,14 @@ NS = 1_000_000_000
 
 
 async def connect(url: str) -> Client:
-    """Connect for a group: quick and patient reconnects; raises ServerUnreachable."""
+    """Connect for a group: quick and patient reconnects; raises ServerUnreachable.
+
+    ``url``: one server, or several of one cluster with commas between them.
+    """
     client = Client()
     try:
         await client.connect(
-            url,
+            [one.strip() for one in url.split(",")],
             name="millstream group",
             connect_timeout=2,
             allow_reconnect=True,
