@@ -16,6 +16,7 @@ from millstream_coordinator.jetstream.permissions import Needs, Role, config_tex
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 
+from .privilege_page import PAGE, text as page_text
 from .test_worker import Seen, running, until
 
 pytestmark = pytest.mark.real_server
@@ -172,3 +173,7 @@ def test_the_snippet_is_a_users_permissions(tmp_path: Path) -> None:
     assert text.startswith('permissions {\n  publish: [\n    "$JS.API.INFO"\n')
     assert '"millstream.group.g.event.*"' in text
     assert "allow_responses" not in text
+
+
+def test_the_documentation_lists_what_the_code_asks_for() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page_text()
