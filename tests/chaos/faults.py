@@ -24,6 +24,8 @@ from tests.chaos.target import Target
 
 HEARTBEAT_TIMEOUT_S = 1.0
 """The group's default, which the workers use."""
+LATE_S = 2.0
+"""A takeover that took longer is told at length."""
 BACKLOG_MIN = 20
 PATIENCE_S = 60.0
 SINK = "chains"
@@ -185,7 +187,10 @@ class Faults:
         await self._group.until(
             is_taken_over, PATIENCE_S, f"{kind}: {sorted(lost)} of {names} taken over"
         )
-        self.tally.takeovers[TAKEOVER_GROUPS[kind]] += [at - since for at in entered.values()]
+        times = {number: at - since for number, at in entered.items()}
+        self.tally.takeovers[TAKEOVER_GROUPS[kind]] += times.values()
+        if max(times.values(), default=0.0) > LATE_S:
+            print(f"  late: {kind} of {names}: {times}", *self._group.story(since), sep="\n")
 
     # ---- what is done ----
 
@@ -308,6 +313,7 @@ class Faults:
             acked = dict(self._feed.acked)
             server = await self._target.victim(self._client, stream)
             pid = server.pid
+            since = time.monotonic()
             server.kill()
             if server.is_running:
                 raise self.Missed(f"server {pid} lives")
@@ -322,7 +328,11 @@ class Faults:
         )
         after = _owners(await self.until_whole())
         self.tally.restarts += 1
-        self.tally.moved_by_restarts += sum(after[n] != before[n] for n in before)
+        moved = sum(after[n] != before[n] for n in before)
+        self.tally.moved_by_restarts += moved
+        if moved:
+            print(f"  {moved} moved when the server of {stream} was killed")
+            print(*self._group.story(since), sep="\n")
 
     async def _bucket(self, kind: Kind) -> None:
         await self._until_backlog(range(self._group.partitions))

@@ -149,7 +149,7 @@ async def run(
                 await _compare(client, feed, outcome)
         except (AssertionError, TimeoutError, OSError) as error:
             outcome.failure = f"{now}: {type(error).__name__}: {error}"
-            _tell_story(group, began)
+            print(*group.story(began), sep="\n", flush=True)
         tally = doing.tally
         outcome.faults = dict(tally.faults)
         outcome.takeovers = dict(tally.takeovers)
@@ -178,24 +178,6 @@ async def _compare(client: Client, feed: Feed, outcome: Outcome) -> None:
         outcome.violations += chain.violations
         if chain != right:
             outcome.wrong_keys.append(key)
-
-
-def _tell_story(group: Cluster, since: float) -> None:
-    """What everybody said since the last fault began, in order."""
-    said = [
-        (line.at, worker.member, line.kind, " ".join(line.facts))
-        for worker in group.workers
-        for line in worker.lines
-        if line.at >= since
-    ]
-    said += [
-        (at, worker.member, outcome, f"p{partition} e{epoch} #{seq}")
-        for worker in group.workers
-        for at, outcome, partition, epoch, seq in worker.effects
-        if at >= since and outcome in ("stale", "failed")
-    ]
-    for at, member, kind, facts in sorted(said)[:400]:
-        print(f"    {at - since:8.3f} {member}: {kind} {facts}", flush=True)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

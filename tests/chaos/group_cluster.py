@@ -25,6 +25,9 @@ from tests.helpers.proxy import Proxy
 ROOT = Path(__file__).parents[2]
 STREAM = "FLIGHTS"
 KEYS = 50
+STORY_MAX = 400
+TEXT_MAX = 3000
+_BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,19 +143,25 @@ class Cluster:
     async def publish(self, first: int, count: int) -> None:
         """Messages number ``first`` … of key number mod KEYS; the key decides the partition."""
         assert self.client is not None
-        for number in range(first, first + count):
-            key = number % KEYS
-            await self.client.publish(f"flights.{key % self.partitions}.k{key}", b"%d" % number)
-            if number % 500 == 0:
-                await self.client.flush()
-        await self.client.flush()
+        jetstream = self.client.jetstream(timeout=10)
+        for start in range(first, first + count, _BATCH):
+            numbers = range(start, min(start + _BATCH, first + count))
+            await asyncio.gather(
+                *(
+                    jetstream.publish(
+                        f"flights.{number % KEYS % self.partitions}.k{number % KEYS}",
+                        b"%d" % number,
+                    )
+                    for number in numbers
+                )
+            )
 
     async def start(self, member: str | None = None) -> Worker:
         """Start a worker; it is not a member yet when this returns."""
         self._started += 1
         member = member or f"w{self._started}"
         proxy = None
-        url = self.url
+        url = self.url.split(",")[self._started % len(self.url.split(","))]
         if self._is_proxied:
             proxy = Proxy(self.url.split(","))
             await proxy.__aenter__()
@@ -232,6 +241,25 @@ class Cluster:
     def running(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.is_running]
 
+    def story(self, since: float) -> list[str]:
+        """What the workers said since then that is not everyday, in order, a line each."""
+        said = [
+            (line.at, worker.member, line.kind, " ".join(line.facts))
+            for worker in self.workers
+            for line in worker.lines
+            if line.at >= since
+        ]
+        said += [
+            (at, worker.member, outcome, f"p{partition} e{epoch} #{seq}")
+            for worker in self.workers
+            for at, outcome, partition, epoch, seq in worker.effects
+            if at >= since and outcome in ("stale", "failed")
+        ]
+        return [
+            f"    {at - since:8.3f} {member}: {kind} {facts}"
+            for at, member, kind, facts in sorted(said)[:STORY_MAX]
+        ]
+
     async def view(self) -> GroupView:
         assert self.client is not None
         return await read_view(self.client, self.name)
@@ -245,7 +273,7 @@ class Cluster:
                     await self._news.wait()
         except TimeoutError as error:
             view = await self.view()
-            raise AssertionError(f"not within {timeout_s} s: {what}; {view}") from error
+            raise AssertionError(f"not within {timeout_s} s: {what}; {view}"[:TEXT_MAX]) from error
 
     async def until_view(
         self, is_so: Callable[[GroupView], bool], timeout_s: float, what: str
@@ -261,7 +289,7 @@ class Cluster:
             except GroupError:
                 pass
             await asyncio.sleep(0.05)
-        raise AssertionError(f"not within {timeout_s} s: {what}; {view}")
+        raise AssertionError(f"not within {timeout_s} s: {what}; {view}"[:TEXT_MAX])
 
     async def until_balanced(self, timeout_s: float = 20.0) -> GroupView:
         """Until every running worker owns its share and nothing moves."""
