@@ -154,6 +154,12 @@ def work_stream(group: str, generation: int = 1) -> str:
     return first if generation == 1 else f"{first}+{generation}"
 
 
+def work_generation(group: str, stream: str) -> int | None:
+    """Which generation of the group's own stream a stream is; None: none of its own."""
+    found = re.fullmatch(rf"{re.escape(work_stream(group))}(?:\+([2-9]|[1-9][0-9]+))?", stream)
+    return None if found is None else int(found[1] or 1)
+
+
 def work_prefix(group: str) -> str:
     """What the subjects of the group's own stream begin with, before the partition's token."""
     return f"millstream.work.{group}"

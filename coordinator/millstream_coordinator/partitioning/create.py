@@ -18,7 +18,7 @@ of one group are a mistake of somebody's. Policies alone can be changed, while n
 do not know and drop them (seen on 2.10 and 2.11).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -29,6 +29,7 @@ from .. import naming
 from ..errors import ConfigMismatch, GroupError, ServerUnreachable, StreamMissing, StreamUnfit
 from ..jetstream.api import (
     API_PREFIX,
+    STREAM_NAME_IN_USE,
     STREAM_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     Api,
@@ -99,9 +100,10 @@ class Step:
     body: Mapping[str, Any] = field(default_factory=dict)
     """Of STREAM.CREATE or STREAM.UPDATE."""
     record: ConfigRecord | None = None
+    """The group's ``cfg``."""
     revision: int = 0
     floors: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """Of `StepKind.START`: partition → (epoch that is over, last sequence not to be read)."""
+    """Of `StepKind.START`: partition → (its epoch, last sequence not to be read)."""
 
     def __str__(self) -> str:
         told = [self.reason] if self.reason else []
@@ -168,7 +170,7 @@ async def plan(connection: Client, description: Description, *, prefix: str = AP
     try:
         return await planner.plan()
     except RequestFailed as error:
-        raise _unreachable(planner.api, error) from error
+        raise unreachable(planner.api, error) from error
 
 
 async def apply(
@@ -196,7 +198,7 @@ async def apply(
         except RequestFailed as error:
             if error.code:
                 raise StreamUnfit(step.name, error.detail) from error
-            raise _unreachable(api, error) from error
+            raise unreachable(api, error) from error
         on_step(step)
 
 
@@ -211,7 +213,7 @@ async def resolve_start(api: Api, stream: str, start: Start) -> int:
         case StartKind.SEQUENCE:
             return start.sequence - 1
         case StartKind.LATEST:
-            info = await _info(api, stream)
+            info = await stream_info(api, stream)
             if info is None:
                 raise StreamMissing(stream)
             return int(info["state"]["last_seq"])
@@ -247,7 +249,8 @@ class _Planner:
     def __init__(self, api: Api, description: Description) -> None:
         self.api = api
         self._description = description
-        self._wanted = {stream.name: stream for stream in wanted_streams(description)}
+        self._generations: dict[str, int] = {}
+        self._wanted: dict[str, WantedStream] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
         self._has_ttl = False
 
@@ -265,6 +268,10 @@ class _Planner:
                 next(iter(self._description.topics)),
                 f"the server is {version.major}.{version.minor}, and its transforms need 2.10",
             )
+        for group in self._description.groups.values():
+            self._generations[group.name] = await self._generation(group)
+        wanted = wanted_streams(self._description, self._generations)
+        self._wanted = {stream.name: stream for stream in wanted}
         steps = [
             await self._origin(topic.name)
             for topic in self._description.topics.values()
@@ -275,10 +282,20 @@ class _Planner:
             steps += await self._group(group)
         return Plan(file=self._description.file, server=self.api.url, steps=tuple(steps))
 
+    async def _generation(self, group: GroupDescription) -> int:
+        """Which of its own streams a group reads now (``generation.py``)."""
+        if await self._look(f"KV_{naming.bucket(group.name)}") is None:
+            return 1
+        entry = await self.api.read(naming.bucket(group.name), naming.CONFIG_KEY)
+        if entry.value is None:
+            return 1
+        stream = decode(ConfigRecord, entry.value).stream or ""
+        return naming.work_generation(group.name, stream) or 1
+
     async def _look(self, stream: str) -> dict[str, Any] | None:
         """What STREAM.INFO says; None: it is not there."""
         if stream not in self._found:
-            self._found[stream] = await _info(self.api, stream)
+            self._found[stream] = await stream_info(self.api, stream)
         return self._found[stream]
 
     async def _origin(self, name: str) -> Step:
@@ -318,7 +335,7 @@ class _Planner:
         group = next(
             group
             for group in self._description.groups.values()
-            if naming.work_stream(group.name) == wanted.name
+            if naming.work_generation(group.name, wanted.name)
         )
         info = await self._look(wanted.source)
         if group.start.kind is not StartKind.LATEST or info is None:
@@ -363,8 +380,7 @@ class _Planner:
         return bool(self.api.connection._server_info.get("cluster"))
 
     async def _streams_with(self, subject: str) -> list[str]:
-        answer = await self.api.call("STREAM.NAMES", {"subject": subject})
-        return list(answer.get("streams") or [])
+        return await self.api.stream_names(subject)
 
     # ---- groups ----
 
@@ -379,7 +395,7 @@ class _Planner:
             else:
                 body = bucket_config(group.name, group.options.replicas, has_ttl=self._has_ttl)
                 made = replace(made, action=Action.CREATE, body=body)
-        wanted = group_config(self._description, group)
+        wanted = group_config(self._description, group, self._generations[group.name])
         step = Step(kind=StepKind.CONFIG, name=group.name, action=Action.CREATE, record=wanted)
         entry = None if info is None else await self.api.read(bucket, naming.CONFIG_KEY)
         if entry is not None and entry.value is not None:
@@ -416,12 +432,8 @@ class _Planner:
         return replace(step, action=Action.UPDATE, record=record)
 
     async def _members(self, group: str) -> list[str]:
-        bucket = naming.bucket(group)
-        prefix = f"$KV.{bucket}.{naming.MEMBER_PREFIX}"
-        answer = await self.api.call(f"STREAM.INFO.KV_{bucket}", {"subjects_filter": f"{prefix}>"})
-        names = sorted(it.removeprefix(prefix) for it in answer["state"].get("subjects") or {})
-        entries = [(name, await self.api.read(bucket, naming.member_key(name))) for name in names]
-        return [name for name, entry in entries if entry.value is not None]
+        there = await self.api.read_all(naming.bucket(group), naming.MEMBER_PREFIX)
+        return [key.removeprefix(naming.MEMBER_PREFIX) for key in there]
 
     async def _start(
         self, group: GroupDescription, config: ConfigRecord, *, has_bucket: bool
@@ -430,7 +442,7 @@ class _Planner:
         topic = self._description.topics[group.topic]
         if group.start.kind is StartKind.EARLIEST or topic.layout is Layout.SOURCED:
             return None
-        step = Step(kind=StepKind.START, name=group.name, action=Action.CREATE)
+        step = Step(kind=StepKind.START, name=group.name, action=Action.CREATE, record=config)
         floors: dict[int, tuple[int, int]] = {}
         by_stream: dict[str, tuple[int, int]] = {}
         for partition in range(config.active):
@@ -457,19 +469,12 @@ class _Planner:
         return await resolve_start(self.api, stream, start)
 
     async def _epoch(self, group: str, stream: str) -> int:
-        """The highest epoch in the names of the group's consumers: one that is over."""
+        """An epoch above all in the names of the group's consumers."""
         if await self._look(stream) is None:
-            return 0
-        highest, seen = 0, 0
-        while True:
-            answer = await self.api.call(f"CONSUMER.NAMES.{stream}", {"offset": seen})
-            page: Iterable[str] = answer.get("consumers") or []
-            for name in page:
-                seen += 1
-                found = naming.parse_consumer(group, name)
-                highest = max(highest, found.epoch if found else 0)
-            if not page or seen >= answer.get("total", 0):
-                return highest
+            return 1
+        names = await self.api.consumer_names(stream)
+        found = (naming.parse_consumer(group, name) for name in names)
+        return 1 + max((one.epoch for one in found if one is not None), default=0)
 
     async def _is_placed(self, group: str, partition: int) -> bool:
         entry = await self.api.read(naming.bucket(group), naming.partition_key(partition))
@@ -492,14 +497,20 @@ async def _carry_out(api: Api, step: Step) -> None:
     match step.kind:
         case StepKind.STREAM | StepKind.BUCKET:
             verb = "CREATE" if step.action is Action.CREATE else "UPDATE"
-            answer = await api.call(f"STREAM.{verb}.{step.body['name']}", step.body)
+            try:
+                answer = await api.call(f"STREAM.{verb}.{step.body['name']}", step.body)
+            except RequestFailed as error:
+                if step.kind is StepKind.BUCKET and error.code == STREAM_NAME_IN_USE:
+                    return  # a member that joined meanwhile made it
+                raise
             lost = dropped(step.body, answer["config"])
             if lost:
                 reason = f"the server did not take over {', '.join(lost)}: is it too old?"
                 raise StreamUnfit(step.body["name"], reason)
         case StepKind.START:
             for partition, (epoch, floor) in step.floors.items():
-                record = PartitionRecord(epoch=epoch, floor=floor)
+                assert step.record is not None
+                record = PartitionRecord(epoch=epoch, floor=floor, level=step.record.level)
                 key = naming.partition_key(partition)
                 await _write(api, step, key, encode(record), 0)
         case StepKind.CONFIG:
@@ -525,7 +536,8 @@ async def _write(api: Api, step: Step, key: str, value: bytes, revision: int) ->
         raise PlanRefused(replace(step, action=Action.REFUSE, reason=reason), 0) from error
 
 
-async def _info(api: Api, stream: str) -> dict[str, Any] | None:
+async def stream_info(api: Api, stream: str) -> dict[str, Any] | None:
+    """What STREAM.INFO says; None: there is no such stream. Raises RequestFailed."""
     try:
         return await api.call(f"STREAM.INFO.{stream}")
     except RequestFailed as error:
@@ -534,8 +546,8 @@ async def _info(api: Api, stream: str) -> dict[str, Any] | None:
         raise
 
 
-def _unreachable(api: Api, error: RequestFailed) -> GroupError:
-    """What a request that failed means: no answer names the subject it was asked on."""
+def unreachable(api: Api, error: RequestFailed) -> GroupError:
+    """Say what a request that failed means; one without an answer names its subject."""
     if error.reason is Failure.TIMEOUT:
         reason = f"no answer on {error.detail} (is the user allowed to ask there?)"
         return ServerUnreachable(api.url, reason)

@@ -139,7 +139,7 @@ def config_record(
     )
 
 
-def group_stream(topic: TopicDescription, group: GroupDescription) -> str:
+def group_stream(topic: TopicDescription, group: GroupDescription, generation: int = 1) -> str:
     """Name of the stream a group reads, as ``cfg`` has it."""
     match topic.layout:
         case Layout.TOKEN:
@@ -147,14 +147,16 @@ def group_stream(topic: TopicDescription, group: GroupDescription) -> str:
         case Layout.STREAMS:
             return f"{topic.name}-{{partition}}"
         case Layout.SOURCED:
-            return naming.work_stream(group.name)
+            return naming.work_stream(group.name, generation)
 
 
-def group_config(description: Description, group: GroupDescription) -> ConfigRecord:
-    """The ``cfg`` of a described group."""
+def group_config(
+    description: Description, group: GroupDescription, generation: int = 1
+) -> ConfigRecord:
+    """The ``cfg`` of a described group; ``generation`` is that of its own stream, if it has one."""
     return config_record(
         group.rule,
-        group_stream(description.topics[group.topic], group),
+        group_stream(description.topics[group.topic], group, generation),
         group.partitions,
         level=group.level,
         on_failure=group.on_failure,
@@ -177,15 +179,23 @@ def group_arguments(description: Description, name: str) -> dict[str, Any]:
     }
 
 
-def wanted_streams(description: Description) -> tuple[WantedStream, ...]:
-    """Every stream the description asks for, origins before what is sourced from them."""
+def wanted_streams(
+    description: Description, generations: Mapping[str, int] | None = None
+) -> tuple[WantedStream, ...]:
+    """Every stream the description asks for, origins before what is sourced from them.
+
+    ``generations`` are those of groups whose own stream is not the first.
+    """
     streams: list[WantedStream] = []
     for topic in description.topics.values():
         groups = description.groups_on(topic.name)
         if topic.rule is not None:
             streams += _topic_streams(topic, groups)
         if topic.layout is Layout.SOURCED:
-            streams += [work_stream(group, topic.name) for group in groups]
+            streams += [
+                work_stream(group, topic.name, generation=(generations or {}).get(group.name, 1))
+                for group in groups
+            ]
     for group in description.groups.values():
         if group.on_failure is not FailurePolicy.RETRY:
             config = dead_letter_config(group.name, group.dead_letters)
@@ -274,6 +284,17 @@ def work_stream(
     return WantedStream(name=name, config=config, needed_consumers=needed, source=origin)
 
 
+def copied_from(group: GroupDescription, old: KeyRule, stream: str) -> dict[str, Any]:
+    """A source that takes over another generation's ``stream``, whose rule is ``old``."""
+    skipped = work_tokens(group.rule)
+    already = 1 + len(old.finer)
+    destination = _destination(group.rule, group.partitions, skipped, already)
+    return {
+        "name": stream,
+        "subject_transforms": [{"src": old.subject_filter(), "dest": destination}],
+    }
+
+
 def dead_letter_config(group: str, options: StreamOptions | None = None) -> dict[str, Any]:
     """The stream of a group's dead letters and parked messages.
 
@@ -289,15 +310,19 @@ def dead_letter_config(group: str, options: StreamOptions | None = None) -> dict
     }
 
 
-def _destination(rule: KeyRule, partitions: int, skipped: int) -> str:
-    """A transform's destination; the first ``skipped`` tokens of the rule are not in its source."""
+def _destination(rule: KeyRule, partitions: int, skipped: int, already: int = 0) -> str:
+    """A transform's destination.
+
+    The first ``skipped`` tokens of the rule are not in the source, which has ``already`` wildcards
+    of another meaning in front of the rule's.
+    """
     assert rule.partition_place is not None
     marks = {place: level for level, place in rule.finer.items()}
     marks[rule.partition_place] = partitions
     numbers: dict[int, int] = {}
     for place, token in enumerate(rule.subject_filter().split(".")):
         if token == "*" and place not in marks and place >= skipped:
-            numbers[place] = len(numbers) + 1
+            numbers[place] = already + len(numbers) + 1
     hashed = ",".join(str(numbers[place]) for place in rule.key_places)
     tokens = []
     for place, token in enumerate(rule.subject_filter().split(".")):

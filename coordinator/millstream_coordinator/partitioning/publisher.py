@@ -6,7 +6,7 @@
 key published here lands in the partition, and under the subject, that the bridge gives its Kafka
 records; so producers can move from Kafka one at a time.
 
-**Levels.** ``orders.{partition}.{partition:16}.{key}`` writes the key's partition out of 16, too, so
+**Levels.** ``orders.{partition}.{partition:16}.{key}`` writes the partition out of 16 as well, so
 that a group can be resized (``key.py``). The finest number is computed, the others are it modulo
 theirs; so they nest for messages without a key as well, and for a partition that was given.
 
