@@ -14,11 +14,14 @@ import argparse
 import asyncio
 import json
 import random
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +37,7 @@ from tests.helpers.servers import EMBEDDED, REAL, Server
 PAYLOAD_BYTES = 128
 KEYS = 1000
 TIMEOUT_S = 600
+IDLE_S = 10.0
 Figures = dict[str, object]
 
 
@@ -229,6 +233,70 @@ def scale(options: argparse.Namespace, _: str) -> Figures:
     return {"ms, median of 5": round(statistics.median(times), 1)}
 
 
+def crowd(options: argparse.Namespace, _: str) -> Figures:
+    """A group of 1,000 partitions and 100 members (one process): its start, and what it costs idle.
+
+    Messages are what nats-server counts for all its clients, heartbeats of pulls included.
+    """
+    if reason := require.missing("nats"):
+        return {"not run": reason}
+    shapes = [(20, 2)] if options.short else [(1_000, 1), (10, 5), (1_000, 100)]
+    found: Figures = {}
+    with tempfile.TemporaryDirectory(prefix="millstream-bench-") as store:
+        monitor = _free_port()
+        with Server(REAL, store, arguments=["-m", str(monitor)]) as server:
+            asyncio.run(_add_stream(server.url))
+            for partitions, members in shapes:
+                label = f"{partitions} partitions, {members} members"
+                found[label] = _crowd(server.url, monitor, partitions, members, options.short)
+    return found
+
+
+def _crowd(url: str, monitor: int, partitions: int, members: int, is_short: bool) -> str:
+    program = [sys.executable, "-m", "tests.benchmarks.group_crowd"]
+    with subprocess.Popen(
+        [*program, url, "BENCH", f"crowd{members}", str(partitions), str(members)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        if not said:
+            raise RuntimeError("the crowd ended before it served everything")
+        start_s = float(said)
+        pause = threading.Event()
+        pause.wait(0.2 if is_short else IDLE_S / 2)
+        before = _messages(monitor)
+        pause.wait(0.2 if is_short else IDLE_S)
+        after = _messages(monitor)
+        process.stdin.close()
+    seconds = after[0] - before[0]
+    rates = [(later - sooner) / seconds for later, sooner in zip(after, before, strict=True)]
+    return f"served after {start_s:.2f} s; idle {rates[1]:,.0f} /s in, {rates[2]:,.0f} /s out"
+
+
+def _messages(monitor: int) -> tuple[float, int, int]:
+    """When, and how many messages went in and out of the server so far."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{monitor}/varz") as answer:
+        counted = json.load(answer)
+    return time.monotonic(), counted["in_msgs"], counted["out_msgs"]
+
+
+async def _add_stream(url: str) -> None:
+    client = await nats.connect(url)
+    await client.jetstream().add_stream(name="BENCH", subjects=["bench.>"], max_consumers=10_000)
+    await client.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+        return port
+
+
 # ---- putting it together -------------------------------------------------------------------------
 
 
@@ -257,6 +325,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace, str], Figures]] = {
     "kafka": kafka,
     "moves": moves,
     "scale": scale,
+    "crowd": crowd,
 }
 ON_A_SERVER = {"throughput", "lanes"}
 

@@ -123,10 +123,10 @@ async def group(given: argparse.Namespace, meter: Meter) -> None:
         await handle(message)
         meter.note()
 
-    running = asyncio.ensure_future(member.run(handle_signals=False))  # noqa: TID251
-    await meter.done.wait()
-    await member.stop()
-    await running
+    async with asyncio.TaskGroup() as tasks:  # what ends the member ends the wait, too
+        tasks.create_task(member.run(handle_signals=False))
+        await meter.done.wait()
+        await member.stop()
 
 
 async def kafka(given: argparse.Namespace, meter: Meter) -> None:

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.benchmark]
 OPTIONS = argparse.Namespace(short=True, pairs=1)
 
 
-@pytest.mark.parametrize("name", sorted(ON_A_SERVER | {"scale"}))
+@pytest.mark.parametrize("name", sorted(ON_A_SERVER | {"crowd", "scale"}))
 def test_the_section_runs(name: str) -> None:
     assert SECTIONS[name](OPTIONS, EMBEDDED)
 
