@@ -1,4 +1,4 @@
-"""Writes ``docs/how-to/least-privilege.md``: ``python -m tests.coordinator.privilege_page``.
+"""Writes the how-to page about permissions: ``python -m tests.coordinator.privilege_page``.
 
 A test compares the page with what this would write, so the lists are those the code asks for.
 """
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from millstream_coordinator.jetstream.permissions import Role, config_text, needs
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "least-privilege.md"
+PAGE = Path(__file__).parents[2] / "coordinator" / "docs" / "how-to" / "least-privilege.md"
 GROUP, STREAM = "delays", "FLIGHTS"
 
 _HEAD = f"""\
