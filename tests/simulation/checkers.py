@@ -12,20 +12,30 @@ done-set                  a message is not handled again that the saved progress
                           to whoever changed the owner, says is done
 fence                     no handler call begins and no ack goes out more than a heartbeat timeout
                           after the newest heartbeat that came back was sent, by its own clock
+second read               no pull is opened on a consumer that was made after its epoch was over
 effects                   per key: each message's effect once, in order, none of a lower epoch after
                           one of a higher
+epochs                    a partition's epoch never falls, and every change of owner raises it
 ownership                 no partition is unowned for longer than a bound, counted from the last
                           disturbance
+rest                      at rest nothing moves, and the partitions are balanced by capacity
 consumers                 at the end, none is left whose epoch is not current
 ========================= =========================================================================
+
+A message that the stream dropped (a purge, a limit) before it was handled need not be handled. A
+bucket that was lost takes the progress and the epochs it held with it: what is checked against them
+begins anew, what is checked against effects does not.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from millstream_coordinator import naming
+from millstream_coordinator.errors import BadRecord
 from millstream_coordinator.machine.handoff import saved_position
 from millstream_coordinator.memory import MemoryClient, Observer
 from millstream_coordinator.model import (
@@ -35,12 +45,18 @@ from millstream_coordinator.model import (
     PartitionRecord,
     decode,
 )
-from millstream_coordinator.sinks.sinks import Mark, Verdict, judge
+from millstream_coordinator.sinks import Mark, Verdict, judge
+
+from .scheduler import Scheduler
 
 if TYPE_CHECKING:
     from .member import SimulatedMember
 
 Running = dict[tuple[str, int, int, bytes], int]
+Entry = tuple[int, bytes | int]
+"""What the sink keeps a mark of: a partition and a key, or the sequence of a keyless message."""
+Place = tuple[int, int]
+"""A partition and a sequence in it."""
 
 
 class Violation(AssertionError):
@@ -51,9 +67,8 @@ class Violation(AssertionError):
 class Sink:
     """The fenced model sink, which is its own witness of what it was given."""
 
-    checks_epoch: bool = True
-    marks: dict[tuple[int, bytes | int], Mark] = field(default_factory=dict)
-    effects: dict[tuple[int, bytes | int], list[Mark]] = field(default_factory=dict)
+    marks: dict[Entry, Mark] = field(default_factory=dict)
+    effects: dict[Entry, list[Mark]] = field(default_factory=dict)
     num_stale: int = 0
     num_repeated: int = 0
 
@@ -62,7 +77,7 @@ class Sink:
         entry = (message.partition, message.seq if message.key is None else message.key)
         mark = self.marks.get(entry)
         epoch = message.epoch
-        if mark is not None and (message.key is None or not self.checks_epoch):
+        if mark is not None and message.key is None:
             epoch = max(epoch, mark.epoch)
         verdict = judge(mark, epoch, message.seq)
         if verdict is Verdict.APPLY:
@@ -75,38 +90,94 @@ class Sink:
         return verdict, 0 if mark is None else mark.epoch
 
 
+@dataclass(slots=True)
+class Published:
+    """The messages of one partition, in order, and how far they are all dealt with."""
+
+    seqs: list[int] = field(default_factory=list)
+    num_settled: int = 0
+    """So many from the first on are handled or were dropped."""
+
+
 class Checkers(Observer):
     """Watches one run."""
 
-    def __init__(self, sink: Sink, bound_s: float, timeout_s: float) -> None:
+    def __init__(self, scheduler: Scheduler, sink: Sink, bound_s: float, timeout_s: float) -> None:
         self.sink = sink
-        self.now = 0.0
-        self.published: dict[int, list[int]] = {}
-        """Partition → sequences in order."""
-        self.by_entry: dict[tuple[int, bytes | int], list[int]] = {}
-        self.handled: set[int] = set()
+        self.published: dict[int, Published] = defaultdict(Published)
+        self.by_entry: dict[Entry, list[int]] = {}
+        self.handled: set[Place] = set()
+        self.dropped: set[Place] = set()
+        """What the stream dropped before it was handled."""
+        self.num_published = 0
         self.num_handled = 0
+        self.longest_unowned_s = 0.0
+        self._scheduler = scheduler
         self._bound_s = bound_s
         self._timeout_s = timeout_s
         self._owners: dict[tuple[int, int], str] = {}
         self._running: Running = {}
         self._begun: Running = {}
-        self._epochs: dict[int, int] = {}
+        self._checked: dict[Entry, int] = {}
+        """How many of an entry's published messages its effects have passed."""
+        self._records: dict[int, PartitionRecord] = {}
+        self._over_at: dict[tuple[int, int], float] = {}
+        """(partition, epoch) → when a higher epoch was written."""
+        self._made_at: dict[str, float] = {}
         self._served: dict[tuple[str, str], list[tuple[float, bytes | None]]] = {}
         """(who read, which key) → when, and what it was given: progress only."""
         self._written_at: dict[int, float] = {}
         self._expected: dict[int, DonePosition] = {}
         """Partition → progress that must be respected under the current epoch."""
-        self._owner_names: dict[int, str] = {}
         self._unowned_since: dict[int, float] = {}
 
-    def fail(self, text: str) -> None:
+    @property
+    def now(self) -> float:
+        return self._scheduler.now
+
+    def fail(self, text: str) -> NoReturn:
         raise Violation(f"at {self.now:.3f} s: {text}")
+
+    # ---- messages ----
+
+    def publishes(self, partition: int, key: bytes | None, seq: int) -> None:
+        """Note a message that is about to be stored."""
+        self.num_published += 1
+        self.published[partition].seqs.append(seq)
+        self.by_entry.setdefault((partition, seq if key is None else key), []).append(seq)
+
+    def drops(self, partition: int, seq: int) -> None:
+        """Note that the stream dropped a message."""
+        if (partition, seq) not in self.handled:
+            self.dropped.add((partition, seq))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every message had its effect, or was dropped."""
+        return all(self._first_unsettled(partition) is None for partition in list(self.published))
+
+    def missing(self) -> dict[int, list[int]]:
+        """What is not handled, by partition."""
+        return {
+            n: [seq for seq in one.seqs if not self._is_settled(n, seq)]
+            for n, one in self.published.items()
+        }
+
+    def _is_settled(self, partition: int, seq: int) -> bool:
+        place = (partition, seq)
+        return place in self.handled or place in self.dropped
+
+    def _first_unsettled(self, partition: int) -> int | None:
+        one = self.published[partition]
+        seqs = one.seqs
+        while one.num_settled < len(seqs) and self._is_settled(partition, seqs[one.num_settled]):
+            one.num_settled += 1
+        return seqs[one.num_settled] if one.num_settled < len(seqs) else None
 
     # ---- handler calls and acks ----
 
     def begins(self, member: SimulatedMember, message: Message) -> None:
-        who = member.settings.instance
+        who = member.name
         where = (message.partition, message.epoch)
         owner = self._owners.setdefault(where, who)
         if owner != who:
@@ -125,24 +196,24 @@ class Checkers(Observer):
 
     def ends(self, member: SimulatedMember, message: Message, *, is_handled: bool) -> None:
         if message.key is not None:
-            lane = (member.settings.instance, message.partition, message.epoch, message.key)
+            lane = (member.name, message.partition, message.epoch, message.key)
             self._running.pop(lane, None)
         if is_handled:
             self.num_handled += 1
-            self.handled.add(message.seq)
+            self.handled.add((message.partition, message.seq))
             self._check_effects(message)
 
     def acks(self, member: SimulatedMember, message: Message) -> None:
         self._check_confirmed(member, f"ack of {message.seq}")
 
-    def acked(self, seq: int) -> None:
-        if seq not in self.handled:
-            self.fail(f"message {seq} is acked and was not handled")
+    def acked(self, partition: int, seq: int) -> None:
+        if (partition, seq) not in self.handled:
+            self.fail(f"message {seq} of partition {partition} is acked and was not handled")
 
     def _check_confirmed(self, member: SimulatedMember, what: str) -> None:
         silence_s = member.now - member.confirmed_at
         if silence_s > self._timeout_s + 1e-4:
-            self.fail(f"{what} by {member.settings.instance}, unconfirmed for {silence_s:.3f} s")
+            self.fail(f"{what} by {member.name}, unconfirmed for {silence_s:.3f} s")
 
     def _check_done(self, message: Message) -> None:
         expected = self._expected.get(message.partition)
@@ -155,14 +226,36 @@ class Checkers(Observer):
             )
 
     def _check_effects(self, message: Message) -> None:
+        """Look at an entry's newest effects: each follows the one before as it was published."""
         entry = (message.partition, message.seq if message.key is None else message.key)
         effects = self.sink.effects.get(entry, [])
         wanted = self.by_entry[entry]
-        if [one.seq for one in effects] != wanted[: len(effects)]:
-            self.fail(f"effects of {entry} are {effects}, published {wanted}")
-        epochs = [one.epoch for one in effects]
-        if epochs != sorted(epochs):
+        num_passed = self._checked.get(entry, 0)
+        if effects and (num_passed == 0 or wanted[num_passed - 1] != effects[-1].seq):
+            while num_passed < len(wanted) and wanted[num_passed] != effects[-1].seq:
+                if (message.partition, wanted[num_passed]) not in self.dropped:
+                    break
+                num_passed += 1
+            if num_passed == len(wanted) or wanted[num_passed] != effects[-1].seq:
+                self.fail(f"effects of {entry} are {effects}, published {wanted}")
+            num_passed += 1
+            self._checked[entry] = num_passed
+        if len(effects) > 1 and effects[-1].epoch < effects[-2].epoch:
             self.fail(f"a stale effect was applied to {entry}: {effects}")
+
+    # ---- consumers ----
+
+    def made(self, client: MemoryClient, name: str) -> None:
+        self._made_at[name] = self.now
+
+    def pulls(self, client: MemoryClient, name: str) -> None:
+        found = naming.parse_consumer(client.settings.group, name)
+        assert found is not None
+        over_at = self._over_at.get((found.partition, found.epoch))
+        if over_at is not None and over_at < self._made_at.get(name, 0.0):
+            self.fail(
+                f"{client.settings.instance} pulls from {name}, made after its epoch was over"
+            )
 
     # ---- the bucket ----
 
@@ -174,45 +267,85 @@ class Checkers(Observer):
     def wrote(self, client: MemoryClient, key: str, value: bytes | None) -> None:
         if value is None:
             return
+        who = client.settings.instance
         if key.startswith(naming.PARTITION_PREFIX):
             partition = int(key.removeprefix(naming.PARTITION_PREFIX))
             record = decode(PartitionRecord, value)
-            self._check_floor(partition, record.floor, f"{key} by {client.settings.instance}")
-            self._check_epoch(partition, record.epoch)
-            if record.epoch > self._epochs.get(partition, 0):
-                self._change_owner(client, partition, record)
-                self._epochs[partition] = record.epoch
+            self._check_floor(partition, record.floor, f"{key} by {who}")
+            before = self._records.get(partition)
+            if before is not None:
+                self._check_epoch(partition, before, record, who)
+            if before is None or record.epoch > before.epoch:
+                self._change_owner(client, partition, record, before)
+            self._records[partition] = record
             self._written_at[partition] = self.now
         elif key.startswith(naming.DONE_PREFIX):
             for partition, position in decode(DoneRecord, value).partitions.items():
                 self._check_floor(partition, position.floor, f"{key} of {partition}")
-                for seq in self.published.get(partition, ()):
-                    is_in = any(first <= seq <= last for first, last in position.done)
-                    if is_in and seq not in self.handled:
-                        self.fail(f"done-set {position.done} of {partition} holds unhandled {seq}")
+                for first, last in position.done:
+                    self._check_range(partition, first, last, key)
+
+    def loses_bucket(self) -> None:
+        """Forget what rested on the bucket: it is gone."""
+        self._records.clear()
+        self._written_at.clear()
+        self._expected.clear()
+        self._owners.clear()
+        self._over_at.clear()
+
+    def loses_record(self, partition: int) -> None:
+        """Forget what a partition's record pointed to: somebody wrote over it."""
+        self._expected.pop(partition, None)
+
+    def loses_progress(self) -> None:
+        """Forget what was saved: somebody else wrote over it."""
+        self._expected.clear()
 
     def _check_floor(self, partition: int, floor: int, where: str) -> None:
-        for seq in self.published.get(partition, ()):
-            if seq > floor:
+        seq = self._first_unsettled(partition)
+        if seq is not None and seq <= floor:
+            self.fail(f"floor {floor} in {where} passes {seq}, which is not handled")
+
+    def _check_range(self, partition: int, first: int, last: int, key: str) -> None:
+        seqs = self.published[partition].seqs
+        for place in range(bisect_left(seqs, first), len(seqs)):
+            if seqs[place] > last:
                 return
-            if seq not in self.handled:
-                self.fail(f"floor {floor} in {where} passes {seq}, which is not handled")
+            if not self._is_settled(partition, seqs[place]):
+                self.fail(f"{first}-{last} in {key} holds {seqs[place]}, which is not handled")
 
-    def _check_epoch(self, partition: int, epoch: int) -> None:
-        if epoch < self._epochs.get(partition, 0):
-            self.fail(f"epoch of partition {partition} falls from {self._epochs[partition]}")
+    def _check_epoch(
+        self, partition: int, before: PartitionRecord, record: PartitionRecord, who: str
+    ) -> None:
+        if record.epoch < before.epoch:
+            self.fail(f"{who} lets the epoch of partition {partition} fall from {before.epoch}")
+        is_same = (record.owner, record.instance) == (before.owner, before.instance)
+        if record.epoch == before.epoch and not is_same:
+            self.fail(
+                f"{who} gives partition {partition} from {before.instance} to {record.instance}"
+                f" under the same epoch {record.epoch}"
+            )
 
-    def _change_owner(self, client: MemoryClient, partition: int, record: PartitionRecord) -> None:
+    def _change_owner(
+        self,
+        client: MemoryClient,
+        partition: int,
+        record: PartitionRecord,
+        before: PartitionRecord | None,
+    ) -> None:
         """Work out, from what the server gave the writer, what must be respected from now on."""
-        old = self._epochs.get(partition, 0)
+        old = record.epoch - 1  # in a new bucket nobody knows of what was before
+        owner = None
+        if before is not None:
+            old, owner = before.epoch, before.owner
+            self._over_at[(partition, old)] = self.now
         expected = self._expected.get(partition)
-        owner = self._owner_names.get(partition, "")
         since = self._written_at.get(partition, 0.0)
-        served = self._served.get((client.settings.instance, naming.done_key(owner)), [])
+        served = self._served.get((client.settings.instance, naming.done_key(owner or "")), [])
         for at, value in served:
             if at > since:  # the first it got for this change; later ones may be for others
                 position = saved_position(value, partition)
-                if position is not None and position.epoch == old and old:
+                if position is not None and position.epoch == old:
                     expected = position
                 break
         self._expected[partition] = DonePosition(
@@ -220,7 +353,6 @@ class Checkers(Observer):
             floor=max(record.floor, expected.floor if expected is not None else 0),
             done=expected.done if expected is not None else (),
         )
-        self._owner_names[partition] = record.owner or ""
 
     # ---- time ----
 
@@ -231,20 +363,37 @@ class Checkers(Observer):
                 self._unowned_since.pop(partition, None)
                 continue
             since = max(self._unowned_since.setdefault(partition, self.now), disturbed_at)
-            if self.now - since > self._bound_s:
-                self.fail(f"partition {partition} is unowned for {self.now - since:.2f} s")
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every message published has had its effect."""
-        return len(self.handled) == sum(len(seqs) for seqs in self.published.values())
+            unowned_s = self.now - since
+            self.longest_unowned_s = max(self.longest_unowned_s, unowned_s)
+            if unowned_s > self._bound_s:
+                self.fail(f"partition {partition} is unowned for {unowned_s:.2f} s")
 
     def check_end(self) -> None:
         """Each effect exactly once and in order, for every key."""
-        for entry, wanted in self.by_entry.items():
-            got = [one.seq for one in self.sink.effects.get(entry, [])]
-            if got != wanted:
-                self.fail(f"effects of {entry} are {got}, published {wanted}")
+        for (partition, key), wanted in self.by_entry.items():
+            got = [one.seq for one in self.sink.effects.get((partition, key), [])]
+            needed = [seq for seq in wanted if (partition, seq) not in self.dropped]
+            if got != needed and got != [seq for seq in wanted if seq in set(got) | set(needed)]:
+                self.fail(f"effects of {key!r} in {partition} are {got}, published {wanted}")
+
+
+def balance_fault(loads: dict[str, int], capacities: dict[str, int]) -> str | None:
+    """Say which member should give a partition to which other; None: balanced to within one."""
+    for giver, load in loads.items():
+        for taker, other in loads.items():
+            if load * capacities[taker] > (other + 1) * capacities[giver]:
+                return f"{giver} has {load}, {taker} only {other}, capacities {capacities}"
+    return None
+
+
+def record_of(value: bytes | None) -> PartitionRecord | None:
+    """Read a partition's record; None if there is none, or nobody can read it."""
+    if value is None:
+        return None
+    try:
+        return decode(PartitionRecord, value)
+    except BadRecord:
+        return None
 
 
 def _covers(position: DonePosition, seq: int) -> bool:

@@ -1,27 +1,37 @@
 """A simulated process: one group machine, its connection, its handlers, and what may befall it.
 
-The connection is two pipes in order, to the server and back, each with a delay. A cut loses what is
-under way in both and the server forgets the client; a pause (SIGSTOP) loses nothing: what arrives
-waits, timers and handlers stand still, and all of it is there on waking. A suspension (a virtual
-machine that is stopped and resumed) stops the monotonic clock as well and breaks the connection
-without the member noticing: no clock of its own can fence it, only the sink. A kill ends it all.
+The connection is pipes in order, to the server and back, each with a delay. To one server there is
+one pipe each way; in a cluster the bucket, the stream, acks, pulls and core NATS have pipes of
+their own, and replies overtake each other: what goes to different leaders is in no order. A cut
+loses what is under way and the server forgets the client; a pause (SIGSTOP) loses nothing: what
+arrives waits, timers and handlers stand still, and all of it is there on waking. A suspension (a
+virtual machine that is stopped and resumed) stops the monotonic clock as well and breaks the
+connection without the member noticing: no clock of its own can fence it, only the sink. The clock
+may also stand still or leap while the process runs. A kill ends it all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
 
-from millstream_coordinator.machine.group import GroupMachine, Phase
+from millstream_coordinator.machine.group import GroupMachine
 from millstream_coordinator.memory import MemoryClient
 from millstream_coordinator.model import MemberSettings, Message
 from millstream_coordinator.ports import (
     Ack,
+    Acks,
     Alive,
+    Announce,
+    Beat,
+    BucketGone,
     ClosePull,
     Command,
+    DeleteKey,
     Delivered,
     Disconnected,
+    DoubleAck,
     Failed,
     Failure,
     Handle,
@@ -30,19 +40,58 @@ from millstream_coordinator.ports import (
     Heard,
     KeyChanged,
     Listen,
+    ListKeys,
     OpenPull,
+    Prepare,
+    Probe,
+    PullEnded,
+    PullIdle,
+    ReadKey,
     Reconnected,
     Reply,
     Stop,
     Tell,
     Watch,
+    WatchCaughtUp,
+    WriteKey,
 )
-from millstream_coordinator.sinks.sinks import Verdict
+from millstream_coordinator.sinks import Verdict
 
 if TYPE_CHECKING:
     from .world import World
 
-_HAPPENINGS = (Delivered, Heard, KeyChanged)
+FOREVER = float("inf")
+SPINS_MAX = 100
+_UP = {
+    Ack: "ack",
+    Acks: "ack",
+    DoubleAck: "ack",
+    Beat: "core",
+    Probe: "core",
+    Listen: "core",
+    Announce: "core",
+    OpenPull: "pull",
+    ClosePull: "pull",
+    ReadKey: "bucket",
+    WriteKey: "bucket",
+    DeleteKey: "bucket",
+    ListKeys: "bucket",
+    Prepare: "bucket",
+    Watch: "bucket",
+}
+"""Which pipe a command takes in a cluster; everything else goes to the stream."""
+_KEPT = (Watch, OpenPull, ClosePull, Listen)
+"""What an adapter repeats until it gets through."""
+_HAPPENINGS = (
+    KeyChanged,
+    WatchCaughtUp,
+    BucketGone,
+    Heard,
+    Delivered,
+    PullIdle,
+    PullEnded,
+)
+"""What a server sends unasked."""
 
 
 class SimulatedClient(MemoryClient):
@@ -51,7 +100,7 @@ class SimulatedClient(MemoryClient):
     member: SimulatedMember
 
     def probed(self, asker: MemoryClient, id_: int) -> None:
-        self.member.deliver(lambda: self.member.answer_probe(asker, id_))
+        self.member.deliver(lambda: self.member.answer_probe(asker, id_), "core")
 
 
 class SimulatedMember:
@@ -69,65 +118,108 @@ class SimulatedMember:
         self.is_half_open = False
         """The connection is gone and the member does not know."""
         self.clock_lag_s = 0.0
-        self._suspended_at: float | None = None
+        """How far the member's monotonic clock is behind the world's; negative: ahead."""
+        self._still_at: float | None = None
+        """The world's time at which the member's clock stopped."""
         self.slow_until = 0.0
-        self.confirmed_at = float("-inf")
+        self.confirmed_at = -FOREVER
         """When the newest heartbeat that came back was sent: what the member may rely on."""
         self._waiting: list[Callable[[], None]] = []
         self._outstanding: set[int] = set()
+        self._timeouts: deque[tuple[float, int]] = deque()
+        """(world's time, id) of commands that may not be answered in time, the first first."""
         self._connection = 0
-        self._up_at = 0.0
-        self._down_at = 0.0
-        self._tick_at = float("inf")
+        self._up_at: dict[Hashable, float] = {}
+        self._down_at: dict[Hashable, float] = {}
+        self._tick_at = FOREVER
+        self._ticked_for = -FOREVER
+        self._num_spins = 0
+
+    @property
+    def name(self) -> str:
+        return self.settings.instance
 
     @property
     def now(self) -> float:
         """The member's own monotonic clock."""
-        return self.world.now - self.clock_lag_s
+        now = self.world.scheduler.now if self._still_at is None else self._still_at
+        return now - self.clock_lag_s
 
     # ---- life ----
 
     def start(self) -> None:
         self.world.server.attach(self.client)
-        self._run(lambda: self.machine.start(self.now))
+        self.machine.start(self.now)
+        self._carry_out_all()
 
     def stop(self) -> None:
-        self._when_awake(lambda: self._run(lambda: self.machine.stop(self.now)))
+        def stop() -> None:
+            self.machine.stop(self.now)
+            self._carry_out_all()
+
+        self._when_awake(stop)
 
     def kill(self) -> None:
+        self.world.note(self, "dies")
         self.is_alive = False
         self._waiting.clear()
         self.world.server.detach(self.client)
 
     def pause(self) -> None:
+        self.world.note(self, "is paused")
         self.is_paused = True
 
     def suspend(self) -> None:
         """Pause, with the clock, and with a connection that is not there any more."""
         if self.is_paused or not self.is_connected:
             return
+        self.world.note(self, "is suspended")
         self.is_paused = True
-        self._suspended_at = self.world.now
+        self.stop_clock()
         self.is_half_open = True
         self._connection += 1
         self.world.server.detach(self.client)
 
     def wake(self) -> None:
-        if self._suspended_at is not None:
-            self.clock_lag_s += self.world.now - self._suspended_at
-            self._suspended_at = None
+        self.world.note(self, "wakes")
+        self.start_clock()
         self.is_paused = False
         waiting, self._waiting = self._waiting, []
         for action in waiting:
             if self.is_alive:
                 action()
-        if self.is_alive:
-            self._tick()
+        self._tick()
+
+    # ---- the clock ----
+
+    def stop_clock(self) -> None:
+        """Let the monotonic clock stand still; timers do, too."""
+        if self._still_at is None:
+            self.world.note(self, "its clock stands still")
+            self._still_at = self.world.scheduler.now
+
+    def start_clock(self) -> None:
+        if self._still_at is not None:
+            self.world.note(self, "its clock goes on")
+            self.clock_lag_s += self.world.scheduler.now - self._still_at
+            self._still_at = None
+            self._tick_at = FOREVER
+            self._arrange_tick()
+
+    def leap(self, seconds: float) -> None:
+        """Let the monotonic clock jump ahead."""
+        self.world.note(self, f"its clock leaps {seconds:.3f} s")
+        self.clock_lag_s -= seconds
+        self._tick_at = FOREVER
+        self._when_awake(self._tick)
+
+    # ---- the connection ----
 
     def disconnect(self) -> None:
         """Lose the connection: what is under way is lost, and both sides notice."""
         if not self.is_alive or not self.is_connected:
             return
+        self.world.note(self, "is disconnected")
         self.is_connected = False
         self.is_half_open = False
         self._connection += 1
@@ -137,8 +229,10 @@ class SimulatedMember:
     def reconnect(self) -> None:
         if not self.is_alive or self.is_connected or self.world.is_server_down:
             return
+        self.world.note(self, "is connected again")
         self.is_connected = True
-        self._up_at = self._down_at = self.world.now
+        self._up_at.clear()
+        self._down_at.clear()
         self.world.server.attach(self.client)
         self._when_awake(lambda: self._take(Reconnected()))
 
@@ -163,47 +257,67 @@ class SimulatedMember:
             action()
 
     def _take(self, event: Happening | Reply) -> None:
-        self._run(lambda: self.machine.receive(event, self.now))
+        if self.is_alive:
+            self.machine.receive(event, self.now)
+            self._carry_out_all()
 
-    def _run(self, step: Callable[[], None]) -> None:
-        if not self.is_alive:
-            return
-        step()
+    def _tick(self) -> None:
+        if self.is_alive:
+            self.machine.tick(self.now)
+            self._carry_out_all()
+
+    def _carry_out_all(self) -> None:
         for command in self.machine.take_commands():
             self._carry_out(command)
         self._arrange_tick()
 
     def _arrange_tick(self) -> None:
+        if self._still_at is not None:
+            return
         deadline = max(self.machine.next_deadline, self.now)
         if deadline < self._tick_at:
             self._tick_at = deadline
             self.world.scheduler.at(deadline + self.clock_lag_s, lambda: self._on_timer(deadline))
 
     def _on_timer(self, deadline: float) -> None:
-        if self._tick_at == deadline:
-            self._tick_at = float("inf")
-            if not self.is_paused:
-                now = max(self.now, deadline)  # never early for lack of a last binary digit
-                self._run(lambda: self.machine.tick(now))
+        if self._tick_at != deadline or self._still_at is not None:
+            return
+        self._tick_at = FOREVER
+        if self.is_alive and not self.is_paused:
+            self._check_spin(deadline)
+            # Never early for lack of a last binary digit.
+            self.machine.tick(max(self.now, deadline))
+            self._carry_out_all()
 
-    def _tick(self) -> None:
-        self._run(lambda: self.machine.tick(self.now))
+    def _check_spin(self, deadline: float) -> None:
+        """A deadline that is there again after its tick is a loop that burns a core."""
+        self._num_spins = self._num_spins + 1 if deadline == self._ticked_for else 0
+        self._ticked_for = deadline
+        if self._num_spins > SPINS_MAX:
+            self.world.checkers.fail(f"{self.name} spins: it is always due again at {deadline:.3f}")
 
     # ---- commands ----
 
     def _carry_out(self, command: Command) -> None:
+        world = self.world
+        if world.trace is not None:
+            world.note_command(self, command)
         match command:
             case Handle():
-                self._begin(command.message)
+                for message in command.messages:
+                    self._begin(message)
             case Tell():
-                self.world.told(self, command.event)
+                world.told(self, command.event)
             case Stop():
                 if command.error is not None:
-                    self.world.checkers.fail(f"{self.settings.instance} ended: {command.error!r}")
+                    world.checkers.fail(f"{self.name} ended: {command.error!r}")
                 self.kill()
             case _:
-                if isinstance(command, Ack) and not command.is_progress:
-                    self.world.checkers.acks(self, command.message)
+                if isinstance(command, Acks):
+                    for message in command.messages:
+                        world.checkers.acks(self, message)
+                elif isinstance(command, Ack) and not command.is_progress:
+                    world.checkers.acks(self, command.message)
                 self._send(command)
 
     def _send(self, command: Command) -> None:
@@ -214,19 +328,38 @@ class SimulatedMember:
             if not self.is_connected:
                 world.scheduler.after(0.0, lambda: self._fail(id_, Failure.DISCONNECTED))
                 return
-            timeout_s = self.settings.timing.request_timeout_s
-            world.scheduler.after(timeout_s, lambda: self._fail(id_, Failure.TIMEOUT))
-        is_kept = isinstance(command, Watch | OpenPull | ClosePull | Listen)
-        if not self.is_connected or self.is_half_open or (not is_kept and world.loses()):
-            return  # what is kept, an adapter repeats until it gets through
+            self._arrange_timeout(id_)
+        if not self.is_connected or self.is_half_open:
+            return
+        if world.loss and not isinstance(command, _KEPT) and world.loses():
+            return
         connection = self._connection
-        self._up_at = max(self._up_at, world.now + world.delay())
+        pipe = _UP.get(type(command), "stream") if world.is_cluster else None
+        at = max(self._up_at.get(pipe, 0.0), world.scheduler.now + world.delay())
+        self._up_at[pipe] = at
 
         def arrive() -> None:
-            if self.is_alive and self._connection == connection and not world.is_server_down:
+            if self._connection == connection and self.is_alive and not world.is_server_down:
                 world.execute(self.client, command)
 
-        world.scheduler.at(self._up_at, arrive)
+        world.scheduler.at(at, arrive)
+
+    def _arrange_timeout(self, id_: int) -> None:
+        at = self.world.scheduler.now + self.settings.timing.request_timeout_s
+        self._timeouts.append((at, id_))
+        if len(self._timeouts) == 1:
+            self.world.scheduler.at(at, self._time_out)
+
+    def _time_out(self) -> None:
+        """Fail what is overdue; what was answered is only dropped, many at a time."""
+        timeouts = self._timeouts
+        now = self.world.scheduler.now
+        while timeouts and (timeouts[0][0] <= now or timeouts[0][1] not in self._outstanding):
+            at, id_ = timeouts.popleft()
+            if at <= now:
+                self._fail(id_, Failure.TIMEOUT)
+        if timeouts and self.is_alive:
+            self.world.scheduler.at(timeouts[0][0], self._time_out)
 
     def _fail(self, id_: int, reason: Failure) -> None:
         def fail() -> None:
@@ -234,37 +367,56 @@ class SimulatedMember:
                 self._outstanding.discard(id_)
                 self._take(Failed(id=id_, reason=reason))
 
-        self._when_awake(fail)
+        if id_ in self._outstanding:
+            self._when_awake(fail)
 
     # ---- what the server sends ----
 
     def _from_server(self, event: Happening | Reply) -> None:
-        is_reply = not isinstance(event, Happening)
-        if (is_reply or isinstance(event, Heard | Delivered)) and self.world.loses():
+        world = self.world
+        is_reply = not isinstance(event, _HAPPENINGS)
+        if world.loss and (is_reply or isinstance(event, Heard | Delivered)) and world.loses():
             return
-        self.deliver(lambda: self._arrive(event))
-        if isinstance(event, Heard | KeyChanged) and self.world.duplicates():
-            self.deliver(lambda: self._arrive(event))
+        pipe: Hashable = None
+        if world.is_cluster:
+            if is_reply:
+                pipe = ("reply", getattr(event, "id", 0))
+            elif isinstance(event, Delivered | PullIdle | PullEnded):
+                pipe = event.pull
+            else:
+                pipe = "core" if isinstance(event, Heard) else "watch"
+        self.deliver(lambda: self._arrive(event, is_reply=is_reply), pipe)
+        if isinstance(event, Heard | KeyChanged) and world.duplicates():
+            self.deliver(lambda: self._arrive(event, is_reply=is_reply), pipe)
 
-    def deliver(self, action: Callable[[], None]) -> None:
-        """Let something arrive here after a while, in order, if the connection lasts."""
+    def deliver(self, action: Callable[[], None], pipe: Hashable) -> None:
+        """Let something arrive here after a while, in the pipe's order, if the connection lasts."""
+        world = self.world
         connection = self._connection
-        self._down_at = max(self._down_at, self.world.now + self.world.delay())
+        if not world.is_cluster:
+            pipe = None
+        at = max(self._down_at.get(pipe, 0.0), world.scheduler.now + world.delay())
+        self._down_at[pipe] = at
 
         def arrive() -> None:
-            if self.is_alive and self._connection == connection:
-                self._when_awake(action)
+            if self._connection == connection and self.is_alive:
+                if self.is_paused:
+                    self._waiting.append(action)
+                else:
+                    action()
 
-        self.world.scheduler.at(self._down_at, arrive)
+        world.scheduler.at(at, arrive)
 
-    def _arrive(self, event: Happening | Reply) -> None:
-        if isinstance(event, Heard):
-            if event.instance == self.settings.instance:
-                self.confirmed_at = max(self.confirmed_at, event.sent_at)
-        elif not isinstance(event, Happening):
-            if event.id not in self._outstanding:
+    def _arrive(self, event: Happening | Reply, *, is_reply: bool) -> None:
+        if is_reply:
+            id_: int = getattr(event, "id", 0)
+            if id_ not in self._outstanding:
                 return
-            self._outstanding.discard(event.id)
+            self._outstanding.discard(id_)
+        elif isinstance(event, Heard) and event.instance == self.settings.instance:
+            self.confirmed_at = max(self.confirmed_at, event.sent_at)
+        if self.world.trace is not None:
+            self.world.note_event(self, event)
         self._take(event)
 
     def answer_probe(self, asker: MemoryClient, id_: int) -> None:
@@ -282,19 +434,18 @@ class SimulatedMember:
 
     def _end(self, message: Message) -> None:
         world = self.world
-        if not self.is_alive:
-            return
         if world.handler_fails():
             world.checkers.ends(self, message, is_handled=False)
-            self._take(Handled(message=message, error="chance"))
+            self._handled(Handled(message=message, error="chance"))
             return
         verdict, epoch = world.checkers.sink.apply(message)
         world.checkers.ends(self, message, is_handled=verdict is not Verdict.STALE)
         if verdict is Verdict.STALE:
-            self._take(Handled(message=message, error="stale", seen_epoch=epoch))
+            self._handled(Handled(message=message, error="stale", seen_epoch=epoch))
         else:
-            self._take(Handled(message=message))
+            self._handled(Handled(message=message))
 
-    @property
-    def is_done(self) -> bool:
-        return self.machine.phase is Phase.GONE
+    def _handled(self, event: Handled) -> None:
+        if self.world.trace is not None:
+            self.world.note_event(self, event)
+        self._take(event)

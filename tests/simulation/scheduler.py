@@ -3,6 +3,8 @@
 import heapq
 from collections.abc import Callable
 
+Action = Callable[[], None]
+
 
 class Scheduler:
     """A clock and what is to happen. Things arranged for one moment happen in that order."""
@@ -10,22 +12,25 @@ class Scheduler:
     def __init__(self) -> None:
         self.now = 0.0
         self.num_events = 0
-        self._heap: list[tuple[float, int, Callable[[], None]]] = []
+        self._heap: list[tuple[float, int, Action]] = []
         self._count = 0
 
-    def at(self, when: float, action: Callable[[], None]) -> None:
+    def at(self, when: float, action: Action) -> None:
         self._count += 1
-        heapq.heappush(self._heap, (max(when, self.now), self._count, action))
+        heapq.heappush(self._heap, (when if when > self.now else self.now, self._count, action))
 
-    def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        self.at(self.now + delay_s, action)
+    def after(self, delay_s: float, action: Action) -> None:
+        self._count += 1
+        heapq.heappush(self._heap, (self.now + delay_s, self._count, action))
 
-    def step(self) -> bool:
-        """Let the next thing happen; False if there is none."""
-        if not self._heap:
-            return False
-        when, _, action = heapq.heappop(self._heap)
+    def run_until(self, when: float, num_events_max: int) -> bool:
+        """Let everything happen up to a moment; False if that is more than so many events."""
+        heap = self._heap
+        while heap and heap[0][0] <= when:
+            self.now, _, action = heapq.heappop(heap)
+            self.num_events += 1
+            action()
+            if self.num_events > num_events_max:
+                return False
         self.now = when
-        self.num_events += 1
-        action()
         return True

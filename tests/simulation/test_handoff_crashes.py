@@ -39,20 +39,22 @@ class CrashingWorld(World):
 
     def __init__(self, seed: int, change: str, step: type, *, is_after: bool) -> None:
         super().__init__(seed)
+        self.has_stream = True
         self._change = change
+        self.has_stream = True
         self._step_type = step
         self._is_after = is_after
         self._is_armed = False
         self.has_crashed = False
 
     def _arrange_faults(self) -> None:
-        self.scheduler.at(0.5, self._start_member)
+        self.scheduler.at(0.5, self.start_member)
         self.scheduler.at(CHANGE_AT_S, self._begin_change)
 
     def _begin_change(self) -> None:
-        owners = [one for one in self._living() if one.machine.partitions]
+        owners = [one for one in self.living() if one.machine.partitions]
         victim = self.chance.choice(owners)
-        self._burst(victim)
+        self.faults.burst(victim)
         self._is_armed = True
         self.disturbed_at = self.now
         if self._change == "leave":
@@ -64,7 +66,7 @@ class CrashingWorld(World):
         is_step = self._is_armed and isinstance(command, self._step_type)
         if isinstance(command, ReadKey | WriteKey):
             is_step = is_step and command.key.startswith(PARTITION_PREFIX)
-        if not is_step or len(self._living()) < 2:
+        if not is_step or len(self.living()) < 2:
             super().execute(client, command)
             return
         self._is_armed = False

@@ -1,4 +1,4 @@
-"""A thousand seeds, and arms that must fail so that the thousand mean something."""
+"""A thousand seeds; and safety rules turned off, one at a time: else the seeds prove nothing."""
 
 import statistics
 import subprocess
@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.arms import ARMS, Arm, Edit, first_failing, off
 from tests.simulation.checkers import Violation
-from tests.simulation.world import Arms, Outcome, World
+from tests.simulation.faults import KINDS
+from tests.simulation.world import Outcome, World
 
 SEEDS = 1000
 FIRST = 60
@@ -29,7 +31,7 @@ def outcomes() -> list[Outcome]:
         try:
             done.append(World(seed).run())
         except Violation as violation:
-            pytest.fail(f"python -m tests.simulation --seeds 1 --seed {seed}: {violation}")
+            pytest.fail(f"python -m tests.simulation --seed {seed} --seeds 1 --trace: {violation}")
     return done
 
 
@@ -44,8 +46,9 @@ def test_the_seeds_have_power(outcomes: list[Outcome]) -> None:
     assert statistics.median(one.num_faults for one in outcomes) >= 3
     assert sum(one.num_stale for one in outcomes) >= 20
     assert sum(one.num_repeated for one in outcomes) >= 100
+    assert sum(one.num_dropped for one in outcomes) >= 100
     kinds = {kind for one in outcomes for kind in one.kinds}
-    assert {"MemberDead", "Fenced", "ConsumerReconciled"} <= kinds
+    assert {"MemberDead", "Fenced", "ConsumerReconciled", *KINDS} <= kinds
 
 
 def test_a_seed_is_a_run() -> None:
@@ -71,22 +74,15 @@ def test_a_seed_is_the_same_run_in_another_process() -> None:
     assert digest == World(11).run().digest
 
 
-def _first_failing(arms: Arms, seeds: int) -> Violation | None:
-    for seed in range(seeds):
-        try:
-            World(seed, arms).run()
-        except Violation as violation:
-            return violation
-    return None
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
+def test_without_a_safety_rule_the_checkers_notice(arm: Arm) -> None:
+    """`python -m tests.simulation --arms` prints the table: which seed, and what broke."""
+    assert first_failing(arm, SEEDS) is not None
 
 
-def test_without_the_epoch_check_at_the_sink_a_stale_effect_gets_through() -> None:
-    violation = _first_failing(Arms(sink_checks_epoch=False), SEEDS)
+def test_an_arm_that_does_not_fit_the_source_any_more_is_refused() -> None:
+    edit = ARMS[0].edits[0]
+    blunt = Arm("blunt", (Edit(edit.module, edit.function, "no such text", ""),))
 
-    assert "stale effect" in str(violation)
-
-
-def test_without_the_done_set_handled_messages_are_handled_again() -> None:
-    violation = _first_failing(Arms(respects_done=False), SEEDS)
-
-    assert "is handled again" in str(violation)
+    with pytest.raises(ValueError, match="'no such text' is not once in"), off(blunt):
+        pass

@@ -2,15 +2,16 @@
 
 Everything is drawn from one ``random.Random(seed)`` and happens in one heap, so a seed is a run:
 the same events in the same order, down to the digest. The kinds and number of faults, delays, loss,
-limits and retention are drawn, too. After the last fault everybody wakes and is connected again,
-and the group must come to rest: every message handled, partitions balanced, no stale consumer left.
+limits, retention and whether what is sent to different leaders keeps its order are drawn, too.
+After the last fault everybody wakes and is connected again, and the group must come to rest: every
+message handled, partitions balanced, no stale consumer left, nothing moving any more.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from millstream_coordinator import naming
@@ -20,60 +21,36 @@ from millstream_coordinator.events import (
     GroupEvent,
     MemberDead,
     PartitionAssigned,
+    describe,
 )
 from millstream_coordinator.machine.group import Phase
 from millstream_coordinator.memory import MemoryClient, MemoryServer
+from millstream_coordinator.memory_stream import MemoryStream
 from millstream_coordinator.model import (
     ConfigRecord,
-    DoneRecord,
     Limits,
     MemberSettings,
-    PartitionRecord,
     PartitionState,
     Retention,
     Timing,
-    decode,
-    encode,
 )
 from millstream_coordinator.naming import parse_consumer
 from millstream_coordinator.partitioning.key import KeyRule, to_token
-from millstream_coordinator.ports import Command, KeyRead, ReadKey
+from millstream_coordinator.ports import Command, Happening, Reply
 
-from .checkers import Checkers, Sink
+from .checkers import Checkers, Sink, balance_fault, record_of
+from .faults import Faults
 from .member import SimulatedMember
 from .scheduler import Scheduler
 
 GROUP = "g"
 STREAM = "S"
-FAULTS = (
-    "kill",
-    "kill",
-    "restart",
-    "pause",
-    "pause",
-    "suspend",
-    "suspend",
-    "cut",
-    "server",
-    "slow",
-    "loss",
-    "conflict",
-    "redeliver",
-    "join",
-    "leave",
-)
+FAULTS_FROM_S = 0.5
 FAULTS_UNTIL_S = 5.0
 SETTLE_S = 25.0
 UNOWNED_BOUND_S = 6.0
-EVENTS_MAX = 30_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arms:
-    """What is broken on purpose, to see that the checkers notice."""
-
-    sink_checks_epoch: bool = True
-    respects_done: bool = True
+EVENTS_MAX = 60_000
+LOOK_S = 0.25
 
 
 @dataclass(slots=True)
@@ -84,25 +61,30 @@ class Outcome:
     num_events: int = 0
     num_faults: int = 0
     num_published: int = 0
+    num_dropped: int = 0
     num_handler_calls: int = 0
     num_stale: int = 0
     num_repeated: int = 0
     num_moves: int = 0
+    longest_unowned_s: float = 0.0
     virtual_s: float = 0.0
     digest: str = ""
     kinds: list[str] = field(default_factory=list)
 
 
 class World:
-    """A run."""
+    """A run. ``trace``: keep a readable line of everything that happens."""
 
-    def __init__(self, seed: int, arms: Arms | None = None) -> None:
-        self.arms = arms or Arms()
+    group = GROUP
+
+    def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.chance = random.Random(seed)
         self.outcome = Outcome(seed)
+        self.trace: list[str] | None = [] if trace else None
         self.scheduler = Scheduler()
         self.num_partitions = self.chance.choice((1, 2, 4, 4, 6))
         self.timing = Timing(
+            probe_interval_s=self.chance.choice((0.1, 0.1, 0.25)),
             reconcile_interval_s=1.0,
             audit_interval_s=1.0,
             drain_timeout_s=3.0,
@@ -111,24 +93,33 @@ class World:
             retry_max_s=0.5,
         )
         self.checkers = Checkers(
-            Sink(self.arms.sink_checks_epoch), UNOWNED_BOUND_S, self.timing.heartbeat_timeout_s
+            self.scheduler, Sink(), UNOWNED_BOUND_S, self.timing.heartbeat_timeout_s
         )
-        self.server = MemoryServer(self.checkers)
-        retention = self.chance.choice((Retention.LIMITS, Retention.LIMITS, Retention.WORK_QUEUE))
-        self.stream = self.server.add_stream(STREAM, retention)
+        self.server = MemoryServer(self.checkers, clock=lambda: self.scheduler.now)
+        self.retention = self.chance.choice(
+            (Retention.LIMITS, Retention.LIMITS, Retention.WORK_QUEUE)
+        )
+        self.has_stream = self.chance.random() > 0.05
+        self.stream = self.server.add_stream(STREAM, self.retention)
         self.rule = KeyRule.parse("s.*.{key}")
         self.limits = Limits(
             max_ack_pending=self.chance.choice((1, 4, 16, 64)),
             max_lanes=self.chance.choice((1, 4, 16)),
         )
         self.members: list[SimulatedMember] = []
+        self.is_cluster = self.chance.random() < 0.3
+        """What is sent to different leaders keeps no order."""
         self.is_server_down = False
         self.disturbed_at = 0.0
-        self._loss = 0.0
+        self.loss = 0.0
         self._base_delay_s = self.chance.choice((0.0002, 0.001, 0.01))
         self._handler_s = self.chance.choice((0.002, 0.02, 0.08))
+        self._wall_offset_s = 0.0
         self._num_started = 0
+        self._partitions: dict[int, int] = {}
+        """Sequence → partition."""
         self._digest = hashlib.blake2b(digest_size=8)
+        self.faults = Faults(self)
 
     @property
     def now(self) -> float:
@@ -140,14 +131,17 @@ class World:
         return self._base_delay_s * (0.5 + self.chance.expovariate(1.0))
 
     def loses(self) -> bool:
-        return self._loss > 0 and self.chance.random() < self._loss
+        return self.chance.random() < self.loss
 
     def duplicates(self) -> bool:
         return self.chance.random() < 0.02
 
     def handler_duration(self, *, is_slow: bool) -> float:
+        draw = self.chance.random()
+        if draw < 0.001:
+            return 1.5 * self.timing.drain_timeout_s
         mean = max(0.4, self._handler_s) if is_slow else self._handler_s
-        return mean * (0.3 + self.chance.random())
+        return mean * (0.3 + draw)
 
     def handler_fails(self) -> bool:
         return self.chance.random() < 0.02
@@ -155,97 +149,107 @@ class World:
     # ---- what members do ----
 
     def execute(self, client: MemoryClient, command: Command) -> None:
-        self.server.now = self.now
-        is_progress = isinstance(command, ReadKey) and command.key.startswith(naming.DONE_PREFIX)
-        if is_progress and not self.arms.respects_done:
-            self._execute_without_progress(client, command)
-        else:
-            self.server.execute(client, command)
-
-    def _execute_without_progress(self, client: MemoryClient, command: Command) -> None:
-        send = client.send
-
-        def strip(event: object) -> None:
-            assert isinstance(event, KeyRead)
-            value = event.value
-            if value is not None:
-                record = decode(DoneRecord, value)
-                bare = {n: replace(one, done=()) for n, one in record.partitions.items()}
-                value = encode(replace(record, partitions=bare))
-            send(replace(event, value=value))
-
-        client.send = strip
-        try:
-            self.server.execute(client, command)
-        finally:
-            client.send = send
+        self.server.execute(client, command)
+        self.faults.after(command)
 
     def told(self, member: SimulatedMember, event: GroupEvent) -> None:
-        self._note(f"{member.settings.instance} {event}")
-        self.outcome.num_moves += isinstance(event, PartitionAssigned)
-        if isinstance(event, MemberDead | Fenced | ConsumerReconciled):
+        self._digest.update(f"{self.now:.9f} {member.name} {event}\n".encode())
+        if isinstance(event, PartitionAssigned):
+            self.outcome.num_moves += 1
+        elif isinstance(event, MemberDead | Fenced | ConsumerReconciled):
             self.outcome.kinds.append(type(event).__name__)
 
-    def _note(self, text: str) -> None:
-        self._digest.update(f"{self.now:.9f} {text}\n".encode())
+    # ---- the trace ----
+
+    def note(self, member: SimulatedMember | None, text: str) -> None:
+        """Note what befalls a member or everybody; part of what makes a seed a run."""
+        who = member.name if member is not None else "*"
+        self._digest.update(f"{self.now:.9f} {who} {text}\n".encode())
+        if self.trace is not None:
+            self.trace.append(f"{self.now:9.4f} {who:<8} {text}")
+
+    def note_command(self, member: SimulatedMember, command: Command) -> None:
+        assert self.trace is not None
+        event = getattr(command, "event", None)
+        text = describe(event) if event is not None else _readable(command)
+        self.trace.append(f"{self.now:9.4f} {member.name:<8} → {text}")
+
+    def note_event(self, member: SimulatedMember, event: Happening | Reply) -> None:
+        assert self.trace is not None
+        self.trace.append(f"{self.now:9.4f} {member.name:<8} ← {_readable(event)}")
 
     # ---- a run ----
 
     def run(self) -> Outcome:
         """Run to the end; raises Violation at the first broken promise."""
         for _ in range(self.chance.choice((2, 3, 3, 4))):
-            self.scheduler.at(self.chance.uniform(0, 0.3), self._start_member)
-        self._arrange_publishing()
+            self.scheduler.at(self.chance.uniform(0, 0.3), self.start_member)
+        if self.has_stream:
+            self._arrange_publishing()
         self._arrange_faults()
-        self.scheduler.at(0.25, self._look)
-        self._run_until_rest()
-        outcome = self.outcome
+        self.scheduler.at(LOOK_S, self._look)
+        try:
+            self._run_until_rest()
+        finally:
+            self._sum_up()
+        return self.outcome
+
+    def _sum_up(self) -> None:
+        outcome, checkers = self.outcome, self.checkers
         outcome.num_events = self.scheduler.num_events
+        outcome.num_faults = self.faults.num_done
         outcome.virtual_s = self.now
-        outcome.num_handler_calls = self.checkers.num_handled
-        outcome.num_stale = self.checkers.sink.num_stale
-        outcome.num_repeated = self.checkers.sink.num_repeated
+        outcome.num_published = checkers.num_published
+        outcome.num_dropped = len(checkers.dropped)
+        outcome.num_handler_calls = checkers.num_handled
+        outcome.num_stale = checkers.sink.num_stale
+        outcome.num_repeated = checkers.sink.num_repeated
+        outcome.longest_unowned_s = checkers.longest_unowned_s
         outcome.digest = self._digest.hexdigest()
-        return outcome
+
+    def _arrange_faults(self) -> None:
+        self.faults.arrange(FAULTS_FROM_S, FAULTS_UNTIL_S - 0.3)
 
     def _run_until_rest(self) -> None:
-        while self.now < FAULTS_UNTIL_S:
-            self._step()
-        self._end_faults()
+        self.advance_to(FAULTS_UNTIL_S)
+        self.faults.end()
         deadline = self.now + SETTLE_S
-        while not self._is_at_rest():
-            for _ in range(20):
-                self._step()
+        while not self.is_at_rest():
+            self.advance_to(self.now + 0.1)
             if self.now > deadline:
                 self._fail_to_settle()
         self._run_until_clean()
         self.checkers.check_end()
 
     def _run_until_clean(self) -> None:
-        """Go on at rest until the reconciler had its time, twice over."""
-        rest_until = self.now + 2 * self.timing.reconcile_interval_s
+        """Go on at rest until the reconciler had its time; then nothing may move."""
+        rest_until = self.now + 1.2 * self.timing.reconcile_interval_s
         deadline = rest_until + SETTLE_S
-        while self.now < rest_until or not (self._is_at_rest() and not self._stale_consumer()):
-            for _ in range(20):
-                self._step()
+        while self.now < rest_until or (
+            fault := self._rest_fault() or self._stale_consumer() or self._balance_fault()
+        ):
+            self.advance_to(self.now + 0.1)
             if self.now > deadline:
-                self.checkers.fail(f"consumer {self._stale_consumer()} is left, its epoch is over")
+                self.checkers.fail(f"no rest {SETTLE_S} s after the last fault: {fault}")
+        num_moves = self.outcome.num_moves
+        self.advance_to(self.now + 0.5)
+        if self.outcome.num_moves != num_moves:
+            self.checkers.fail("partitions move at rest")
 
-    def _step(self) -> None:
-        self.checkers.now = self.now
-        if self.scheduler.num_events > EVENTS_MAX or not self.scheduler.step():
+    def advance_to(self, when: float) -> None:
+        if not self.scheduler.run_until(when, EVENTS_MAX):
             self.checkers.fail("the run does not end")
-        self.checkers.now = self.now
 
     def _fail_to_settle(self) -> None:
-        missing = {
-            n: [seq for seq in seqs if seq not in self.checkers.handled]
-            for n, seqs in self.checkers.published.items()
-        }
-        records = [self.server.value(GROUP, naming.partition_key(n)) for n in self._numbers()]
-        self.checkers.fail(f"not at rest {SETTLE_S} s after the last fault: {missing}, {records}")
+        missing = self.checkers.missing()
+        records = [self.server.value(GROUP, naming.partition_key(n)) for n in self.numbers]
+        fault = self._rest_fault()
+        self.checkers.fail(
+            f"not at rest {SETTLE_S} s after the last fault: {fault}; {missing}, {records}"
+        )
 
-    def _numbers(self) -> range:
+    @property
+    def numbers(self) -> range:
         return range(self.num_partitions)
 
     # ---- work ----
@@ -258,22 +262,29 @@ class World:
             key = None if self.chance.random() < 0.05 else self.chance.choice(keys)
             is_burst = self.chance.random() < 0.5
             at = burst_at if is_burst else self.chance.uniform(0.1, FAULTS_UNTIL_S)
-            self.scheduler.at(at, partial(self._publish, key))
-        self.outcome.num_published = count
+            self.scheduler.at(at, partial(self.publish, key))
 
-    def _publish(self, key: bytes | None) -> None:
+    def publish(self, key: bytes | None) -> None:
         number = self.chance.randrange(1 << 20) if key is None else int(key[1:])
-        partition = number % self.num_partitions
-        self.server.now = self.now
-        expected = len(self.stream.messages) + 1
-        self.checkers.published.setdefault(partition, []).append(expected)
-        entry = (partition, expected if key is None else key)
-        self.checkers.by_entry.setdefault(entry, []).append(expected)
-        self.server.publish(STREAM, f"s.{partition}.{to_token(key)}", b"")
+        number %= self.num_partitions
+        seq = self.stream.last_seq + 1
+        self._partitions[seq] = number
+        self.checkers.publishes(number, key, seq)
+        self.server.publish(STREAM, f"s.{number}.{to_token(key)}", b"")
+
+    def stream_of(self, partition: int) -> MemoryStream:
+        """The stream that holds a partition."""
+        del partition
+        return self.stream
+
+    def partition_of(self, stream: str, seq: int) -> int:
+        """The partition of a stream's message."""
+        del stream
+        return self._partitions[seq]
 
     # ---- members ----
 
-    def _start_member(self, member: str | None = None) -> None:
+    def start_member(self, member: str | None = None) -> None:
         self._num_started += 1
         is_static = member is not None or self.chance.random() < 0.5
         name = member or f"m{self._num_started}"
@@ -282,195 +293,94 @@ class World:
             member=name,
             instance=f"{name}.{self._num_started}",
             config=ConfigRecord(
-                partitions=self.num_partitions, stream=STREAM, filter="s.{partition}.*"
+                partitions=self.num_partitions,
+                stream=STREAM if self.has_stream else None,
+                filter="s.{partition}.*" if self.has_stream else None,
             ),
             is_static=is_static,
             capacity=self.chance.choice((1, 1, 1, 2)),
-            joined_ns=self._num_started,
+            joined_ns=self.wall_ns(),
             timing=self.timing,
             limits=self.limits,
         )
         one = SimulatedMember(self, settings)
         self.members.append(one)
-        self._note(f"start {settings.instance}")
+        self.note(one, f"starts with capacity {settings.capacity}")
         if self.is_server_down:
             one.is_connected = False
         one.start()
         if self.is_server_down:
             self.server.detach(one.client)
 
-    def _living(self) -> list[SimulatedMember]:
+    def wall_ns(self) -> int:
+        """The wall clock of whoever starts now: it may have jumped."""
+        return max(0, int((1e6 + self.now + self._wall_offset_s) * 10) * 100_000_000)
+
+    def jump_wall_clock(self, seconds: float) -> None:
+        self._wall_offset_s += seconds
+
+    def living(self) -> list[SimulatedMember]:
         return [one for one in self.members if one.is_alive]
-
-    # ---- faults ----
-
-    def _arrange_faults(self) -> None:
-        for _ in range(self.chance.randint(3, 8)):
-            kind = self.chance.choice(FAULTS)
-            at = self.chance.uniform(0.5, FAULTS_UNTIL_S - 0.3)
-            self.scheduler.at(at, partial(self._fault, kind))
-            self.outcome.num_faults += 1
-
-    def _fault(self, kind: str) -> None:
-        self._note(kind)
-        self.disturbed_at = self.now
-        self.outcome.kinds.append(kind)
-        living = self._living()
-        if not living:
-            self._start_member()
-            return
-        victim = self.chance.choice(living)
-        if kind in ("kill", "pause", "suspend", "cut"):
-            self._burst(victim)  # a fault that meets no backlog shows nothing
-            delay_s = self.chance.uniform(0.0, 0.1)
-            self.scheduler.after(delay_s, partial(self._befall, kind, victim))
-        else:
-            self._befall(kind, victim)
-
-    def _burst(self, victim: SimulatedMember) -> None:
-        for partition in victim.machine.partitions:
-            key = f"k{partition + self.num_partitions * self.chance.randrange(3)}".encode()
-            for _ in range(self.chance.randint(2, 8)):
-                self._publish(key)
-                self.outcome.num_published += 1
-
-    def _befall(self, kind: str, victim: SimulatedMember) -> None:
-        living = self._living()
-        match kind:
-            case "kill":
-                victim.kill()
-            case "restart":
-                victim.kill()
-                again = victim.settings.member if victim.settings.is_static else None
-                self._later(0.02, 1.0, lambda: self._start_member(again))
-            case "pause":
-                victim.pause()
-                self._later(0.1, 3.0, victim.wake)
-            case "suspend":
-                victim.suspend()
-                if self.chance.random() < 0.5:  # so that the sleeper can overtake who took over
-                    for other in living:
-                        other.slow_until = self.now + 4.0
-                    victim.slow_until = 0.0
-                self._later(0.5, 3.0, lambda: self._wake_half_open(victim))
-            case "cut":
-                victim.disconnect()
-                self._later(0.05, 2.0, victim.reconnect)
-            case "server":
-                self._stop_server()
-            case "slow":
-                victim.slow_until = self.now + self.chance.uniform(0.5, 2.0)
-            case "loss":
-                self._loss = self.chance.uniform(0.05, 0.3)
-                self._later(0.1, 0.6, self._end_loss)
-            case _:
-                self._mild_fault(kind, victim)
-
-    def _mild_fault(self, kind: str, victim: SimulatedMember) -> None:
-        match kind:
-            case "conflict":
-                for number in self._numbers():
-                    self.server.touch(GROUP, naming.partition_key(number))
-                self.server.touch(GROUP, naming.done_key(victim.settings.member))
-                self.server.touch(GROUP, naming.LEADER_KEY)
-            case "redeliver":
-                for name in list(self.stream.consumers):
-                    self.server.redeliver(STREAM, name)
-            case "join":
-                self._start_member()
-            case "leave":
-                victim.stop()
-            case _:
-                raise AssertionError(kind)
-
-    def _later(self, low_s: float, high_s: float, action: object) -> None:
-        def act() -> None:
-            self.disturbed_at = self.now
-            assert callable(action)
-            action()
-
-        self.scheduler.after(self.chance.uniform(low_s, high_s), act)
-
-    def _wake_half_open(self, victim: SimulatedMember) -> None:
-        victim.wake()
-        self._later(0.1, 1.0, victim.disconnect)
-        self._later(1.1, 1.5, victim.reconnect)
-
-    def _end_loss(self) -> None:
-        self._loss = 0.0
-
-    def _stop_server(self) -> None:
-        if self.is_server_down:
-            return
-        self.is_server_down = True
-        for member in self._living():
-            member.disconnect()
-        self._later(0.1, 1.0, self._start_server)
-
-    def _start_server(self) -> None:
-        self.is_server_down = False
-        for member in self._living():
-            self.scheduler.after(self.chance.uniform(0.05, 0.2), member.reconnect)
-
-    def _end_faults(self) -> None:
-        self.disturbed_at = self.now
-        self._loss = 0.0
-        if self.is_server_down:
-            self._start_server()
-        for member in self._living():
-            member.slow_until = 0.0
-            if member.is_paused:
-                member.wake()
-            if member.is_half_open:
-                member.disconnect()
-            if not member.is_connected:
-                member.reconnect()
-        if not [one for one in self._living() if one.machine.phase is not Phase.LEAVING]:
-            self._start_member()
 
     # ---- looking on ----
 
     def _look(self) -> None:
-        self.server.now = self.now
         if not self.is_server_down:
             self.server.tick()
         owned: set[int] = set()
         for member in self.members:
             if member.is_active:
                 owned.update(member.machine.partitions)
-        if not [one for one in self._living() if one.machine.phase is Phase.MEMBER]:
+        if not [one for one in self.living() if one.machine.phase is Phase.MEMBER]:
             self.disturbed_at = self.now
-        if self._loss or self.is_server_down:
+        if self.loss or self.is_server_down:
             self.disturbed_at = self.now
-        if self.checkers.published or self.now > 2:
-            self.checkers.look(owned, self.num_partitions, max(self.disturbed_at, 1.0))
-        self.scheduler.after(0.25, self._look)
+        self.checkers.look(owned, self.num_partitions, max(self.disturbed_at, 1.0))
+        self.scheduler.after(LOOK_S, self._look)
 
-    def _record(self, number: int) -> PartitionRecord | None:
-        value = self.server.value(GROUP, naming.partition_key(number))
-        return None if value is None else decode(PartitionRecord, value)
+    def is_at_rest(self) -> bool:
+        return self.checkers.is_complete and self._rest_fault() is None
 
-    def _is_at_rest(self) -> bool:
-        if not self.checkers.is_complete:
-            return False
+    def _rest_fault(self) -> str | None:
         served: dict[int, int] = {}
-        for member in self._living():
+        for member in self.living():
             if member.machine.phase is not Phase.MEMBER:
-                return False
+                return f"{member.name} is {member.machine.phase.name}"
             served.update(member.machine.partitions)
-        for number in self._numbers():
-            record = self._record(number)
+        for number in self.numbers:
+            record = record_of(self.server.value(GROUP, naming.partition_key(number)))
             if record is None or record.state is not PartitionState.OWNED:
-                return False
+                return f"partition {number} is {record}"
             if served.get(number) != record.epoch:
-                return False
-        return True
+                return f"partition {number} is served under {served.get(number)}, not {record}"
+        return None
+
+    def _balance_fault(self) -> str | None:
+        members = self.living()
+        loads = {one.name: len(one.machine.partitions) for one in members}
+        return balance_fault(loads, {one.name: one.settings.capacity for one in members})
 
     def _stale_consumer(self) -> str | None:
         for name in self.stream.consumers:
             found = parse_consumer(GROUP, name)
             assert found is not None
-            record = self._record(found.partition)
+            record = record_of(self.server.value(GROUP, naming.partition_key(found.partition)))
             if record is None or record.epoch != found.epoch:
-                return name
+                return f"consumer {name} is left, its epoch is over"
         return None
+
+
+def _readable(one: object) -> str:
+    """A command or happening as one line, without what is not set."""
+    facts = []
+    for name in one.__slots__:  # type: ignore[attr-defined]
+        value = getattr(one, name)
+        if name == "message":
+            value = f"{value.partition}/{value.seq} epoch {value.epoch} key {value.key}"
+        elif name == "messages":
+            value = [(message.seq, message.consumer_seq) for message in value]
+        elif isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        if value is not None:
+            facts.append(f"{name}={value}")
+    return f"{type(one).__name__} {' '.join(facts)}"
