@@ -5,7 +5,6 @@ group is whole again. What a fault must do besides is in `Faults`' methods, one 
 """
 
 import asyncio
-import os
 import random
 import signal
 import time
@@ -127,6 +126,7 @@ class Faults:
 
     async def until_whole(self) -> GroupView:
         """Every partition has one owner that runs, and every worker its share."""
+        self._group.check_alive()
         return await self._group.until_balanced(PATIENCE_S)
 
     # ---- victims ----
@@ -298,11 +298,7 @@ class Faults:
 
     async def _leave(self, kind: Kind) -> None:
         victim, _ = await self._victim(kind)
-        os.kill(victim.pid, signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE_S):
-            code = await victim.process.wait()
-        if code != 0:
-            raise AssertionError(f"{victim.member} was asked to end and ended with {code}")
+        await self._group.dismiss(victim, PATIENCE_S)
         await self._group.start()
 
     async def _server(self, kind: Kind) -> None:

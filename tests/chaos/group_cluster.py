@@ -25,6 +25,7 @@ from tests.helpers.proxy import Proxy
 ROOT = Path(__file__).parents[2]
 STREAM = "FLIGHTS"
 KEYS = 50
+START_TIMEOUT_S = 30.0
 STORY_MAX = 400
 TEXT_MAX = 3000
 _BATCH = 500
@@ -49,6 +50,8 @@ class Worker:
     effects: list[tuple[float, str, int, int, int]] = field(default_factory=list)
     """(when, applied/repeat/stale/failed, partition, epoch, seq) of each call that ended."""
     proxy: Proxy | None = None
+    is_meant_to_end: bool = False
+    """Killed, or asked to leave."""
     reading: asyncio.Task[None] | None = None
 
     @property
@@ -182,19 +185,29 @@ class Cluster:
         return worker
 
     async def start_coordinator(self) -> Worker:
-        """Start ``millstream coordinator run``: a member that leads and owns nothing."""
+        """Start ``millstream coordinator run``: a member that leads and owns nothing.
+
+        It ends by itself when the server does not answer at its start, and is then started again.
+        """
         self._started += 1
         member = f"c{self._started}"
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "millstream", "coordinator", "run", self.name, "--end-with-stdin"),
-            *("--nats", self.url, "--member", member, "--stream", STREAM),
-            *("--partitions", str(self.partitions), "--key", "flights.*.{key}"),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            cwd=ROOT,
-        )
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-m", "millstream", "coordinator", "run", self.name, "--end-with-stdin"),
+                    *("--nats", self.url, "--member", member, "--stream", STREAM),
+                    *("--partitions", str(self.partitions), "--key", "flights.*.{key}"),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    cwd=ROOT,
+                )
+                assert process.stdout is not None
+                if await process.stdout.readline():  # else it ended before it was ready
+                    break
+                await process.wait()
         coordinator = Worker(member, process)
+        coordinator.reading = asyncio.create_task(_drain(process.stdout))
         self.coordinators.append(coordinator)
         return coordinator
 
@@ -220,6 +233,7 @@ class Cluster:
 
     async def kill(self, worker: Worker) -> float:
         """SIGKILL; returns when kill(2) had returned."""
+        worker.is_meant_to_end = True
         os.kill(worker.pid, signal.SIGKILL)
         killed_at = time.monotonic()
         await worker.process.wait()
@@ -237,6 +251,24 @@ class Cluster:
     def wake(self, worker: Worker) -> None:
         """SIGCONT."""
         os.kill(worker.pid, signal.SIGCONT)
+
+    async def dismiss(self, worker: Worker, timeout_s: float) -> float:
+        """SIGTERM, and wait until it has ended well; returns when kill(2) had returned."""
+        worker.is_meant_to_end = True
+        os.kill(worker.pid, signal.SIGTERM)
+        asked_at = time.monotonic()
+        async with asyncio.timeout(timeout_s):
+            code = await worker.process.wait()
+        if code != 0:
+            raise AssertionError(f"{worker.member} was asked to end and ended with {code}")
+        return asked_at
+
+    def check_alive(self) -> None:
+        """Raise AssertionError if a process ended that nobody wanted to end."""
+        for one in (*self.workers, *self.coordinators):
+            if not one.is_running and not one.is_meant_to_end:
+                code = one.process.returncode
+                raise AssertionError(f"{one.member} ended by itself with exit code {code}")
 
     def running(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.is_running]
@@ -335,6 +367,11 @@ async def cluster(url: str, name: str, partitions: int, *arguments: str) -> Asyn
         yield one
     finally:
         await one.close()
+
+
+async def _drain(stream: asyncio.StreamReader) -> None:
+    while await stream.read(65536):
+        pass
 
 
 async def _ignore(_: Exception) -> None:

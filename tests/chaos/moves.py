@@ -11,9 +11,7 @@ longest time between two of its calls while the others moved, beside the same be
 import argparse
 import asyncio
 import itertools
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -58,10 +56,7 @@ async def change(group: Cluster, is_leave: bool, chance: random.Random, moves: M
     await asyncio.sleep(1.0)  # what is normal
     if is_leave:
         leaver = chance.choice(group.running())
-        began = time.monotonic()
-        os.kill(leaver.pid, signal.SIGTERM)
-        async with asyncio.timeout(PATIENCE_S):
-            await leaver.process.wait()
+        began = await group.dismiss(leaver, PATIENCE_S)
     else:
         joiner = await group.start()
         await group.until(

@@ -10,7 +10,6 @@ is told: it is mostly the time a Python process needs to start.
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 import tempfile
@@ -63,10 +62,10 @@ async def roll(target: Target, sent: signal.Signals) -> Rolling:
             published += ROUND
             (worker,) = [one for one in group.running() if one.member == name]
             mine = {n for n, one in before.partitions.items() if one.owner == name}
-            since = time.monotonic()
-            os.kill(worker.pid, sent)
-            async with asyncio.timeout(PATIENCE_S):
-                await worker.process.wait()
+            if sent is signal.SIGKILL:
+                since = await group.kill(worker)
+            else:
+                since = await group.dismiss(worker, PATIENCE_S)
             again = await group.start(name)
             epochs = {n: one.epoch for n, one in before.partitions.items()}
             await group.until(
