@@ -4,6 +4,7 @@ GroupError
 ├── BadName              a group or member name outside its alphabet
 ├── BadRecord            bytes in the bucket that are no such record
 ├── ConfigMismatch       the group exists with another configuration
+├── GroupTooNew          a newer version of this software made the group's bucket
 ├── StreamMissing        no such stream on this server
 ├── StreamUnfit          the stream cannot carry this group
 ├── ServerUnreachable    no connection, or no JetStream on it
@@ -52,11 +53,22 @@ class GroupMissing(GroupError):
 
 
 class ConfigMismatch(GroupError):
-    """The group is there already, with another number of partitions, stream or filter."""
+    """The group is there already, with another configuration; ``wanted`` and ``found`` say what."""
 
     def __init__(self, group: str, wanted: str, found: str) -> None:
         super().__init__(f"group {group!r} exists with {found}, wanted {wanted}")
         self.group, self.wanted, self.found = group, wanted, found
+
+
+class GroupTooNew(GroupError):
+    """The group's bucket has a layout of a newer version."""
+
+    def __init__(self, group: str, version: int, known: int) -> None:
+        super().__init__(
+            f"group {group!r} has records of version {version}, this member knows {known}:"
+            " it must be updated"
+        )
+        self.group, self.version, self.known = group, version, known
 
 
 class StreamMissing(GroupError):

@@ -214,7 +214,7 @@ class PartitionResumed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyReplayed:
-    """A replay of a parked key's letters ended; ``is_parked``: it failed again, and stays parked."""
+    """A replay of a parked key ended; ``is_parked``: it failed again, and stays parked."""
 
     partition: int
     key: str

@@ -39,7 +39,7 @@ def test_a_partition_is_stored_as_documented() -> None:
     assert encode(record) == (
         b'{"epoch":7,"owner":"a","instance":"1","next":"b","next_instance":"2","floor":0,'
         b'"state":"moving","done_from":null,"cause":"","stopped_ns":0,"stopped_seq":null,'
-        b'"stopped_error":"","skip_seq":null,"version":1}'
+        b'"stopped_error":"","skip_seq":null,"level":null,"version":1}'
     )
 
 

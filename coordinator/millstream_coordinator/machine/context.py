@@ -1,17 +1,30 @@
 """What the machines of one member share: settings, the book, running scripts, commands to go out.
 
-Also the two clocks that matter for fencing. ``now`` is set by the group machine before anything
-else runs. ``confirmed_at`` is when the newest heartbeat that came back was *sent*: nobody else can
-have counted this member dead before that plus the heartbeat timeout.
+Also the clocks. ``now`` is set by the group machine before anything else runs. ``confirmed_at`` is
+when the newest heartbeat that came back was *sent*: nobody else can have counted this member dead
+before that plus the heartbeat timeout. ``wall_ns`` only ever tells people how long something took;
+no decision rests on it, for wall clocks jump.
+
+**Leases.** ``leader`` and ``members.<id>`` are written anew, and go by themselves when they are
+not. On servers that cannot do that, those who look on do it: a lease whose revision did not change
+for ``lease_s``, by the clock of who watches it, ran out (`has_lapsed`), and is deleted by
+compare-and-set. No two clocks are compared.
 """
 
 from collections.abc import Generator
 
-from ..events import GroupEvent
-from ..model import MemberSettings, PartitionRecord
-from ..naming import consumer, partition_key
-from ..ports import Command, KeyRead, ReadKey, Reply, Tell
-from .book import Book
+from ..events import GROUP_EVENTS, GroupEvent, MessageRetried, encode_events, event_object
+from ..model import ConfigRecord, MemberSettings, PartitionRecord
+from ..naming import (
+    CONFIG_KEY,
+    LEADER_KEY,
+    MEMBER_PREFIX,
+    PARTITION_PREFIX,
+    consumer,
+    partition_key,
+)
+from ..ports import Announce, Command, KeyRead, ReadKey, Reply, Tell
+from .book import Book, numbered
 from .steps import Pause, Steps
 
 Part = Generator[Command | Pause, Reply, bool]
@@ -27,41 +40,65 @@ class Context:
         self.out: list[Command] = []
         self.steps = Steps(self.out)
         self.now = 0.0
+        self.wall_ns = 0
+        """Nanoseconds since 1970; 0: nobody said."""
         self.confirmed_at = float("-inf")
         self.is_connected = True
+        self.has_key_ttl = True
         self.changed: list[str] = []
         """Keys with news the machines have not been told yet."""
+        self.highest_epoch = 0
+        """Of any partition, ever heard of: a new bucket must begin above it."""
+        self._config = settings.config
+        self._renewed_at: dict[str, float] = {}
+        self._drained_ns: dict[int, int] = {}
 
     def restart(self) -> None:
-        """Forget what was known of a bucket that is gone."""
+        """Forget what was known of a bucket that is gone; but not how many partitions there are."""
         self.book = Book()
         self.changed.clear()
+        self._renewed_at.clear()
+
+    # ---- the group ----
 
     @property
-    def is_fenced(self) -> bool:
-        """Whether this member's ownership could not be confirmed within the timeout."""
-        return self.now - self.confirmed_at > self.settings.timing.heartbeat_timeout_s
+    def config(self) -> ConfigRecord:
+        """What the group agreed on, as last heard; before that, what this member brought along."""
+        return self._config
+
+    @property
+    def num_partitions(self) -> int:
+        """How many partitions there are now."""
+        return self._config.active
+
+    @property
+    def resize_to(self) -> int | None:
+        """How many there are to be, while that is another number and a possible one."""
+        wanted = self._config.resize_to
+        if wanted is None or wanted == self._config.active or wanted < 1:
+            return None
+        is_possible = not self.has_stream or wanted in (*self._config.levels, self.num_partitions)
+        return wanted if is_possible else None
 
     @property
     def has_stream(self) -> bool:
         """Whether the group has a data plane."""
         return self.settings.config.stream is not None
 
-    def note(self, key: str, value: bytes | None, revision: int) -> None:
-        """Take news of a key into the book; the machines are told after the step that brought it.
-
-        Not at once: the step may be in the middle of the script that the news abandons.
-        """
-        if self.book.note(key, value, revision):
-            self.changed.append(key)
-
-    def tell(self, event: GroupEvent) -> None:
-        """Tell the world."""
-        self.out.append(Tell(event=event))
+    @property
+    def is_fenced(self) -> bool:
+        """Whether this member's ownership could not be confirmed within the timeout."""
+        return self.now - self.confirmed_at > self.settings.timing.heartbeat_timeout_s
 
     def consumer(self, partition: int, epoch: int) -> str:
         """Name of this group's consumer."""
         return consumer(self.settings.group, partition, epoch)
+
+    def is_current(self, record: PartitionRecord) -> bool:
+        """Whether a record is of as many partitions as there are now: of others, nobody's."""
+        if CONFIG_KEY in self.book.too_new:
+            return False
+        return (record.level or self._config.partitions) == self._config.active
 
     def is_mine(self, record: PartitionRecord | None) -> bool:
         """Whether a partition's record names this very process as the owner."""
@@ -69,7 +106,43 @@ class Context:
             record is not None
             and record.owner == self.settings.member
             and record.instance == self.settings.instance
+            and self.is_current(record)
         )
+
+    # ---- news ----
+
+    def note(self, key: str, value: bytes | None, revision: int) -> None:
+        """Take news of a key into the book; the machines are told after the step that brought it.
+
+        Not at once: the step may be in the middle of the script that the news abandons.
+        """
+        if not self.book.note(key, value, revision):
+            return
+        self.changed.append(key)
+        if key == LEADER_KEY or key.startswith(MEMBER_PREFIX):
+            self._renewed_at[key] = self.now
+        elif key == CONFIG_KEY and self.book.config is not None:
+            self._config = self.book.config
+        elif (number := numbered(key, PARTITION_PREFIX)) in self.book.partitions:
+            assert number is not None
+            self.highest_epoch = max(self.highest_epoch, self.book.partitions[number].epoch)
+
+    def has_lapsed(self, key: str) -> bool:
+        """Whether a lease was not renewed in time, where the server does not see to that."""
+        if self.has_key_ttl or not self.is_connected:
+            return False
+        return self.now > self._renewed_at.setdefault(key, self.now) + self.lease_s(key)
+
+    def watch_leases_anew(self) -> None:
+        """Give every lease its full time: renewals may have been missed."""
+        self._renewed_at.clear()
+
+    def lease_s(self, key: str) -> float:
+        """How long a lease is good for; a static member's outlasts its grace."""
+        timing = self.settings.timing
+        record = self.book.members.get(key.removeprefix(MEMBER_PREFIX))
+        is_static = record is not None and record.is_static and key != LEADER_KEY
+        return timing.lease_s + (timing.static_grace_s if is_static else 0.0)
 
     def refresh(self, partition: int) -> Part:
         """Read a partition's record from the server into the book."""
@@ -84,3 +157,39 @@ class Context:
             self.book.reset(key)
         self.note(key, reply.value, reply.revision)
         return True
+
+    # ---- telling ----
+
+    def tell(self, event: GroupEvent) -> None:
+        """Tell the world; what concerns the group reaches other processes through its leader."""
+        self.out.append(Tell(event=event))
+        if not isinstance(event, GROUP_EVENTS | MessageRetried):
+            self.out.append(Announce(value=encode_events(self.event_object(event))))
+
+    def event_object(self, event: GroupEvent, number: int | None = None) -> dict[str, object]:
+        """Return the event as this member tells it now."""
+        settings = self.settings
+        return event_object(
+            event, group=settings.group, member=settings.member, at_ns=self.wall_ns, number=number
+        )
+
+    def note_draining(self, partition: int, *, is_draining: bool) -> None:
+        """Remember since when a partition of this member is drained."""
+        if not is_draining:
+            self._drained_ns.pop(partition, None)
+        else:
+            self._drained_ns.setdefault(partition, self.wall_ns)
+
+    def drained_ns(self, partition: int) -> int:
+        """Wall clock at which a partition's draining began here; now if it did not."""
+        return self._drained_ns.get(partition, self.wall_ns)
+
+    def wall_at(self, at: float) -> int:
+        """Wall clock at an earlier ``now``; 0: not known."""
+        return max(0, self.wall_ns - round((self.now - at) * 1e9)) if self.wall_ns else 0
+
+    def standstill_s(self, record: PartitionRecord | None) -> float | None:
+        """How long the partition has not been served, as its record tells; None: not known."""
+        if record is None or not record.stopped_ns or not self.wall_ns:
+            return None
+        return max(0.0, (self.wall_ns - record.stopped_ns) / 1e9)

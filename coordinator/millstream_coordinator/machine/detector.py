@@ -16,12 +16,19 @@ Two things must not look like death. After the watcher's own reconnect everybody
 their way back, so nobody is judged for ``restart_grace_s``. And a watcher that was stopped itself
 (SIGSTOP, a busy loop) has heard nobody: a tick that comes much too late starts everyone's time
 anew.
+
+And one thing must not look like life: a member that can send and hears nothing (half a connection
+is dead) beats on, though it has fenced itself. So each heartbeat says how long its sender has been
+**deaf**, and one whose sender did not hear its own last beat is not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from ..model import Timing
+
+DEAF_INTERVALS = 1.5
+"""A sender whose own heartbeats have not come back for so many intervals is deaf."""
 
 
 class _Suspicion(Enum):
@@ -47,6 +54,8 @@ class Verdict:
     member: str
     instance: str
     reason: str
+    heard_at: float = field(default=0.0, compare=False)
+    """When it was last heard, on the watcher's clock."""
 
 
 class Detector:
@@ -82,15 +91,21 @@ class Detector:
         for one in self._watched.values():
             one.next_at = now
 
-    def heard(self, member: str, instance: str, now: float) -> None:
-        """Note a heartbeat."""
+    def heard(self, member: str, instance: str, now: float, deaf_s: float = 0.0) -> None:
+        """Note a heartbeat; one of a deaf member does not count."""
         one = self._watched.get(member)
         if one is None or one.instance != instance:
+            return
+        if self.is_deaf(deaf_s):
             return
         one.heard_at = now
         if not self.is_eager or one.suspicion is _Suspicion.GONE:
             one.next_at = self._next_probe_at(now)
         one.suspicion = _Suspicion.NONE
+
+    def is_deaf(self, deaf_s: float) -> bool:
+        """Whether who has not heard itself for so long hears nobody."""
+        return deaf_s > DEAF_INTERVALS * self._timing.heartbeat_interval_s
 
     def disconnected(self) -> None:
         """Stop judging: the watcher itself is cut off."""
@@ -121,7 +136,7 @@ class Detector:
             one.next_at = self._quiet_until
             return None
         if one.suspicion is _Suspicion.PROBED_AGAIN:
-            return Verdict(member, one.instance, "no responders")
+            return Verdict(member, one.instance, "no responders", one.heard_at)
         if one.suspicion is _Suspicion.NONE:
             one.suspicion = _Suspicion.GONE
             one.next_at = now + self._timing.reconnect_grace_s
@@ -140,7 +155,7 @@ class Detector:
         for member, one in self._watched.items():
             silent_at = max(one.heard_at + timing.heartbeat_timeout_s, self._quiet_until)
             if now >= silent_at:
-                verdicts.append(Verdict(member, one.instance, "silent"))
+                verdicts.append(Verdict(member, one.instance, "silent", one.heard_at))
             elif now >= one.next_at:
                 if one.suspicion is _Suspicion.GONE:
                     one.suspicion = _Suspicion.PROBED_AGAIN

@@ -12,7 +12,7 @@ A leader that leaves deletes the key. Its time to live is only the backstop.
 from ..model import LeaderRecord, encode
 from ..naming import LEADER_KEY
 from ..ports import Listen, WriteKey, Written
-from .context import Context
+from .context import Context, Part
 from .detector import Detector, Verdict
 from .handoff import RETRY_S
 from .steps import Pause, Script
@@ -23,14 +23,31 @@ EAGER_PLACES = 2
 """So many members behind the leader probe it before a heartbeat is late; the rest need not."""
 
 
+def claim(context: Context) -> Part:
+    """Take the ``leader`` key over, or renew it: compare-and-set, with its time to live."""
+    settings = context.settings
+    value = encode(LeaderRecord(member=settings.member, instance=settings.instance))
+    reply = yield WriteKey(
+        id=context.steps.take_id(),
+        key=LEADER_KEY,
+        value=value,
+        revision=context.book.revision(LEADER_KEY),
+        ttl_s=settings.timing.lease_s,
+    )
+    if isinstance(reply, Written):
+        context.note(LEADER_KEY, value, reply.revision)
+        return True
+    return False
+
+
 class Election:
     """A member's part in it, while it does not lead."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self.detector = Detector(context.settings.timing)
-        self.dead: dict[str, str] = {}
-        """Leaders found dead here, member → instance: what a new leader knows from the start."""
+        self.dead: dict[str, Verdict] = {}
+        """Leaders found dead here: what a new leader knows from the start."""
         self._campaign_at: float | None = None
         self._listening_to: str | None = None
 
@@ -42,7 +59,8 @@ class Election:
             self.detector.watch({}, now)
             self._plan_campaign()
             return
-        if self.dead.get(leader.member) == leader.instance:
+        verdict = self.dead.get(leader.member)
+        if verdict is not None and verdict.instance == leader.instance:
             return
         self._campaign_at = None
         self.detector.is_eager = self._place_in_line() <= EAGER_PLACES
@@ -53,14 +71,20 @@ class Election:
 
     def on_verdict(self, verdict: Verdict) -> None:
         """The leader is dead."""
-        self.dead[verdict.member] = verdict.instance
+        self.dead[verdict.member] = verdict
         self.detector.watch({}, self.context.now)
         self._plan_campaign()
 
     def tick(self) -> None:
         """Take the key if it is this member's turn."""
         now = self.context.now
-        if self._campaign_at is None or now < self._campaign_at or not self.context.is_connected:
+        if not self.context.is_connected:
+            return
+        if self._campaign_at is None:
+            if self.context.book.leader is not None and self.context.has_lapsed(LEADER_KEY):
+                self._plan_campaign()
+            return
+        if now < self._campaign_at:
             return
         self._campaign_at = now + self.context.settings.timing.heartbeat_timeout_s
         if "campaign" not in self.context.steps:
@@ -91,18 +115,7 @@ class Election:
         return leader.member == settings.member and leader.instance != settings.instance
 
     def _campaign(self) -> Script:
-        context = self.context
-        settings = context.settings
-        value = encode(LeaderRecord(member=settings.member, instance=settings.instance))
-        reply = yield WriteKey(
-            id=context.steps.take_id(),
-            key=LEADER_KEY,
-            value=value,
-            revision=context.book.revision(LEADER_KEY),
-            ttl_s=settings.timing.lease_s,
-        )
-        if isinstance(reply, Written):
-            context.note(LEADER_KEY, value, reply.revision)
+        if (yield from claim(self.context)):
             return
-        while not (yield from context.refresh_key(LEADER_KEY)):
+        while not (yield from self.context.refresh_key(LEADER_KEY)):
             yield Pause(RETRY_S)

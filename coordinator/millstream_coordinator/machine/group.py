@@ -14,26 +14,57 @@ A member goes through these phases:
 * **LEAVING**: ``members.<id>`` says so, the leader moves everything away, the member drains. When
   nothing names it any more it deletes its record and ends; without that, after
   ``drain_timeout_s``. When no heartbeat comes back and no handler runs it ends sooner: nobody can
-  be told, and the others will notice.
+  be told, and the others will notice. A static member with a grace gives nothing away: it ends its
+  running handler calls, saves, and goes; its name keeps its partitions for whoever comes under it.
 
 What is whose: `Context` is shared; `Owner` is the data plane, `Leader` and `Election` are the
 control plane, and neither calls the other: they meet in the bucket, also inside one process. News
 of a key reaches them here, after the step that brought it has ended.
 
 The edge (``worker.py``) calls `receive` and `tick`, carries out what `take_commands` gives, and
-calls again at `next_deadline`. Nothing here reads a clock: ``now`` is monotonic seconds.
+calls again at `next_deadline`. Nothing here reads a clock: ``now`` is monotonic seconds, and
+``wall_ns`` (nanoseconds since 1970, 0: not known) only tells people how long something took.
 """
 
-from dataclasses import replace
 from enum import Enum, auto
 
-from ..errors import BadRecord, ConfigMismatch, GroupError, MemberReplaced, StreamUnfit
-from ..events import Joined, LeaderChanged, Left, PartitionMoved
-from ..model import ConfigRecord, LeaderRecord, MemberRecord, MemberSettings, decode, encode
+from ..errors import (
+    BadRecord,
+    ConfigMismatch,
+    GroupError,
+    GroupTooNew,
+    MemberReplaced,
+    StreamUnfit,
+)
+from ..events import (
+    GroupEvent,
+    Joined,
+    LeaderChanged,
+    Left,
+    PartitionMoved,
+    Paused,
+    RecordTooNew,
+    Resized,
+    Resizing,
+    Resumed,
+)
+from ..model import (
+    ConfigRecord,
+    ControlRecord,
+    LeaderRecord,
+    MemberRecord,
+    MemberSettings,
+    Message,
+    PartitionState,
+    decode,
+    encode,
+)
 from ..naming import (
     CONFIG_KEY,
+    CONTROL_KEY,
     LEADER_KEY,
     MEMBER_PREFIX,
+    PARKED_PREFIX,
     PARTITION_PREFIX,
     member_key,
 )
@@ -46,8 +77,10 @@ from ..ports import (
     DeleteKey,
     Delivered,
     Disconnected,
+    Entered,
     Failed,
     Failure,
+    Flushed,
     Handled,
     Happening,
     Heard,
@@ -67,6 +100,8 @@ from ..ports import (
     WriteKey,
     Written,
 )
+from .agreement import agree, differences
+from .book import VERSION, numbered, version_of
 from .context import Context, Part
 from .election import Election
 from .handoff import RETRY_S
@@ -102,6 +137,9 @@ class GroupMachine:
         self._probes: dict[int, str] = {}
         self._known_leader: str | None = None
         self._known_owners: dict[int, tuple[int, str | None]] = {}
+        self._known_config: ConfigRecord | None = None
+        self._known_control = ControlRecord()
+        self._told_too_new: set[tuple[str, int]] = set()
 
     # ---- for the edge ----
 
@@ -119,37 +157,40 @@ class GroupMachine:
         """Whether this member leads, as far as it knows."""
         return self.leader is not None
 
-    def start(self, now: float) -> None:
+    def start(self, now: float, wall_ns: int = 0) -> None:
         """Begin to join."""
-        self.context.now = now
-        self._join()
+        self._set_clocks(now, wall_ns)
+        self.context.steps.start("join", self._join_script(), now)
 
-    def stop(self, now: float) -> None:
+    def stop(self, now: float, wall_ns: int = 0) -> None:
         """Begin to drain and leave."""
-        self.context.now = now
+        self._set_clocks(now, wall_ns)
         if self.phase in (Phase.LEAVING, Phase.GONE):
             return
         is_known = self.phase is Phase.MEMBER
         self.phase = Phase.LEAVING
         self._stopped_at = now
         self._leave_by = now + self.context.settings.timing.drain_timeout_s
-        if is_known:
-            self.context.steps.start("member", self._write_member(), now)
-        else:
+        if not is_known:
             self._end(None)
+        elif self._keeps_partitions:
+            self.owner.hold_all()
+            self.owner.close()
+        else:
+            self.context.steps.start("member", self._write_member(), now)
         self._settle_news()
 
-    def receive(self, event: Happening | Reply, now: float) -> None:
+    def receive(self, event: Happening | Reply, now: float, wall_ns: int = 0) -> None:
         """Take one happening or reply."""
-        self.context.now = now
+        self._set_clocks(now, wall_ns)
         if self.phase is Phase.GONE:
             return
         self._take(event)
         self._settle_news()
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, wall_ns: int = 0) -> None:
         """Do what is due by the clock."""
-        self.context.now = now
+        self._set_clocks(now, wall_ns)
         if self.phase is Phase.GONE:
             return
         self.context.steps.tick(now)
@@ -159,7 +200,7 @@ class GroupMachine:
             if self._beat_at < now:
                 self._beat_at = now + timing.heartbeat_interval_s
             if self.context.is_connected:
-                self.context.out.append(Beat(sent_at=now))
+                self.context.out.append(Beat(sent_at=now, deaf_s=self._deaf_s))
         if now >= self._renew_at and self.context.is_connected:
             self._renew_at = now + timing.lease_s / 3
             self.context.steps.start("member", self._write_member(), now)
@@ -168,6 +209,27 @@ class GroupMachine:
         if now >= min(self._leave_by, self._give_up_at):
             self._end(None)
         self._settle_news()
+
+    # ---- the short way of handler calls (`Owner`) ----
+
+    def may_begin(self, message: Message, now: float) -> bool:
+        """Whether a handler call that was handed out may still begin."""
+        self.context.now = now
+        return self.phase is not Phase.GONE and self.owner.may_begin(message)
+
+    def handled(self, message: Message, now: float) -> Message | None:
+        """Take a call that returned; the next message, if one is to be handled at once.
+
+        What else comes of it is let out by `flush`, soon.
+        """
+        self.context.now = now
+        return None if self.phase is Phase.GONE else self.owner.handled(message)
+
+    def flush(self, now: float) -> None:
+        """Let out what `handled` gathered."""
+        self.context.now = now
+        if self.phase is not Phase.GONE:
+            self.owner.dispatch()
 
     @property
     def next_deadline(self) -> float:
@@ -194,18 +256,23 @@ class GroupMachine:
         self.context.out.clear()
         return commands
 
+    def _set_clocks(self, now: float, wall_ns: int) -> None:
+        self.context.now = now
+        if wall_ns:
+            self.context.wall_ns = wall_ns
+
+    @property
+    def _deaf_s(self) -> float:
+        """How long ago the newest of the own heartbeats that came back was sent; 0: none yet."""
+        confirmed_at = self.context.confirmed_at
+        return 0.0 if confirmed_at == float("-inf") else self.context.now - confirmed_at
+
     # ---- what comes in ----
 
     def _take(self, event: Happening | Reply) -> None:
         match event:
-            case Delivered():
-                self.owner.on_delivered(event)
-            case Handled():
-                self.owner.on_handled(event)
-            case PullIdle():
-                self.owner.on_idle(event)
-            case PullEnded():
-                self.owner.on_ended(event)
+            case Delivered() | Handled() | PullIdle() | PullEnded() | Entered() | Flushed():
+                self._take_owners(event)
             case KeyChanged():
                 self.context.note(event.key, event.value, event.revision)
             case Heard():
@@ -222,6 +289,23 @@ class GroupMachine:
                 self._end(event.error)
             case _:
                 self._on_reply(event)
+
+    def _take_owners(
+        self, event: Delivered | Handled | PullIdle | PullEnded | Entered | Flushed
+    ) -> None:
+        match event:
+            case Delivered():
+                self.owner.on_delivered(event)
+            case Handled():
+                self.owner.on_handled(event)
+            case PullIdle():
+                self.owner.on_idle(event)
+            case PullEnded():
+                self.owner.on_ended(event)
+            case Entered():
+                self.owner.on_entered(event)
+            case Flushed():
+                self.owner.on_flushed(event)
 
     def _on_reply(self, reply: Reply) -> None:
         member = self._probes.pop(reply.id, None)
@@ -240,9 +324,11 @@ class GroupMachine:
                 self.owner.tick()
             return
         if self.leader is not None:
-            self.leader.on_heard(event.member, event.instance)
+            self.leader.on_heard(event.member, event.instance, event.deaf_s)
         else:
-            self.election.detector.heard(event.member, event.instance, self.context.now)
+            self.election.detector.heard(
+                event.member, event.instance, self.context.now, event.deaf_s
+            )
 
     def _on_connection_lost(self) -> None:
         self.context.is_connected = False
@@ -254,6 +340,7 @@ class GroupMachine:
     def _on_connection_back(self) -> None:
         now = self.context.now
         self.context.is_connected = True
+        self.context.watch_leases_anew()
         self.election.detector.reconnected(now)
         if self.leader is not None:
             self.leader.detector.reconnected(now)
@@ -263,9 +350,6 @@ class GroupMachine:
             self.owner.on_connection_back()
 
     # ---- joining and leaving ----
-
-    def _join(self) -> None:
-        self.context.steps.start("join", self._join_script(), self.context.now)
 
     def _join_again(self) -> None:
         """Start over with an empty book; what is owned is kept until the new bucket decides."""
@@ -297,6 +381,7 @@ class GroupMachine:
         if not isinstance(prepared, Prepared):
             self._give_up_if_refused(prepared)
             return False
+        context.has_key_ttl = prepared.has_key_ttl
         if not (yield from self._agree()):
             return False
         if not (yield from self.owner.load()):
@@ -311,34 +396,41 @@ class GroupMachine:
             self._end(StreamUnfit(stream, reply.detail))
 
     def _agree(self) -> Part:
-        """Write ``cfg``, or find that it says the same; who only leads knows no filter."""
+        """Write ``cfg``, or find that it says the same."""
         context = self.context
         wanted = context.settings.config
         read = yield ReadKey(id=context.steps.take_id(), key=CONFIG_KEY)
         if not isinstance(read, KeyRead):
             return False
         if read.value is None:
-            return (yield from self._put_config(read.revision))
+            # What was known of a bucket that is gone: it may have had more partitions by then.
+            return (yield from self._put_config(agree(context.config, wanted), read.revision))
+        version = version_of(read.value)
+        if version > VERSION:
+            self._end(GroupTooNew(context.settings.group, version, VERSION))
+            return False
         try:
             found = decode(ConfigRecord, read.value)
         except BadRecord as error:
             self._end(error)
             return False
-        if found.filter is None and wanted.filter is not None:
-            found = replace(found, filter=wanted.filter)
-            if found == wanted:
-                return (yield from self._put_config(read.revision))
-        if wanted.filter is None:
-            wanted = replace(wanted, filter=found.filter)
-        if found != wanted:
-            self._end(ConfigMismatch(context.settings.group, _text(wanted), _text(found)))
+        differing = differences(found, wanted)
+        if differing is not None:
+            has, wants = differing
+            self._end(ConfigMismatch(context.settings.group, wants, has))
             return False
+        agreed = agree(found, wanted)
+        if agreed != found:
+            return (yield from self._put_config(agreed, read.revision))
+        context.note(CONFIG_KEY, read.value, read.revision)
         return True
 
-    def _put_config(self, revision: int) -> Part:
-        value = encode(self.context.settings.config)
+    def _put_config(self, config: ConfigRecord, revision: int) -> Part:
+        value = encode(config)
         id_ = self.context.steps.take_id()
         wrote = yield WriteKey(id=id_, key=CONFIG_KEY, value=value, revision=revision)
+        if isinstance(wrote, Written):
+            self.context.note(CONFIG_KEY, value, wrote.revision)
         return isinstance(wrote, Written)
 
     def _put_member(self) -> Part:
@@ -355,7 +447,8 @@ class GroupMachine:
                 pid=settings.pid,
                 joined_ns=settings.joined_ns,
                 is_static=settings.is_static,
-                is_leaving=self.phase is Phase.LEAVING,
+                is_leaving=self.phase is Phase.LEAVING and not self._keeps_partitions,
+                software=settings.software,
             )
         )
         wrote = yield WriteKey(
@@ -363,7 +456,7 @@ class GroupMachine:
             key=key,
             value=value,
             revision=context.book.revision(key),
-            ttl_s=settings.timing.lease_s,
+            ttl_s=settings.timing.lease_s + self._grace_s,
         )
         if not isinstance(wrote, Written):
             return False
@@ -391,14 +484,22 @@ class GroupMachine:
         if self.phase is Phase.JOINING:
             self.phase = Phase.MEMBER
             self.context.tell(Joined(member=self.context.settings.member))
+        self._on_config()
+        self._on_control()
         self._on_leader()
-        for partition in range(self.context.settings.config.partitions):
-            self.owner.settle(partition)
+        self._settle_all()
         self.owner.resume()
 
     def _leave_if_free(self) -> None:
         """End a leaving member's life once nothing names it any more."""
         if self.phase is not Phase.LEAVING or "leave" in self.context.steps:
+            return
+        if self._keeps_partitions:
+            is_draining = any(
+                one.state is OwnershipState.DRAINING for one in self.owner.owned.values()
+            )
+            if not self.owner.num_running and not is_draining:
+                self.context.steps.start("leave", self._leave_for_a_while(), self.context.now)
             return
         settings = self.context.settings
         record = self.context.book.members.get(settings.member)
@@ -422,6 +523,26 @@ class GroupMachine:
         if self.context.is_connected:
             heard_at = max(heard_at, self._stopped_at)
         return heard_at + self.context.settings.timing.heartbeat_timeout_s
+
+    @property
+    def _grace_s(self) -> float:
+        settings = self.context.settings
+        return settings.timing.static_grace_s if settings.is_static else 0.0
+
+    @property
+    def _keeps_partitions(self) -> bool:
+        """Whether what this member owns waits for the next process under its name."""
+        return self._grace_s > 0
+
+    def _leave_for_a_while(self) -> Script:
+        """Save what was done, let somebody else lead, and go without a farewell."""
+        context = self.context
+        while context.has_stream and not (yield from self.owner.save()):
+            yield Pause(RETRY_S)
+        if self.leader is not None:
+            revision = context.book.revision(LEADER_KEY)
+            yield DeleteKey(id=context.steps.take_id(), key=LEADER_KEY, revision=revision)
+        self._end(None)
 
     def _leave_script(self) -> Script:
         context = self.context
@@ -470,12 +591,63 @@ class GroupMachine:
     def _on_key(self, key: str) -> None:
         if not self._is_caught_up or self._is_over():
             return
+        self._note_too_new(key)
         if key == LEADER_KEY:
             self._on_leader()
+        elif key == CONFIG_KEY:
+            self._on_config()
+            self._settle_all()
+        elif key == CONTROL_KEY:
+            self._on_control()
         elif key.startswith(MEMBER_PREFIX):
             self._on_member(key.removeprefix(MEMBER_PREFIX))
-        elif key.startswith(PARTITION_PREFIX):
-            self._on_partition(int(key.removeprefix(PARTITION_PREFIX)))
+        elif (partition := numbered(key, PARTITION_PREFIX)) is not None:
+            self._on_partition(partition)
+        elif (partition := numbered(key, PARKED_PREFIX)) is not None:
+            self.owner.on_parked(partition)
+
+    def _note_too_new(self, key: str) -> None:
+        version = self.context.book.too_new.get(key)
+        if version is not None and (key, version) not in self._told_too_new:
+            self._told_too_new.add((key, version))
+            self.context.tell(RecordTooNew(key=key, version=version))
+
+    def _settle_all(self) -> None:
+        for partition in sorted({*range(self.context.num_partitions), *self.owner.owned}):
+            self.owner.settle(partition)
+
+    def _tell_all(self, event: GroupEvent) -> None:
+        """Tell what every member sees; the leader keeps it."""
+        self.context.tell(event)
+        if self.leader is not None:
+            self.leader.keep(event)
+
+    def _on_config(self) -> None:
+        known, config = self._known_config, self.context.config
+        self._known_config = config
+        if known is not None and known.active != config.active:
+            self._tell_all(Resized(previous=known.active, partitions=config.active))
+        to = self.context.resize_to
+        if to is not None and (known is None or known.resize_to != config.resize_to):
+            self._tell_all(Resizing(partitions=config.active, resize_to=to))
+        self.owner.on_control()
+        if self.leader is not None:
+            self.leader.on_config()
+
+    def _on_control(self) -> None:
+        known, control = self._known_control, self.context.book.control
+        self._known_control = control
+        if known.is_paused != control.is_paused:
+            self._tell_all(Paused() if control.is_paused else Resumed())
+        paused = tuple(n for n in control.paused if n not in known.paused)
+        resumed = tuple(n for n in known.paused if n not in control.paused)
+        if paused:
+            self._tell_all(Paused(partitions=paused))
+        if resumed:
+            self._tell_all(Resumed(partitions=resumed))
+        self.owner.on_control()
+        if self.leader is not None:
+            self.leader.on_control()
 
     def _on_leader(self) -> None:
         settings = self.context.settings
@@ -506,18 +678,23 @@ class GroupMachine:
 
     def _on_partition(self, partition: int) -> None:
         record = self.context.book.partitions.get(partition)
-        if record is not None:
-            _, previous = self._known_owners.get(partition, (0, None))
-            if self._known_owners.get(partition) != (record.epoch, record.owner):
-                self._known_owners[partition] = (record.epoch, record.owner)
-                self.context.tell(
-                    PartitionMoved(
-                        partition=partition,
-                        epoch=record.epoch,
-                        owner=record.owner,
-                        previous=previous,
-                    )
+        if record is not None and self.context.is_current(record):
+            known = self._known_owners.get(partition)
+            self._known_owners[partition] = (record.epoch, record.owner)
+            if known != (record.epoch, record.owner):
+                event = PartitionMoved(
+                    partition=partition,
+                    epoch=record.epoch,
+                    owner=record.owner,
+                    previous=known[1] if known is not None else None,
+                    cause=record.cause,
                 )
+                self.context.tell(event)
+                if self.leader is not None and known is not None:
+                    self.leader.keep(event)
+        is_mine = self.context.is_mine(record)
+        is_draining = record is not None and record.state is PartitionState.MOVING
+        self.context.note_draining(partition, is_draining=is_mine and is_draining)
         self.owner.settle(partition)
         if self.leader is not None:
             self.leader.on_partition(partition)
@@ -543,7 +720,3 @@ class GroupMachine:
             verdict = judge.detector.probe_unheard(member, now)
             if verdict is not None:
                 judge.on_verdict(verdict)
-
-
-def _text(config: ConfigRecord) -> str:
-    return f"{config.partitions} partitions of stream {config.stream!r} by filter {config.filter!r}"

@@ -28,7 +28,11 @@ as a backlog.
 
 ``done_from`` names whose ``done.<member>`` has the partition's newest done-set. It is handed on
 unchanged past an owner that died before it saved anything. A release with nothing done above the
-floor leaves None: there is nothing to read.
+floor leaves None: there is nothing to read. After a resize it names what the leader wrote for it
+(``done.=<epoch>-<i>``, see ``resize.py``).
+
+Step 2 also says why (``cause``), and since when the partition is not served (``stopped_ns``): since
+draining began, or since the dead owner was last heard. Everything else a record holds is kept.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..errors import BadRecord
+from ..events import Cause
 from ..model import DonePosition, DoneRecord, PartitionRecord, PartitionState, decode, encode
 from ..naming import done_key, parse_consumer, partition_key
 from ..ports import (
@@ -67,7 +72,15 @@ RETRY_S = 0.1
 """Pause before a failed step is tried again."""
 
 
-def take_away(context: Context, partition: int, owner: str | None, instance: str | None) -> Script:
+def take_away(
+    context: Context,
+    partition: int,
+    owner: str | None,
+    instance: str | None,
+    *,
+    cause: str,
+    stopped_ns: int,
+) -> Script:
     """Steps 1 and 2 by the leader; ``owner`` None: nobody is there to take it.
 
     Does nothing if the record changed meanwhile: the leader looks at it again.
@@ -92,15 +105,24 @@ def take_away(context: Context, partition: int, owner: str | None, instance: str
         if position is not None and position.epoch == record.epoch:
             floor = max(floor, position.floor)
             done_from = record.owner
-    new = PartitionRecord(
+    new = _given_to(record, owner, instance, floor)
+    new = replace(new, done_from=done_from, cause=cause, stopped_ns=stopped_ns)
+    yield from write_partition(context, partition, new, revision)
+
+
+def _given_to(
+    record: PartitionRecord, owner: str | None, instance: str | None, floor: int
+) -> PartitionRecord:
+    return replace(
+        record,
         epoch=record.epoch + 1,
         owner=owner,
         instance=instance,
+        next=None,
+        next_instance=None,
         floor=floor,
         state=PartitionState.FREE if owner is None else PartitionState.OWNED,
-        done_from=done_from,
     )
-    yield from write_partition(context, partition, new, revision)
 
 
 def write_partition(
@@ -147,18 +169,17 @@ def _release_once(owner: Owner, one: Ownership) -> Part:
             return False
         floor = info.ack_floor
     position = one.position()
-    if position.done and not (yield from owner.save()):
+    has_more = bool(position.done or position.children)
+    if has_more and not (yield from owner.save()):
         return False
     record = context.book.partitions.get(one.partition)
     if record is None or record.epoch != one.epoch or record.state is not PartitionState.MOVING:
         return False
-    new = PartitionRecord(
-        epoch=record.epoch + 1,
-        owner=record.next,
-        instance=record.next_instance,
-        floor=max(record.floor, position.floor, floor),
-        state=PartitionState.FREE if record.next is None else PartitionState.OWNED,
-        done_from=context.settings.member if position.done else None,
+    floor = max(record.floor, position.floor, floor)
+    new = replace(
+        _given_to(record, record.next, record.next_instance, floor),
+        done_from=context.settings.member if has_more else None,
+        stopped_ns=context.drained_ns(one.partition),
     )
     revision = context.book.revision(partition_key(one.partition))
     one.given_away = new
@@ -180,7 +201,13 @@ def raise_epoch(owner: Owner, one: Ownership, seen_epoch: int) -> Script:
             return
         record = context.book.partitions[one.partition]
         floor = max(record.floor, one.floor.floor)
-        new = replace(record, epoch=seen_epoch + 1, floor=floor)
+        new = replace(
+            record,
+            epoch=seen_epoch + 1,
+            floor=floor,
+            cause=Cause.SINK_AHEAD,
+            stopped_ns=context.wall_ns,
+        )
         revision = context.book.revision(partition_key(one.partition))
         is_raised = yield from write_partition(context, one.partition, new, revision)
 
@@ -232,6 +259,7 @@ def _make_consumer(context: Context, one: Ownership, own: str, is_again: bool) -
             name=own,
             partition=one.partition,
             start_seq=one.floor.floor + 1,
+            level=context.num_partitions,
         )
         if isinstance(made, Done):
             return True
@@ -254,18 +282,26 @@ def _read_progress(context: Context, one: Ownership) -> Part:
     if position is None or position.epoch >= one.epoch:
         one.inherit(one.floor.floor, ())
     else:
-        one.inherit(position.floor, position.done)
+        one.inherit(position.floor, position.done, position.children)
     return True
 
 
 def _delete_older(context: Context, one: Ownership) -> Part:
-    """Delete what is left of earlier epochs: on a work-queue stream it blocks the new consumer."""
+    """Delete what is left of earlier epochs: on a work-queue stream it blocks the new consumer.
+
+    After a resize that may be a consumer of any partition that shares subjects with this one.
+    """
+    config = context.config
     listed = yield ListConsumers(id=context.steps.take_id())
     if not isinstance(listed, ConsumerNames):
         return False
     for name in listed.names:
         found = parse_consumer(context.settings.group, name)
-        if found is None or found.partition != one.partition or found.epoch >= one.epoch:
+        if found is None or found.epoch >= one.epoch:
+            continue
+        is_over = found.epoch <= config.base_epoch
+        is_relative = (found.partition - one.partition) % min(config.levels or (1,)) == 0
+        if found.partition != one.partition and not (is_over and is_relative):
             continue
         deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
         if not isinstance(deleted, Done):
@@ -275,9 +311,14 @@ def _delete_older(context: Context, one: Ownership) -> Part:
 
 def saved_position(value: bytes | None, partition: int) -> DonePosition | None:
     """Return one partition's progress from a ``done.<member>`` value; None if it has none."""
+    return saved_positions(value).get(partition)
+
+
+def saved_positions(value: bytes | None) -> dict[int, DonePosition]:
+    """Return all progress a ``done.<member>`` value holds; a value that is none holds nothing."""
     if value is None:
-        return None
+        return {}
     try:
-        return decode(DoneRecord, value).partitions.get(partition)
+        return dict(decode(DoneRecord, value).partitions)
     except BadRecord:
-        return None
+        return {}

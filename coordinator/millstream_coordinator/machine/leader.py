@@ -4,151 +4,283 @@ The leader holds no state that matters: everything it decides on is in the bucke
 does is a compare-and-set there. So any member may lead, a new leader starts where the old one
 stopped, and one that was deposed and does not know it yet can change nothing that moved on.
 
-From members and current owners, `assign` says who should own what (`plan`). For each partition the
-leader then compares its record with that (`settle`):
+From members, current owners and what operators ask for (``ctl``), `assign` says who should own what
+(`_plan`). For each partition the leader then compares its record with that (`_settle`):
 
 ====================================== =========================================================
 the record says                        the leader
 ====================================== =========================================================
-there is none                          looks for consumers of the group that are left over
-                                       (`_survey`): a new bucket starts above their epochs
+there is none, or it is of another     makes one: after a resize from what was handed on, else
+number of partitions                   above the epochs of consumers that are left over
+                                       (`_survey`: a new bucket starts above the lost one)
 nobody owns it                         gives it to the target (`take_away` from nobody)
 owner alive and the target             nothing; calls off a move that is under way
 owner alive and not the target         writes ``next``; the owner drains and gives it away.
                                        After ``drain_timeout_s`` takes it away
 owner dead, or another process by the  takes it away for the target; a dead member with a static
 same name                              name keeps what it has for ``static_grace_s``
+a newer version wrote it               leaves it alone
 ====================================== =========================================================
 
 At most one script per partition runs at a time. What fails is looked at again with the next tick.
+
+**When it plans.** A death, a process that took a name over, and what an operator asks for are
+planned for at once, and so is everything while partitions are without an owner. Members that come
+and go while all is served are planned for together, ``batch_s`` after the last of them (but no
+later than ``batch_max_s`` after the first): a deploy moves partitions once, not once per process.
+
+**Resize** (``cfg.resize_to``) is one barrier for the whole group, and whoever leads goes on with it
+from what the bucket says:
+
+1. every partition is drained, and released to nobody; a dead owner's is taken away to nobody;
+2. when all are free, what their owners saved is turned into what the new partitions begin with
+   (``resize.py``) and written under keys of its own;
+3. ``cfg`` says the new number and a ``base_epoch`` above every epoch there was. This one
+   compare-and-set decides; before it the old partitions can be given out again as if nothing had
+   been, after it their records are of another number of partitions and so nobody's;
+4. the new partitions' records are made, their epochs from ``base_epoch`` + 1 on.
+
+A deposed leader that has not heard of step 3 may still give an old partition to somebody: its
+record says that it is an old one, and its epoch is at most ``base_epoch``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ..events import ConsumerReconciled, MemberDead
-from ..model import LeaderRecord, MemberRecord, PartitionRecord, PartitionState, encode
-from ..naming import LEADER_KEY, member_key, parse_consumer, partition_key
+from ..events import (
+    Cause,
+    ConsumerReconciled,
+    GroupEvent,
+    Joined,
+    LeaderChanged,
+    Left,
+    MemberDead,
+)
+from ..model import (
+    ControlRecord,
+    DonePosition,
+    DoneRecord,
+    MemberRecord,
+    PartitionRecord,
+    PartitionState,
+    Record,
+    encode,
+)
+from ..naming import (
+    CONFIG_KEY,
+    CONTROL_KEY,
+    DONE_PREFIX,
+    LEADER_KEY,
+    PARTITION_PREFIX,
+    done_key,
+    handed_on,
+    member_key,
+    parked_key,
+    parse_consumer,
+    partition_key,
+)
 from ..ports import (
-    Conflict,
     ConsumerNames,
     ConsumerRead,
     DeleteConsumer,
     DeleteKey,
     Done,
+    KeyNames,
+    KeyRead,
     ListConsumers,
     Listen,
+    ListKeys,
     ReadConsumer,
+    ReadKey,
     WriteKey,
     Written,
 )
 from .assign import Candidate, assign
-from .context import Context
+from .chronicle import Chronicle
+from .context import Context, Part
 from .detector import Detector, Verdict
-from .handoff import RETRY_S, take_away, write_partition
+from .election import claim
+from .handoff import RETRY_S, saved_positions, take_away, write_partition
+from .resize import CHUNK, hand_on, hand_on_parked, position_of
 from .steps import Pause, Script
+
+NEVER = float("inf")
+_CAUSES = {"no responders": Cause.NO_RESPONDERS, "silent": Cause.MISSED_HEARTBEATS}
 
 
 @dataclass(frozen=True, slots=True)
 class _Death:
     instance: str
     at: float
+    cause: Cause
+    heard_at: float
 
 
 class Leader:
     """The leader's part of a member, while it leads."""
 
-    def __init__(self, context: Context, dead: dict[str, str]) -> None:
-        """``dead``: member → instance of those already known to be dead (the leader before)."""
+    def __init__(self, context: Context, dead: dict[str, Verdict]) -> None:
+        """``dead``: those already known to be dead (the leader before)."""
         self.context = context
         self.detector = Detector(context.settings.timing)
+        self.chronicle = Chronicle(context)
         now = context.now
-        self._deaths = {member: _Death(instance, now) for member, instance in dead.items()}
-        grace_s = context.settings.timing.static_grace_s
-        self._graces = dict.fromkeys(dead, now + grace_s) if grace_s else {}
+        self._deaths: dict[str, _Death] = {}
+        self._graces: dict[str, float] = {}
         """Dead member → when its grace ends, if its name is static."""
+        self._seen = dict(context.book.members)
+        """The members as they were last looked at."""
+        self._gone: dict[str, Cause] = {}
+        """Members whose records are gone, and why."""
         self._target: dict[int, str] = {}
-        self._is_planned = False
+        self._cause = Cause.JOINED
+        """Why the plan differs from the one before, where nothing nearer explains a move."""
+        self._homes: dict[int, str] = {}
+        """Partition → the value of ``prefer_label`` its owner had."""
+        self._plan_at = now
+        self._waiting_since: float | None = None
+        """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
         self._moving_since: dict[int, tuple[int, float]] = {}
         self._floors: dict[int, int] | None = None
         """Floors of consumers from before the bucket was made; None: not looked for yet."""
         self._base_epoch = 0
+        self._handed_on: dict[str, dict[int, DonePosition]] = {}
+        """Holder → what a resize handed on to the partitions of its chunk."""
+        self._old_progress: dict[str, int] = {}
+        """Keys of saved progress nobody needs, as of the last look → their revisions."""
         self._reconcile_at = now + context.settings.timing.reconcile_interval_s / 5
         self._renew_at = now + context.settings.timing.lease_s / 3
         context.out.append(Listen(member=None))
+        self.chronicle.keep(LeaderChanged(leader=context.settings.member))
+        for verdict in dead.values():
+            record = context.book.members.get(verdict.member)
+            if record is not None and record.instance == verdict.instance:
+                self.on_verdict(verdict)
         self._watch_members()
         self.detector.suspect_all(now)
 
     # ---- happenings ----
 
     def on_members(self) -> None:
-        """The members changed: plan anew."""
-        self._is_planned = False
+        """The members changed: plan anew, some at once and some together."""
+        before, self._seen = self._seen, dict(self.context.book.members)
+        for member, record in self._seen.items():
+            old = before.get(member)
+            if old == record:
+                continue
+            if old is None:
+                self._gone.pop(member, None)
+                self.keep(Joined(member=member))
+                self._plan_soon(Cause.JOINED)
+            elif old.instance != record.instance:
+                self._plan_now(Cause.JOINED)
+            elif record.is_leaving and not old.is_leaving:
+                self._plan_soon(Cause.LEFT)
+            else:
+                self._plan_now(Cause.REBALANCED)
+        for member in before.keys() - self._seen.keys():
+            self._on_gone(member, before[member])
+
+    def _on_gone(self, member: str, record: MemberRecord) -> None:
+        death = self._deaths.get(member)
+        if death is not None and death.instance == record.instance:
+            self._gone[member] = death.cause
+        else:
+            self._gone[member] = Cause.LEFT if record.is_leaving else Cause.MISSED_HEARTBEATS
+            self.keep(Left(member=member))
+        if not record.is_static:
+            self._forget_wishes(member)
+        if member in self._target.values():
+            self._plan_now(self._gone[member])
+        else:
+            self._plan_soon(self._gone[member])
+
+    def on_control(self) -> None:
+        """Operators asked for something else."""
+        self._plan_now(Cause.REBALANCED)
+
+    def on_config(self) -> None:
+        """The number of partitions changed, or is to change."""
+        self._plan_now(Cause.RESIZED)
+        self._reconcile_at = min(self._reconcile_at, self.context.now + RETRY_S)
 
     def on_partition(self, partition: int) -> None:
         """A partition's record changed: compare it with the plan."""
         self._touched.add(partition)
 
-    def on_heard(self, member: str, instance: str) -> None:
+    def on_heard(self, member: str, instance: str, deaf_s: float) -> None:
         """A heartbeat; one of a member thought dead brings it back, if it is still a member."""
-        self.detector.heard(member, instance, self.context.now)
+        self.detector.heard(member, instance, self.context.now, deaf_s)
         death = self._deaths.get(member)
-        if death is not None and death.instance == instance:
+        if death is not None and death.instance == instance and not self.detector.is_deaf(deaf_s):
             del self._deaths[member]
-            self._is_planned = False
+            self._plan_now(Cause.JOINED)
 
     def on_verdict(self, verdict: Verdict) -> None:
         """A member is dead."""
-        now = self.context.now
-        self._deaths[verdict.member] = _Death(verdict.instance, now)
-        if self.context.settings.timing.static_grace_s:
-            self._graces[verdict.member] = now + self.context.settings.timing.static_grace_s
+        self._note_death(verdict)
         self.context.tell(MemberDead(member=verdict.member, reason=verdict.reason))
-        self._is_planned = False
+
+    def _note_death(self, verdict: Verdict) -> None:
+        now = self.context.now
+        cause = _CAUSES.get(verdict.reason, Cause.MISSED_HEARTBEATS)
+        self._deaths[verdict.member] = _Death(verdict.instance, now, cause, verdict.heard_at)
+        grace_s = self.context.settings.timing.static_grace_s
+        if grace_s:
+            self._graces[verdict.member] = now + grace_s
+        self.keep(MemberDead(member=verdict.member, reason=verdict.reason))
+        self._plan_now(cause)
 
     def step_down(self) -> None:
         """Abandon everything under way: somebody else leads."""
         self.context.steps.cancel_if(lambda key: isinstance(key, tuple) and key[0] == "lead")
 
+    def keep(self, event: GroupEvent) -> None:
+        """Keep an event of the group; who sees it tells it for itself."""
+        self.chronicle.keep(event)
+
     # ---- time ----
 
     def tick(self) -> None:
         """Plan, settle, reconcile, renew: whatever is due."""
-        now = self.context.now
-        if not self.context.is_connected:
+        context = self.context
+        now = context.now
+        if not context.is_connected or CONFIG_KEY in context.book.too_new:
             return
-        timing = self.context.settings.timing
+        timing = context.settings.timing
         for member, ends_at in list(self._graces.items()):
             if now >= ends_at:
                 del self._graces[member]
-                self._is_planned = False
-        if not self._is_planned:
+                self._plan_now(self._cause)
+        if now >= self._plan_at:
             self._plan()
         for partition in sorted(self._touched | self._overdue()):
             self._settle(partition)
         self._touched.clear()
+        self._go_on_with_resize()
         if now >= self._reconcile_at:
             self._reconcile_at = now + timing.reconcile_interval_s
-            if self.context.has_stream:
-                self.context.steps.start(("lead", "reconcile"), self._reconcile(), now)
+            self._drop_lapsed()
+            context.steps.start(("lead", "reconcile"), self._reconcile(), now)
         if now >= self._renew_at:
             self._renew_at = now + timing.lease_s / 3
-            self.context.steps.start(("lead", "renew"), self._renew(), now)
+            context.steps.start(("lead", "renew"), self._renew(), now)
 
     @property
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
-        if not self.context.is_connected:
-            return float("inf")
-        if not self._is_planned or self._touched:
+        if not self.context.is_connected or CONFIG_KEY in self.context.book.too_new:
+            return NEVER
+        if self._touched:
             return self.context.now
-        deadline = min(self._reconcile_at, self._renew_at)
+        deadline = min(self._plan_at, self._reconcile_at, self._renew_at)
         timing = self.context.settings.timing
-        for _, since in self._moving_since.values():
-            deadline = min(deadline, since + timing.drain_timeout_s)
-        return min(deadline, *self._graces.values(), float("inf"))
+        for number, (_, since) in self._moving_since.items():
+            if ("lead", number) not in self.context.steps:
+                deadline = min(deadline, since + timing.drain_timeout_s)
+        return min(deadline, *self._graces.values(), NEVER)
 
     def _overdue(self) -> set[int]:
         timeout_s = self.context.settings.timing.drain_timeout_s
@@ -157,6 +289,24 @@ class Leader:
             for n, (_, since) in self._moving_since.items()
             if self.context.now >= since + timeout_s
         }
+
+    def _plan_now(self, cause: Cause) -> None:
+        self._plan_at = min(self._plan_at, self.context.now)
+        self._cause = cause
+
+    def _plan_soon(self, cause: Cause) -> None:
+        """Plan when no more members come or go, unless somebody waits for a plan now."""
+        now = self.context.now
+        timing = self.context.settings.timing
+        self._cause = cause
+        if self._plan_at <= now:
+            return
+        if len(self._target) < self.context.num_partitions:
+            self._plan_at = now
+            return
+        if self._waiting_since is None:
+            self._waiting_since = now
+        self._plan_at = min(now + timing.batch_s, self._waiting_since + timing.batch_max_s)
 
     # ---- who is there ----
 
@@ -185,29 +335,60 @@ class Leader:
         return self.context.now >= since + self.context.settings.timing.static_grace_s
 
     def _plan(self) -> None:
-        book = self.context.book
-        self._is_planned = True
+        context = self.context
+        book = context.book
+        self._plan_at = NEVER
+        self._waiting_since = None
         self._deaths = {
             member: death
             for member, death in self._deaths.items()
             if member in book.members and book.members[member].instance == death.instance
         }
         self._watch_members()
-        candidates = []
-        for member, record in book.members.items():
-            if self._is_over(member, record):
-                self._bury(member)
-            else:
-                capacity = 0 if record.is_leaving else record.capacity
-                candidates.append(Candidate(member=member, capacity=capacity))
+        candidates = self._candidates()
+        count = context.num_partitions
         present = {candidate.member for candidate in candidates}
         owners = {}
         for number, part in book.partitions.items():
-            owner = part.next if part.next in present else part.owner
-            if owner in present:
-                owners[number] = owner
-        self._target = assign(candidates, self.context.settings.config.partitions, owners)
-        self._touched.update(range(self.context.settings.config.partitions))
+            if context.is_current(part):
+                owner = part.next if part.next in present else part.owner
+                if owner in present:
+                    owners[number] = owner
+        self._target = {}
+        if context.resize_to is None:
+            self._target = assign(
+                candidates,
+                count,
+                owners,
+                pins=book.control.pins,
+                prefer_label=context.config.prefer_label,
+                homes=self._find_homes(),
+            )
+        if all(number in book.partitions for number in range(count)):
+            self._floors = None  # a record that is missing later was lost; look again then
+        self._touched.update(range(count), book.partitions)
+
+    def _candidates(self) -> list[Candidate]:
+        candidates = []
+        draining = self.context.book.control.draining
+        for member, record in self.context.book.members.items():
+            if self._is_over(member, record):
+                self._bury(member)
+                continue
+            is_full = record.is_leaving or member in draining
+            capacity = 0 if is_full else record.capacity
+            candidates.append(Candidate(member=member, capacity=capacity, labels=record.labels))
+        return candidates
+
+    def _find_homes(self) -> dict[int, str]:
+        """Remember where partitions were at home, for when their owners are no members any more."""
+        label = self.context.config.prefer_label
+        if label is not None:
+            for number, part in self.context.book.partitions.items():
+                member = self.context.book.members.get(part.owner or "")
+                if member is not None and label in member.labels:
+                    self._homes[number] = member.labels[label]
+        return self._homes
 
     def _bury(self, member: str) -> None:
         if ("lead", "bury", member) not in self.context.steps:
@@ -216,14 +397,50 @@ class Leader:
             )
 
     def _bury_script(self, member: str) -> Script:
-        key = member_key(member)
+        if not (yield from self._delete(member_key(member))):
+            yield Pause(RETRY_S)
+            self._plan_now(self._cause)
+
+    def _delete(self, key: str) -> Part:
         revision = self.context.book.revision(key)
         reply = yield DeleteKey(id=self.context.steps.take_id(), key=key, revision=revision)
         if isinstance(reply, Written):
             self.context.note(key, None, reply.revision)
-        else:
-            yield Pause(RETRY_S)
-            self._is_planned = False
+        return isinstance(reply, Written)
+
+    def _drop_lapsed(self) -> None:
+        for member in self.context.book.members:
+            is_me = member == self.context.settings.member
+            if not is_me and self.context.has_lapsed(member_key(member)):
+                self._bury(member)
+
+    # ---- what operators asked for ----
+
+    def _forget_wishes(self, member: str) -> None:
+        if _without(self.context.book.control, member) != self.context.book.control:
+            key = ("lead", "forget", member)
+            self.context.steps.start(key, self._forget_script(member), self.context.now)
+
+    def _forget_script(self, member: str) -> Script:
+        """Take a member that is gone for good out of ``ctl``: its name never comes again."""
+        context = self.context
+        while (control := _without(context.book.control, member)) != context.book.control:
+            if member in context.book.members:
+                return
+            if not (yield from self._write_record(CONTROL_KEY, control)):
+                yield Pause(RETRY_S)
+
+    def _write_record(self, key: str, record: Record) -> Part:
+        """Compare-and-set against what the book knows, which is right afterwards."""
+        context = self.context
+        value = encode(record)
+        reply = yield WriteKey(
+            id=context.steps.take_id(), key=key, value=value, revision=context.book.revision(key)
+        )
+        if isinstance(reply, Written):
+            context.note(key, value, reply.revision)
+            return True
+        return (yield from context.refresh_key(key)) and False
 
     # ---- one partition ----
 
@@ -231,38 +448,52 @@ class Leader:
         context = self.context
         if ("lead", partition) in context.steps:
             return
+        if partition_key(partition) in context.book.too_new:
+            return
         record = context.book.partitions.get(partition)
+        if partition >= context.num_partitions:
+            self._drop(partition, record)
+            return
         target = self._target.get(partition)
         member = context.book.members.get(target) if target is not None else None
         if member is None:
             target = None
         instance = member.instance if member is not None else None
-        if record is None:
+        if record is None or not context.is_current(record):
             self._create(partition, target, instance)
             return
         self._watch_move(partition, record)
         if record.owner is None:
             if target is not None:
-                self._run(partition, take_away(context, partition, target, instance))
+                self._take_away(partition, record, target, instance)
         elif self._is_owner_gone(record):
-            self._run(partition, take_away(context, partition, target, instance))
-        elif target == record.owner:
+            self._take_away(partition, record, target, instance)
+        else:
+            self._settle_living(partition, record, target, instance)
+
+    def _settle_living(
+        self, partition: int, record: PartitionRecord, target: str | None, instance: str | None
+    ) -> None:
+        """Compare the record of a partition whose owner is there with the plan."""
+        if target == record.owner:
             if record.state is PartitionState.MOVING:
-                self._write(partition, record, PartitionState.OWNED, None, None)
+                self._write_move(partition, record, PartitionState.OWNED, None, None)
         elif self._is_held_by_the_dead(record):
             return
         elif record.state is not PartitionState.MOVING or (
             (record.next, record.next_instance) != (target, instance)
         ):
-            self._write(partition, record, PartitionState.MOVING, target, instance)
+            self._write_move(partition, record, PartitionState.MOVING, target, instance)
         elif partition in self._overdue():
-            self._run(partition, take_away(context, partition, target, instance))
+            self._take_away(partition, record, target, instance)
 
     def _is_owner_gone(self, record: PartitionRecord) -> bool:
         assert record.owner is not None
         member = self.context.book.members.get(record.owner)
         if member is None or member.instance != record.instance:
             return True
+        if self.context.resize_to is not None:
+            return self._is_dead(record.owner, member)
         return self._is_over(record.owner, member)
 
     def _is_held_by_the_dead(self, record: PartitionRecord) -> bool:
@@ -287,7 +518,35 @@ class Leader:
         yield from script
         self._touched.add(partition)
 
-    def _write(
+    def _take_away(
+        self, partition: int, record: PartitionRecord, target: str | None, instance: str | None
+    ) -> None:
+        cause, stopped_ns = self._forced_cause(partition, record)
+        self._run(
+            partition,
+            take_away(
+                self.context, partition, target, instance, cause=cause, stopped_ns=stopped_ns
+            ),
+        )
+
+    def _forced_cause(self, partition: int, record: PartitionRecord) -> tuple[str, int]:
+        """Why a partition is given or taken away without its owner, and when it stood still."""
+        context = self.context
+        if record.owner is None:
+            is_kept = record.cause in (Cause.RESIZED, Cause.RESET)
+            return record.cause if is_kept else Cause.JOINED, record.stopped_ns
+        death = self._deaths.get(record.owner)
+        if death is not None and death.instance == record.instance:
+            return death.cause, context.wall_at(death.heard_at)
+        member = context.book.members.get(record.owner)
+        if member is None:
+            return self._gone.get(record.owner, Cause.MISSED_HEARTBEATS), context.wall_ns
+        if member.instance != record.instance:
+            return Cause.RESTARTED, context.wall_ns
+        _, since = self._moving_since.get(partition, (0, context.now))
+        return record.cause, context.wall_at(since)
+
+    def _write_move(
         self,
         partition: int,
         record: PartitionRecord,
@@ -295,65 +554,207 @@ class Leader:
         target: str | None,
         instance: str | None,
     ) -> None:
-        new = PartitionRecord(
-            epoch=record.epoch,
-            owner=record.owner,
-            instance=record.instance,
-            next=target,
-            next_instance=instance,
-            floor=record.floor,
-            state=state,
-            done_from=record.done_from,
-        )
+        cause = record.cause
+        if state is PartitionState.MOVING:
+            cause = self._graceful_cause(partition, record)
+        new = replace(record, next=target, next_instance=instance, state=state, cause=cause)
         revision = self.context.book.revision(partition_key(partition))
         self._run(partition, _no_result(self.context, partition, new, revision))
+
+    def _graceful_cause(self, partition: int, record: PartitionRecord) -> Cause:
+        """Why a living owner is to give a partition away."""
+        book = self.context.book
+        assert record.owner is not None
+        if self.context.resize_to is not None:
+            return Cause.RESIZED
+        if book.members[record.owner].is_leaving:
+            return Cause.LEFT
+        if record.owner in book.control.draining:
+            return Cause.DRAINED
+        if book.control.pins.get(partition) == self._target.get(partition, ""):
+            return Cause.MOVED
+        return self._cause
+
+    # ---- records that are missing, or are of another number of partitions ----
+
+    def _drop(self, partition: int, record: PartitionRecord | None) -> None:
+        """Delete the record of a partition that is no more."""
+        if record is not None and record.epoch <= self.context.config.base_epoch:
+            self._run(partition, self._drop_script(partition))
+
+    def _drop_script(self, partition: int) -> Script:
+        if not (yield from self._delete(partition_key(partition))):
+            yield Pause(RETRY_S)
+            yield from self.context.refresh(partition)
 
     def _create(self, partition: int, target: str | None, instance: str | None) -> None:
-        if self._floors is None:
-            if ("lead", "survey") not in self.context.steps:
-                self.context.steps.start(("lead", "survey"), self._survey(), self.context.now)
+        context = self.context
+        base_epoch = context.config.base_epoch
+        holder = handed_on(base_epoch, partition // CHUNK)
+        if base_epoch and holder not in self._handed_on:
+            key = ("lead", "handed on", holder)
+            if key not in context.steps:
+                context.steps.start(key, self._read_handed_on(holder), context.now)
             return
+        position = self._handed_on[holder].get(partition) if base_epoch else None
+        if position is None and self._floors is None:
+            if ("lead", "survey") not in context.steps:
+                context.steps.start(("lead", "survey"), self._survey(), context.now)
+            return
+        floor, done_from, cause, stopped_ns = 0, None, Cause.JOINED, 0
+        if position is not None:
+            floor, cause, stopped_ns = position.floor, Cause.RESIZED, context.wall_ns
+            if position.done or position.children:
+                done_from = holder
+        elif self._floors is not None:
+            floor = self._floors.get(partition, 0)
         new = PartitionRecord(
-            epoch=self._base_epoch + 1,
+            epoch=max(base_epoch, self._base_epoch) + 1,
             owner=target,
             instance=instance,
-            floor=self._floors.get(partition, 0),
+            floor=floor,
             state=PartitionState.FREE if target is None else PartitionState.OWNED,
+            done_from=done_from,
+            cause=cause,
+            stopped_ns=stopped_ns,
+            level=context.config.level,
         )
-        revision = self.context.book.revision(partition_key(partition))
-        self._run(partition, _no_result(self.context, partition, new, revision))
+        revision = context.book.revision(partition_key(partition))
+        self._run(partition, _no_result(context, partition, new, revision))
+
+    def _read_handed_on(self, holder: str) -> Script:
+        context = self.context
+        read = yield ReadKey(id=context.steps.take_id(), key=done_key(holder))
+        if not isinstance(read, KeyRead):
+            yield Pause(RETRY_S)
+        else:
+            self._handed_on[holder] = saved_positions(read.value)
+        self._touched.update(range(context.num_partitions))
 
     def _survey(self) -> Script:
-        """Find the highest epoch and the floors that consumers left from before know."""
+        """Find the highest epoch and the floors that consumers left from before know.
+
+        They also know how many partitions there were: a bucket that was lost after a resize, and
+        made anew by somebody who had not heard of it, is told so.
+        """
+        if not (yield from self._survey_once()):
+            yield Pause(RETRY_S)
+        self._plan_now(self._cause)
+
+    def _survey_once(self) -> Part:
         context = self.context
         newest: dict[int, int] = {}
-        floors: dict[int, int] = {}
         if context.has_stream:
             listed = yield ListConsumers(id=context.steps.take_id())
             if not isinstance(listed, ConsumerNames):
-                yield Pause(RETRY_S)
-                self._is_planned = False
-                return
+                return False
             for name in listed.names:
                 found = parse_consumer(context.settings.group, name)
                 if found is not None:
                     newest[found.partition] = max(found.epoch, newest.get(found.partition, 0))
-            for partition, epoch in newest.items():
-                info = yield ReadConsumer(
-                    id=context.steps.take_id(), name=context.consumer(partition, epoch)
-                )
-                if not isinstance(info, ConsumerRead):
-                    yield Pause(RETRY_S)
-                    self._is_planned = False
-                    return
-                floors[partition] = info.ack_floor
-        self._base_epoch = max(newest.values(), default=0)
-        self._floors = floors
-        self._is_planned = False
+        floors: dict[int, tuple[int, int]] = {}
+        highest = 0, context.num_partitions
+        for partition, epoch in newest.items():
+            info = yield ReadConsumer(
+                id=context.steps.take_id(), name=context.consumer(partition, epoch)
+            )
+            if not isinstance(info, ConsumerRead):
+                return False
+            level = info.level or context.config.partitions
+            floors[partition] = level, info.ack_floor
+            highest = max(highest, (epoch, level))
+        epoch, level = highest
+        if level != context.num_partitions and level in context.config.levels:
+            config = replace(context.config, level=level, base_epoch=epoch)
+            return (yield from self._write_record(CONFIG_KEY, config))
+        self._base_epoch = max(epoch, context.highest_epoch)
+        self._floors = {n: floor for n, (of, floor) in floors.items() if of == level}
+        return True
+
+    # ---- another number of partitions ----
+
+    def _go_on_with_resize(self) -> None:
+        context = self.context
+        to = context.resize_to
+        if to is None or ("lead", "resize") in context.steps:
+            return
+        if self._free_records() is not None:
+            context.steps.start(("lead", "resize"), self._resize(to), context.now)
+
+    def _free_records(self) -> dict[int, PartitionRecord] | None:
+        """Return all partitions' records if nobody owns any of them."""
+        context = self.context
+        records = {}
+        for number in range(context.num_partitions):
+            record = context.book.partitions.get(number)
+            if record is None or record.owner is not None or not context.is_current(record):
+                return None
+            records[number] = record
+        return records
+
+    def _resize(self, to: int) -> Script:
+        if not (yield from self._resize_once(to)):
+            yield Pause(RETRY_S)
+        self._plan_now(Cause.RESIZED)
+
+    def _resize_once(self, to: int) -> Part:
+        context = self.context
+        records = self._free_records()
+        if records is None or context.resize_to != to:
+            return False
+        old = context.num_partitions
+        config_revision = context.book.revision(CONFIG_KEY)
+        saved: dict[str | None, dict[int, DonePosition]] = {}
+        for holder in {it.done_from for it in records.values() if it.done_from is not None}:
+            read = yield ReadKey(id=context.steps.take_id(), key=done_key(holder))
+            if not isinstance(read, KeyRead):
+                return False
+            saved[holder] = saved_positions(read.value)
+        positions = {
+            n: position_of(it, saved.get(it.done_from, {}).get(n)) for n, it in records.items()
+        }
+        base_epoch = max(it.epoch for it in records.values()) + 1
+        if not (yield from self._hand_on(hand_on(positions, old, to, base_epoch), base_epoch)):
+            return False
+        for number, parked in hand_on_parked(context.book.parked, old, to).items():
+            if context.book.parked.get(number) != parked and not (
+                yield from self._write_record(parked_key(number), parked)
+            ):
+                return False
+        if self._free_records() != records:
+            return False
+        config = replace(context.config, level=to, resize_to=None, base_epoch=base_epoch)
+        value = encode(config)
+        reply = yield WriteKey(
+            id=context.steps.take_id(), key=CONFIG_KEY, value=value, revision=config_revision
+        )
+        if not isinstance(reply, Written):
+            return (yield from context.refresh_key(CONFIG_KEY)) and False
+        context.note(CONFIG_KEY, value, reply.revision)
+        return True
+
+    def _hand_on(self, positions: dict[int, DonePosition], base_epoch: int) -> Part:
+        context = self.context
+        chunks: dict[int, dict[int, DonePosition]] = {}
+        for number, position in positions.items():
+            chunks.setdefault(number // CHUNK, {})[number] = position
+        for chunk, its in chunks.items():
+            key = done_key(handed_on(base_epoch, chunk))
+            if not (yield from context.refresh_key(key)):
+                return False
+            if not (yield from self._write_record(key, DoneRecord(instance="", partitions=its))):
+                return False
+            self._handed_on[key.removeprefix(DONE_PREFIX)] = its
+        return True
 
     # ---- cleaning up ----
 
     def _reconcile(self) -> Script:
+        if self.context.has_stream:
+            yield from self._reconcile_consumers()
+        yield from self._drop_old_progress()
+
+    def _reconcile_consumers(self) -> Script:
         """Delete every consumer of the group whose epoch is not current.
 
         A paused process may wake up and make the consumer of an epoch that is long over; on a
@@ -368,33 +769,81 @@ class Leader:
             found = parse_consumer(context.settings.group, name)
             if found is None:
                 continue
-            record = context.book.partitions.get(found.partition)
-            if record is not None and record.epoch == found.epoch:
-                continue
-            if not (yield from context.refresh(found.partition)):
-                return
-            record = context.book.partitions.get(found.partition)
-            if record is None or record.epoch == found.epoch:
-                continue
+            if found.epoch > context.config.base_epoch:
+                record = context.book.partitions.get(found.partition)
+                if record is not None and record.epoch == found.epoch:
+                    continue
+                if not (yield from context.refresh(found.partition)):
+                    return
+                record = context.book.partitions.get(found.partition)
+                if record is None or record.epoch == found.epoch:
+                    continue
             deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
             if isinstance(deleted, Done):
-                context.tell(ConsumerReconciled(consumer=name))
+                event = ConsumerReconciled(consumer=name)
+                context.tell(event)
+                self.keep(event)
+
+    def _drop_old_progress(self) -> Script:
+        """Delete ``done.<member>`` of members long gone that no record points to.
+
+        Only what nobody needed at the last look either, and what has not been written since: a
+        member that comes back under its name writes it anew. Read before deciding, so whatever the
+        book lacks by then was written later, and the compare-and-delete fails.
+        """
+        context = self.context
+        listed = yield ListKeys(id=context.steps.take_id(), prefix=DONE_PREFIX)
+        if not isinstance(listed, KeyNames):
+            return
+        before, self._old_progress = self._old_progress, {}
+        for key in listed.keys:
+            if self._is_needed(key):
+                continue
+            read = yield ReadKey(id=context.steps.take_id(), key=key)
+            if not isinstance(read, KeyRead) or read.value is None or self._is_needed(key):
+                continue
+            if before.get(key) != read.revision:
+                self._old_progress[key] = read.revision
+                continue
+            if not (yield from context.refresh_key(LEADER_KEY)):
+                return
+            leader = context.book.leader
+            if leader is None or leader.instance != context.settings.instance:
+                return
+            yield DeleteKey(id=context.steps.take_id(), key=key, revision=read.revision)
+
+    def _is_needed(self, key: str) -> bool:
+        """Whether saved progress belongs to somebody, or a record points to it, or soon may."""
+        book = self.context.book
+        holder = key.removeprefix(DONE_PREFIX)
+        if holder in book.members or CONFIG_KEY in book.too_new:
+            return True
+        if holder.startswith("=") and (
+            self.context.config.resize_to is not None
+            or any(
+                number not in book.partitions
+                or not self.context.is_current(book.partitions[number])
+                for number in range(self.context.num_partitions)
+            )
+        ):
+            return True
+        if any(one.startswith(PARTITION_PREFIX) for one in book.too_new):
+            return True
+        return any(
+            holder in (one.owner, one.next, one.done_from) for one in book.partitions.values()
+        )
 
     def _renew(self) -> Script:
-        context = self.context
-        settings = context.settings
-        value = encode(LeaderRecord(member=settings.member, instance=settings.instance))
-        reply = yield WriteKey(
-            id=context.steps.take_id(),
-            key=LEADER_KEY,
-            value=value,
-            revision=context.book.revision(LEADER_KEY),
-            ttl_s=settings.timing.lease_s,
-        )
-        if isinstance(reply, Written):
-            context.note(LEADER_KEY, value, reply.revision)
-        elif isinstance(reply, Conflict):
-            yield from context.refresh_key(LEADER_KEY)
+        if not (yield from claim(self.context)):
+            yield from self.context.refresh_key(LEADER_KEY)
+
+
+def _without(control: ControlRecord, member: str) -> ControlRecord:
+    return replace(
+        control,
+        pins={number: name for number, name in control.pins.items() if name != member},
+        draining=tuple(name for name in control.draining if name != member),
+    )
 
 
 def _no_result(context: Context, partition: int, record: PartitionRecord, revision: int) -> Script:
