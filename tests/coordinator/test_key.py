@@ -418,6 +418,9 @@ RULES = [
     ),
     st.binary(max_size=2),
 )
+@example(KeyRule.parse("a.*.{k}", null_token="none"), ["a", "1", "none"], False, {}, b"")
+@example(KeyRule.parse("a.*.{k}"), ["a", "1", to_token(b"k" * 200)], False, {}, b"")
+@example(KeyRule.parse("a.*.{k}"), ["a", "1", "%zz"], False, {}, b"")
 def test_the_reader_is_the_rule(
     rule: KeyRule, tokens: list[str], is_shaped: bool, headers: dict[str, str], payload: bytes
 ) -> None:
