@@ -24,6 +24,7 @@ sink.fence(partition, epoch)``, for ``on_assigned``. Theory in `mark`, the proto
 the contract as tests for sinks of your own in `testing`.
 """
 
+from .batch import BatchSink, Step
 from .contract import (
     BadEffect,
     BadMark,
@@ -41,15 +42,20 @@ from .contract import (
 from .kv import KvSink
 from .mark import Fenced, Mark, Verdict, judge, key_of_entry
 from .memory import MemorySink
+from .outlet import Output
+from .publish import PublishSink
 from .sql import SqlSink
 
 __all__ = [
     "BadEffect",
     "BadMark",
+    "BatchSink",
     "Fenced",
     "KvSink",
     "Mark",
     "MemorySink",
+    "Output",
+    "PublishSink",
     "Sink",
     "SinkContended",
     "SinkCounters",
@@ -58,6 +64,7 @@ __all__ = [
     "SinkUnfit",
     "SqlSink",
     "StaleEpoch",
+    "Step",
     "Update",
     "ValueSink",
     "Verdict",

@@ -11,6 +11,7 @@ and is judged again by the stored one. (Deleting the stream under a running sink
 can promise.)
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -122,6 +123,9 @@ class MarkedSubjects:
             if error.err_code in WRONG_LAST_SEQUENCE:
                 return False
             raise SinkUnavailable(self._sink, reason_of(error)) from error
+        except asyncio.CancelledError:
+            self._unconfirmed.add(subject, message)
+            raise
         except CLIENT_ERRORS as error:
             # It may be stored all the same: the next attempt at this message finds out.
             self._unconfirmed.add(subject, message)
