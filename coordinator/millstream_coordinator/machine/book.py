@@ -57,7 +57,7 @@ class Book:
         return self._revisions.get(key, 0)
 
     def note(self, key: str, value: bytes | None, revision: int) -> bool:
-        """Take news of a key; False if it is old news or cannot be read."""
+        """Take news of a key; False if it is old news."""
         if revision <= self._revisions.get(key, -1):
             return False
         self._revisions[key] = revision
@@ -71,7 +71,6 @@ class Book:
             self._set(key, value)
         except BadRecord:
             self._set(key, None)
-            return False
         return True
 
     def reset(self, key: str) -> None:

@@ -353,8 +353,6 @@ class GroupMachine:
 
     def _join_again(self) -> None:
         """Start over with an empty book; what is owned is kept until the new bucket decides."""
-        if self.phase is Phase.JOINING and "join" not in self.context.steps:
-            return
         if self.phase is Phase.LEAVING:
             self._end(None)
             return

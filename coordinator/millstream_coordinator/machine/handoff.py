@@ -263,6 +263,10 @@ def _make_consumer(context: Context, one: Ownership, own: str, is_again: bool) -
         )
         if isinstance(made, Done):
             return True
+        if isinstance(made, Failed) and made.reason is Failure.TIMEOUT:
+            # On a busy cluster it takes longer than one waits; deleting it would only add to that.
+            info = yield ReadConsumer(id=context.steps.take_id(), name=own)
+            return isinstance(info, ConsumerRead) and info.is_there and not info.delivered
         if not isinstance(made, Overlap):
             return False
         if not (yield from _delete_older(context, one)):

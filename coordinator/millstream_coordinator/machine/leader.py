@@ -28,6 +28,7 @@ At most one script per partition runs at a time. What fails is looked at again w
 planned for at once, and so is everything while partitions are without an owner. Members that come
 and go while all is served are planned for together, ``batch_s`` after the last of them (but no
 later than ``batch_max_s`` after the first): a deploy moves partitions once, not once per process.
+So are those a new group begins with.
 
 **Resize** (``cfg.resize_to``) is one barrier for the whole group, and whoever leads goes on with it
 from what the bucket says:
@@ -139,6 +140,8 @@ class Leader:
         self._homes: dict[int, str] = {}
         """Partition → the value of ``prefer_label`` its owner had."""
         self._plan_at = now
+        self._is_short = False
+        """Whether the plan left partitions without an owner."""
         self._waiting_since: float | None = None
         """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
@@ -158,6 +161,9 @@ class Leader:
             record = context.book.members.get(verdict.member)
             if record is not None and record.instance == verdict.instance:
                 self.on_verdict(verdict)
+        if not context.book.partitions:
+            self._plan_at = NEVER
+            self._plan_soon(Cause.JOINED)
         self._watch_members()
         self.detector.suspect_all(now)
 
@@ -256,9 +262,14 @@ class Leader:
                 self._plan_now(self._cause)
         if now >= self._plan_at:
             self._plan()
-        for partition in sorted(self._touched | self._overdue()):
+        overdue = self._overdue()
+        for partition in sorted(self._touched | overdue):
             self._settle(partition)
         self._touched.clear()
+        for partition in overdue & self._moving_since.keys():
+            if ("lead", partition) not in context.steps:  # nothing can be done about it yet
+                epoch, _ = self._moving_since[partition]
+                self._moving_since[partition] = epoch, now
         self._go_on_with_resize()
         if now >= self._reconcile_at:
             self._reconcile_at = now + timing.reconcile_interval_s
@@ -301,7 +312,7 @@ class Leader:
         self._cause = cause
         if self._plan_at <= now:
             return
-        if len(self._target) < self.context.num_partitions:
+        if self._is_short:
             self._plan_at = now
             return
         if self._waiting_since is None:
@@ -364,6 +375,7 @@ class Leader:
                 prefer_label=context.config.prefer_label,
                 homes=self._find_homes(),
             )
+        self._is_short = len(self._target) < count
         if all(number in book.partitions for number in range(count)):
             self._floors = None  # a record that is missing later was lost; look again then
         self._touched.update(range(count), book.partitions)
