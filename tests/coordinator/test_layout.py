@@ -175,6 +175,8 @@ def test_a_members_arguments_come_from_the_description() -> None:
         "name": "billing",
         "partitions": 3,
         "max_ack_pending": 256,
+        "on_failure": FailurePolicy.RETRY,
+        "max_attempts": 5,
     }
 
 

@@ -16,6 +16,7 @@ from millstream_coordinator.jetstream.api import Api
 from millstream_coordinator.model import (
     ConfigRecord,
     MemberRecord,
+    Message,
     PartitionRecord,
     decode,
     encode,
@@ -31,7 +32,10 @@ from millstream_coordinator.partitioning.create import (
     resolve_start,
 )
 from millstream_coordinator.partitioning.key import KeyRule
+from millstream_coordinator.partitioning.layout import group_arguments
+from millstream_coordinator.partitioning.publisher import Publisher
 from millstream_coordinator.partitioning.topic import Description, Start, parse_description
+from millstream_coordinator.worker import Group
 from tests.helpers.servers import Server
 
 TOKEN = """
@@ -490,6 +494,52 @@ async def test_a_topic_of_streams_gets_one_per_partition(client: Client, name: s
     assert [ack.seq for ack in stored] == [1, 1, 1]
     assert {it.floor for it in (await positions(client, name)).values()} == {1}
     assert actions(planned).count(("stream", "create")) == 3
+
+
+LAYOUTS = {
+    "token": "subject='NAME.{partition}.{partition:8}.{customer}'\npartitions=4\n[group.NAME]",
+    "sourced": (
+        "layout='sourced'\nsubject='NAME.{customer}'\n[group.NAME]\npartitions=4\nlevels=[8]"
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_a_member_joins_the_group_that_was_made_and_handles_everything_in_order(
+    client: Client, name: str, layout: str
+) -> None:
+    text = f"[topic.{name}]\n" + LAYOUTS[layout].replace("NAME", name)
+    text += "\non_failure='dead-letter'\nmax_attempts=3\nmax_ack_pending=10"
+    description = parse_description(text)
+    await apply(client, await plan(client, description))
+    publisher = Publisher(client, f"{name}.{{partition}}.{{key}}", partitions=4)
+    for number in range(40):
+        if layout == "streams":
+            await publisher.publish(f"c{number % 5}", b"%d" % number)
+        else:
+            await client.jetstream().publish(f"{name}.c{number % 5}", b"%d" % number)
+    group = Group(client, **group_arguments(description, name))
+    handled: list[tuple[bytes | None, int]] = []
+
+    @group.handler(key=description.groups[name].rule)
+    async def handle(message: Message) -> None:
+        handled.append((message.key, int(message.data)))
+        if len(handled) == 40:
+            stop.set()
+
+    stop = asyncio.Event()
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(group.run(handle_signals=False))
+        waiting = tasks.create_task(stop.wait())
+        await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+        await group.stop()
+        waiting.cancel()
+
+    assert sorted(handled) == sorted((b"c%d" % (it % 5), it) for it in range(40))
+    for key in {key for key, _ in handled}:
+        numbers = [number for one, number in handled if one == key]
+        assert numbers == sorted(numbers)
+    assert (await plan(client, description)).is_done
 
 
 async def test_each_step_is_told_when_it_is_done(client: Client, name: str) -> None:

@@ -176,6 +176,8 @@ def group_arguments(description: Description, name: str) -> dict[str, Any]:
         "name": name,
         "partitions": group.partitions,
         "max_ack_pending": group.max_ack_pending,
+        "on_failure": group.on_failure,
+        "max_attempts": group.max_attempts,
     }
 
 
