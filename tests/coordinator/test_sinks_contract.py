@@ -192,7 +192,8 @@ async def test_a_sink_without_a_fence_is_no_fenced_one() -> None:
     broken = await broken_promises(lambda: Contract(fences=True))
 
     assert list(broken) == [
-        "test_an_untouched_keys_next_effect_by_the_old_owner_is_fenced_or_lands_once"
+        "test_an_owner_at_work_is_fenced_by_its_successors_first_effect",
+        "test_an_untouched_keys_next_effect_by_the_old_owner_is_fenced_or_lands_once",
     ]
 
 

@@ -171,6 +171,18 @@ class SinkContract:
             texts = await new.texts(b"N14228")
             expect("effects", [text.split()[0] for text in texts], ["6", "8"])
 
+    async def test_an_owner_at_work_is_fenced_by_its_successors_first_effect(self) -> None:
+        if not self.fences_partitions:
+            return
+        async with self.two() as (old, new):
+            await old.apply(Delivery(seq=5, epoch=1), "5")
+            await new.apply(Delivery(key=b"other", seq=9, epoch=2), "other")
+
+            refused = await stale(old.apply(Delivery(seq=6, epoch=1), "6 by old"))
+
+            expect("epoch seen", refused.seen_epoch, 2)
+            expect("effects", await new.texts(b"N14228"), ["5"])
+
     async def test_an_old_owner_never_comes_after_the_new_one_however_they_race(self) -> None:
         async with self.two() as (old, new):
             sequences = range(1, 13)
