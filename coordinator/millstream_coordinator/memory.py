@@ -523,7 +523,12 @@ class MemoryServer:
         self, client: "MemoryClient", stream: MemoryStream, command: CreateConsumer
     ) -> Reply:
         assert client.rule is not None
-        if command.name in stream.consumers:
+        there = stream.consumers.get(command.name)
+        if there is not None:
+            # The same one again is no error, as seen on 2.15.1 with the action "create".
+            start_seq = command.start_seq if stream.retention is Retention.LIMITS else 0
+            if (there.start_seq, there.level) == (start_seq, command.level):
+                return Done(id=command.id)
             return Failed(id=command.id, reason=Failure.REFUSED, detail="consumer already exists")
         if stream.overlaps(client.rule, command.partition, command.level):
             return Overlap(id=command.id)

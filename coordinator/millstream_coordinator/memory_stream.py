@@ -52,6 +52,8 @@ class MemoryConsumer:
     level: int
     """Of how many partitions; 0: as many as the group began with."""
     rule: KeyRule
+    start_seq: int
+    """Where it was asked to start; 0 on a work-queue stream."""
     max_ack_pending: int
     ack_wait_s: float
     next_seq: int
@@ -153,7 +155,9 @@ class MemoryStream:
         ack_wait_s: float,
     ) -> MemoryConsumer:
         """Make a consumer; on a work-queue stream it starts at what is left."""
+        asked_seq = start_seq
         if self.retention is Retention.WORK_QUEUE:
+            asked_seq = 0
             left = (one.seq for one in self.messages if one is not None)
             start_seq = next(left, self.last_seq + 1)
         consumer = MemoryConsumer(
@@ -161,6 +165,7 @@ class MemoryStream:
             partition=partition,
             level=level,
             rule=rule,
+            start_seq=asked_seq,
             max_ack_pending=max_ack_pending,
             ack_wait_s=ack_wait_s,
             next_seq=max(1, start_seq),

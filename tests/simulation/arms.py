@@ -1,6 +1,5 @@
 """Safety rules turned off, one at a time: the checkers must notice, or they prove nothing.
 
-An arm is pieces of functions' sources and what stands there instead. Such a function is compiled
 An arm is pieces of functions' sources and what stands there instead. A function is compiled anew
 from the changed source and put in the place of the real one while its rule is off; an arm whose
 """
