@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from millstream_coordinator.errors import StreamUnfit
 from millstream_coordinator.model import ConfigRecord, FailurePolicy
 from millstream_coordinator.partitioning.key import KeyRule
 from millstream_coordinator.partitioning.layout import (
@@ -13,6 +14,7 @@ from millstream_coordinator.partitioning.layout import (
     Difference,
     Place,
     WantedStream,
+    check_partitions,
     config_record,
     differences,
     dropped,
@@ -198,6 +200,54 @@ def test_a_partition_may_have_a_stream_of_its_own_or_none() -> None:
     assert place(config, 3) == Place("O-3", "o.*")
     assert place(replace(config, filter=None), 3) == Place("O-3", None)
     assert place(config_record(None, None, 4), 3) is None
+
+
+NESTED = KeyRule.parse("orders.{partition}.{partition:16}.{region}.*.{customer}")
+
+
+@pytest.mark.parametrize(("name", "text"), [("ORDERS", TOKEN), ("ORDERS-1", STREAMS)])
+def test_a_group_may_read_a_stream_as_described(name: str, text: str) -> None:
+    description = parse_description(text)
+    rule = description.groups["billing"].rule
+
+    check_partitions(rule, description.topics["ORDERS"].partitions, name, wanted(text)[name].config)
+
+
+def test_a_group_may_read_its_own_stream_and_one_that_says_nothing() -> None:
+    group = parse_description(SOURCED).groups["billing"]
+    check_partitions(group.rule, 4, "W", wanted(SOURCED)["MILLSTREAM_WORK_billing"].config)
+    check_partitions(NESTED, 4, "O", {"subjects": ["orders.>"]})
+    check_partitions(KeyRule.parse("o.{k}"), 1, "O", {"subjects": ["o.*"]})
+
+
+@pytest.mark.parametrize(
+    ("partitions", "config", "reason"),
+    [
+        (
+            4,
+            {"subject_transform": {"src": "o.*", "dest": "orders.{{ Partition( 8, 1 ) }}.x.y"}},
+            "a token for 8 partitions where 4 are wanted",
+        ),
+        (
+            4,
+            {"subject_transform": {"src": "o", "dest": "o.{{partition(4)}}.{{partition(8)}}.>"}},
+            "a token for 8 partitions where 16 are wanted",
+        ),
+        (
+            2,
+            {"sources": [{"subject_transforms": [{"src": "o.*", "dest": "o.{{partition(4,1)}}"}]}]},
+            "a token for 4 partitions where 2 are wanted",
+        ),
+        (8, {"metadata": {"millstream.levels": "4,16"}}, "in 4,16 partitions, not in 8,16"),
+    ],
+)
+def test_a_stream_with_other_partitions_is_refused(
+    partitions: int, config: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(StreamUnfit, match=reason) as refused:
+        check_partitions(NESTED, partitions, "ORDERS", config)
+
+    assert "\n" not in str(refused.value)
 
 
 # ---- comparing ----

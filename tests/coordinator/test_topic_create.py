@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,7 @@ from millstream_coordinator.partitioning.create import (
     plan,
     resolve_start,
 )
+from millstream_coordinator.partitioning.generation import current, renew
 from millstream_coordinator.partitioning.key import KeyRule
 from millstream_coordinator.partitioning.layout import group_arguments
 from millstream_coordinator.partitioning.publisher import Publisher
@@ -496,6 +498,79 @@ async def test_a_topic_of_streams_gets_one_per_partition(client: Client, name: s
     assert actions(planned).count(("stream", "create")) == 3
 
 
+Handled = list[tuple[bytes | None, int, tuple[int, int]]]
+
+
+async def handled_by_a_member(
+    client: Client, description: Description, name: str, count: int
+) -> Handled:
+    """What one member of the described group handles until it has so many: key, number, mark."""
+    generation = await current(client, name)
+    group = Group(client, **group_arguments(description, name, generation))
+    handled: Handled = []
+    stop = asyncio.Event()
+
+    @group.handler(key=description.groups[name].rule)
+    async def handle(message: Message) -> None:
+        handled.append((message.key, int(message.data), (message.epoch, message.seq)))
+        if len(handled) == count:
+            stop.set()
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(group.run(handle_signals=False))
+        waiting = tasks.create_task(stop.wait())
+        await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+        await group.stop()
+        waiting.cancel()
+    return handled
+
+
+def check_order(handled: Handled, numbers: Iterable[int]) -> None:
+    """Everything once, each key's in order, and marks that a fenced sink takes."""
+    assert sorted(number for _, number, _ in handled) == list(numbers)
+    for key in {key for key, *_ in handled}:
+        mine = [(number, mark) for one, number, mark in handled if one == key]
+        assert mine == sorted(mine)
+        marks = [mark for _, mark in mine]
+        assert marks == sorted(marks)
+        seqs = [seq for _, seq in marks]
+        assert seqs == sorted(seqs)
+
+
+async def test_a_member_begins_where_the_description_says(client: Client, name: str) -> None:
+    text = f"[topic.{name}]\n" + LAYOUTS["token"].replace("NAME", name)
+    whole = await plan(client, parse_description(text))
+    await apply(client, replace(whole, steps=whole.steps[:1]))
+    for number in range(20):
+        await client.jetstream().publish(f"{name}.c{number % 5}", b"%d" % number)
+    description = parse_description(text + "\nstart='sequence:13'")
+
+    await apply(client, await plan(client, description))
+
+    handled = await handled_by_a_member(client, description, name, 8)
+    check_order(handled, range(12, 20))
+
+
+async def test_a_group_goes_on_with_another_number_of_partitions(client: Client, name: str) -> None:
+    text = f"[topic.{name}]\n" + LAYOUTS["sourced"].replace("NAME", name)
+    description = parse_description(text)
+    other = parse_description(text.replace("partitions=4\nlevels=[8]", "partitions=6"))
+    await apply(client, await plan(client, description))
+    for number in range(30):
+        await client.jetstream().publish(f"{name}.c{number % 5}", b"%d" % number)
+    handled = await handled_by_a_member(client, description, name, 30)
+    for number in range(30, 50):
+        await client.jetstream().publish(f"{name}.c{number % 5}", b"%d" % number)
+    await messages_in(client, naming.work_stream(name), 20)
+
+    await renew(client, other, name)
+
+    for number in range(50, 60):
+        await client.jetstream().publish(f"{name}.c{number % 5}", b"%d" % number)
+    handled += await handled_by_a_member(client, other, name, 30)
+    check_order(handled, range(60))
+
+
 LAYOUTS = {
     "token": "subject='NAME.{partition}.{partition:8}.{customer}'\npartitions=4\n[group.NAME]",
     "sourced": (
@@ -518,27 +593,9 @@ async def test_a_member_joins_the_group_that_was_made_and_handles_everything_in_
             await publisher.publish(f"c{number % 5}", b"%d" % number)
         else:
             await client.jetstream().publish(f"{name}.c{number % 5}", b"%d" % number)
-    group = Group(client, **group_arguments(description, name))
-    handled: list[tuple[bytes | None, int]] = []
+    handled = await handled_by_a_member(client, description, name, 40)
 
-    @group.handler(key=description.groups[name].rule)
-    async def handle(message: Message) -> None:
-        handled.append((message.key, int(message.data)))
-        if len(handled) == 40:
-            stop.set()
-
-    stop = asyncio.Event()
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(group.run(handle_signals=False))
-        waiting = tasks.create_task(stop.wait())
-        await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
-        await group.stop()
-        waiting.cancel()
-
-    assert sorted(handled) == sorted((b"c%d" % (it % 5), it) for it in range(40))
-    for key in {key for key, _ in handled}:
-        numbers = [number for one, number in handled if one == key]
-        assert numbers == sorted(numbers)
+    check_order(handled, range(40))
     assert (await plan(client, description)).is_done
 
 

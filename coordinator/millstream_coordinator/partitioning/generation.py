@@ -17,7 +17,7 @@ have any number, by a new stream, the next generation, while no member of it run
 6. `END`: records of partitions that are no more and the old stream go, the pause ends.
 
 Each step reads what is there, so `renew` called again after a crash goes on with it. Nothing of the
-origin is touched. Members then start with the new number.
+origin is touched. Members then start with the new number and stream (`current`).
 
 Refused, before anything is changed: members that run, parked keys, a stopped partition, a resize
 that is under way, and a stream that somebody else reads too.
@@ -127,6 +127,22 @@ async def renew(
             raise NotPossible(name, reason) from error
         raise unreachable(api, error) from error
     return change.renewal
+
+
+async def current(connection: Client, group: str, *, prefix: str = API_PREFIX) -> int:
+    """Which generation of its own stream a group is at; 1 where there is no such group yet.
+
+    A member begins with it: ``Group(client, **group_arguments(description, name, generation))``.
+    Raises ServerUnreachable.
+    """
+    api = Api(connection, TIMEOUT_S, prefix)
+    try:
+        config, _ = await _config(api, group)
+    except GroupMissing:
+        return 1
+    except RequestFailed as error:
+        raise unreachable(api, error) from error
+    return naming.work_generation(group, config.stream or "") or 1
 
 
 async def _config(api: Api, group: str) -> tuple[ConfigRecord, int]:

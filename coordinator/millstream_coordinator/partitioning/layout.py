@@ -22,6 +22,7 @@ order would be spread over two partitions. Retention and storage the server itse
 (nats-server 2.15.1). What a description says nothing of stays as it was found.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -29,6 +30,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from .. import naming
+from ..errors import StreamUnfit
 from ..model import ConfigRecord, FailurePolicy, Retention
 from .key import KeyRule
 from .topic import (
@@ -52,6 +54,7 @@ SPARE_CONSUMERS: Final = 100
 LEVELS_KEY: Final = "millstream.levels"
 PARTITIONER_KEY: Final = "millstream.partitioner"
 
+_PARTITION = re.compile(r"\{\{[Pp]artition\(([0-9]+)(?:,[0-9]+)*\)\}\}")
 _UNLIMITED = -1
 _NS = 1_000_000_000
 _DUPLICATE_WINDOW = timedelta(minutes=2)
@@ -164,15 +167,16 @@ def group_config(
     )
 
 
-def group_arguments(description: Description, name: str) -> dict[str, Any]:
+def group_arguments(description: Description, name: str, generation: int = 1) -> dict[str, Any]:
     """Keyword arguments of `Group` for a member of a described group, but for the handler's key.
 
     ``Group(url, **group_arguments(description, "billing"))``, and ``@group.handler(key=…)`` with
-    the described group's ``rule``.
+    the described group's ``rule``. A group with a stream of its own may be at a later generation:
+    `generation.current` asks the server.
     """
     group = description.groups[name]
     return {
-        "stream": group_stream(description.topics[group.topic], group),
+        "stream": group_stream(description.topics[group.topic], group, generation),
         "name": name,
         "partitions": group.partitions,
         "max_ack_pending": group.max_ack_pending,
@@ -367,6 +371,43 @@ def _limits(options: StreamOptions) -> dict[str, Any]:
 
 def _nanoseconds(duration: timedelta | None) -> int:
     return 0 if duration is None else round(duration.total_seconds() * 1000) * (_NS // 1000)
+
+
+def check_partitions(
+    rule: KeyRule, partitions: int, stream: str, config: Mapping[str, Any]
+) -> None:
+    """Refuse, with StreamUnfit, to read a stream as a number of partitions that it does not have.
+
+    ``config`` is the stream's on the server. What it does not say is believed: where producers
+    write the partitions, and nothing is in its metadata, nobody can know before messages come. The
+    server would say nothing either: a partition that no consumer's filter matches stays unread.
+    """
+    wanted = rule.levels(partitions)
+    said = (config.get("metadata") or {}).get(LEVELS_KEY, "")
+    for level, found in zip(wanted, _written_levels(rule, config), strict=True):
+        if found is not None and found != level:
+            reason = f"its subjects have a token for {found} partitions where {level} are wanted"
+            raise StreamUnfit(stream, reason)
+    known = {int(level) for level in said.split(",") if level.isdecimal()}
+    if known and not known >= set(wanted):
+        reason = f"its messages are in {said} partitions, not in {','.join(map(str, wanted))}"
+        raise StreamUnfit(stream, reason)
+
+
+def _written_levels(rule: KeyRule, config: Mapping[str, Any]) -> list[int | None]:
+    """What the server's transforms write where the rule has its levels; None: something else."""
+    transforms = [config.get("subject_transform") or {}]
+    for source in config.get("sources") or []:
+        transforms += source.get("subject_transforms") or []
+    places = [-1 if rule.partition_place is None else rule.partition_place, *rule.finer.values()]
+    for transform in transforms:
+        tokens = re.sub(r" *([{}(),]) *", r"\1", transform.get("dest", "")).split(".")
+        there = dict(enumerate(tokens))
+        found = [_PARTITION.fullmatch(there.get(place, "")) for place in places]
+        levels = [None if one is None else int(one[1]) for one in found]
+        if levels != [None] * len(places):
+            return levels
+    return [None] * len(places)
 
 
 # ---- comparing ----
