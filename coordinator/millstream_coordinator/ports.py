@@ -511,10 +511,14 @@ class Heard:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """Messages of a pull, in the order of delivery."""
+    """Messages of a pull, in the order of delivery.
+
+    ``num_pending``: what the consumer had not delivered yet after the last of them; None: not told.
+    """
 
     pull: int
     messages: tuple[Message, ...]
+    num_pending: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,46 +1,72 @@
 """``Group``: what users write. The edge around one group machine: clock, tasks, signals.
 
-The machine says what to do, the port does what concerns the server, and this module does the rest:
-it calls handlers, keeps the time, tells the callbacks. One object is one member; everything happens
-on the loop `run` is called on.
+The machine says what to do, the port does what concerns the server, ``calls.py`` calls handlers,
+``keepers.py`` what is kept per partition; this module joins them: it keeps the time and tells the
+callbacks. One object is one member; everything happens on the loop `run` is called on.
 
 Handler calls are never cancelled when a partition is lost: an effect that is under way cannot be
-taken back, and a fenced sink refuses it if it comes too late.
+taken back, and a fenced sink refuses it if it comes too late. A stop waits for the calls under way,
+up to ``drain_timeout``; then they are cancelled, and their messages are not acked: whoever owns the
+partition next handles them.
 """
 
 import asyncio
+import contextlib
+import functools
+import importlib.metadata
 import logging
 import os
 import secrets
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 from nats.aio.client import Client
 
+from .calls import Calls, Handler, is_async
 from .errors import GroupError
 from .events import (
     GroupEvent,
+    HandlerOverdue,
     PartitionAssigned,
     PartitionLost,
     PartitionRevoked,
     describe,
+    event_name,
 )
+from .jetstream.api import api_prefix as api_prefix_of
 from .jetstream.port import JetStreamPort
+from .keepers import Keepers, PartitionCallback, StateFactory
 from .machine.group import GroupMachine
-from .model import ConfigRecord, Limits, MemberSettings, Message, Timing, seconds
+from .model import FailurePolicy, Limits, MemberSettings, Message, Timing, seconds
 from .naming import check_name
 from .partitioning.key import KeyRule
-from .ports import Handle, Handled, Happening, Port, PortMaker, Reply, Stop, Tell
-from .sinks.contract import StaleEpoch
+from .partitioning.layout import config_record
+from .ports import (
+    Enter,
+    Entered,
+    Flush,
+    Flushed,
+    Handle,
+    Handled,
+    Happening,
+    Port,
+    PortMaker,
+    Reply,
+    Stop,
+    Tell,
+)
+from .stats import Counters, GroupStats
+from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[Message], Awaitable[None]]
-PartitionCallback = Callable[[int, int], None]
 EventCallback = Callable[[GroupEvent], None]
+H = TypeVar("H", bound=Handler)
 
 _CANCEL_AGAIN_S = 0.05
 
@@ -61,81 +87,171 @@ class Group:
         member: str | None = None,
         capacity: int = 1,
         labels: Mapping[str, str] | None = None,
+        prefer_label: str | None = None,
         can_lead: bool = True,
         heartbeat_interval: timedelta = timedelta(seconds=0.25),
         heartbeat_timeout: timedelta = timedelta(seconds=1),
         static_grace: timedelta = timedelta(0),
         drain_timeout: timedelta = timedelta(seconds=30),
         max_ack_pending: int = 256,
+        max_pending_bytes: int = 64 * 1024 * 1024,
         max_lanes: int = 128,
+        on_failure: FailurePolicy | str = FailurePolicy.RETRY,
+        max_attempts: int = 5,
+        retry_min: timedelta = timedelta(seconds=0.1),
+        retry_max: timedelta = timedelta(seconds=10),
+        max_parked_keys: int = 1000,
+        state: StateFactory | None = None,
         on_assigned: PartitionCallback | None = None,
         on_revoked: PartitionCallback | None = None,
         on_lost: PartitionCallback | None = None,
         on_event: EventCallback | None = None,
+        tracing: bool = False,
+        domain: str | None = None,
+        api_prefix: str | None = None,
     ) -> None:
         """See the table in the package's README.
 
         ``connection`` may also be a `MemoryServer` (or anything that makes ports).
 
-        Raises BadName, or ValueError for a number out of range.
+        Raises BadName, or ValueError for a number out of range or an unknown policy; GroupError
+        when ``tracing`` is asked for and OpenTelemetry is not installed.
         """
         if partitions < 1:
             raise ValueError(f"a group needs at least one partition, not {partitions}")
         if min(max_ack_pending, max_lanes) < 1 or capacity < 0:
             raise ValueError("max_ack_pending and max_lanes must be at least 1, capacity 0")
+        if min(max_attempts, max_pending_bytes, max_parked_keys) < 1:
+            raise ValueError(
+                "max_attempts, max_pending_bytes and max_parked_keys must be at least 1"
+            )
         if heartbeat_interval * 2 > heartbeat_timeout:
             raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval")
+        if not timedelta(0) < retry_min <= retry_max:
+            raise ValueError("retry_min must be above 0 and at most retry_max")
         self.name = check_name("group", name)
         self.instance = secrets.token_hex(6)
         self.member = check_name("member", member or f"{_host_name()}-{self.instance}")
         self._connection = connection
+        self._prefix = api_prefix_of(domain, api_prefix)
         self._stream = stream
         self._partitions = partitions
         self._is_static = member is not None
         self._capacity = capacity
         self._labels = dict(labels or {})
+        self._prefer_label = prefer_label
         self._can_lead = can_lead
+        self._on_failure = FailurePolicy(on_failure)
+        self._max_attempts = max_attempts
         self._timing = Timing(
             heartbeat_interval_s=seconds(heartbeat_interval),
             heartbeat_timeout_s=seconds(heartbeat_timeout),
             static_grace_s=seconds(static_grace),
             drain_timeout_s=seconds(drain_timeout),
+            retry_min_s=seconds(retry_min),
+            retry_max_s=seconds(retry_max),
         )
-        self._limits = Limits(max_ack_pending=max_ack_pending, max_lanes=max_lanes)
+        self._limits = Limits(
+            max_ack_pending=max_ack_pending,
+            max_lanes=max_lanes,
+            max_pending_bytes=max_pending_bytes,
+            max_parked_keys=max_parked_keys,
+        )
         self._callbacks = {
             PartitionAssigned: on_assigned,
             PartitionRevoked: on_revoked,
             PartitionLost: on_lost,
         }
+        self._state = state
+        self._has_hooks = state is not None or any(
+            callback is not None and is_async(callback) for callback in self._callbacks.values()
+        )
         self._on_event = on_event
+        self._tracing = Tracing(self.name) if tracing else None
         self._port: Port | None = None
         self._handler: Handler | None = None
+        self._is_batch = False
+        self._deadline_s: float | None = None
         self._rule: KeyRule | None = None
         self._machine: GroupMachine | None = None
         self._readers: list[asyncio.Queue[GroupEvent | None]] = []
         self._is_stopping = False
         self._ended: asyncio.Event | None = None
         self._error: Exception | None = None
+        self._counters = Counters()
+        self._calls: Calls | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
         self._is_timing = False
+        self._is_flushing = False
+        is_port_maker = not isinstance(connection, str | Client)
+        self.now: Callable[[], float] = connection.now if is_port_maker else time.monotonic  # type: ignore[union-attr]
+        self._wall_ns: Callable[[], int] = connection.wall_ns if is_port_maker else time.time_ns  # type: ignore[union-attr]
 
     # ---- for users ----
 
-    def handler(self, key: str | KeyRule) -> Callable[[Handler], Handler]:
+    def handler(self, key: str | KeyRule, *, deadline: timedelta | None = None) -> Callable[[H], H]:
         """Register the handler; ``key`` says where a message's key and partition are (`KeyRule`).
+
+        It is called with one `Message`: an async function on this loop, a plain one in a thread.
+        ``deadline`` bounds each call (see ``calls.py`` for what becomes of one that passes it).
 
         Raises KeyRuleError for a rule that cannot be read, ValueError for a second handler.
         """
-        rule = KeyRule.parse(key) if isinstance(key, str) else key
+        return self._register(key, deadline)
 
-        def register(handler: Handler) -> Handler:
+    def batch_handler(
+        self,
+        key: str | KeyRule,
+        *,
+        max_messages: int = 100,
+        max_wait: timedelta = timedelta(0),
+        deadline: timedelta | None = None,
+    ) -> Callable[[H], H]:
+        """Register a handler that takes a list of messages of one partition, in order per key.
+
+        A call gets what is ready, up to ``max_messages``; ``max_wait`` is how long a call that
+        would get fewer waits for more. While it runs, no other call gets messages of its keys.
+        When it raises, each of its messages is tried again in a call of its own: one bad message
+        does not take its neighbours with it, and policies are applied to it alone.
+
+        Raises KeyRuleError and ValueError, as `handler` does.
+        """
+        if max_messages < 2 or max_wait < timedelta(0):
+            raise ValueError("max_messages must be at least 2, max_wait 0")
+        self._limits = replace(
+            self._limits, batch_messages=max_messages, batch_wait_s=seconds(max_wait)
+        )
+        self._is_batch = True
+        return self._register(key, deadline)
+
+    def _register(self, key: str | KeyRule, deadline: timedelta | None) -> Callable[[H], H]:
+        rule = KeyRule.parse(key) if isinstance(key, str) else key
+        if deadline is not None and deadline <= timedelta(0):
+            raise ValueError("a deadline must be above 0")
+
+        def register(handler: H) -> H:
             if self._handler is not None:
                 raise ValueError("a group has one handler")
             self._handler, self._rule = handler, rule
+            self._deadline_s = None if deadline is None else seconds(deadline)
             return handler
 
         return register
+
+    def stats(self) -> GroupStats:
+        """Return this member's counters since it began, and where its partitions stand."""
+        owner = None if self._machine is None else self._machine.owner
+        return self._counters.snapshot(
+            {} if owner is None else owner.owned,
+            0 if owner is None else owner.num_running,
+            self._wall_ns(),
+        )
+
+    def state(self, partition: int) -> Any:
+        """Return what ``state`` made for a partition this member serves; None: it does not."""
+        epoch = self.partitions.get(partition)
+        return None if epoch is None else self.state_of(partition, epoch)
 
     @property
     def partitions(self) -> dict[int, int]:
@@ -197,26 +313,47 @@ class Group:
         settings = self._settings()
         port: Port
         if isinstance(self._connection, str | Client):
-            port = JetStreamPort(self._connection, settings, self._rule)
+            port = JetStreamPort(self._connection, settings, self._rule, prefix=self._prefix)
         else:
             port = self._connection.port(settings, self._rule)
         self._port = port
         self._machine = GroupMachine(settings)
         self._stopped = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._keepers = Keepers(
+            self._state,
+            self._callbacks[PartitionAssigned],
+            self._callbacks[PartitionRevoked],
+            self._callbacks[PartitionLost],
+            self._spawn_kept,
+        )
+        if self._handler is not None:
+            self._calls = Calls(
+                self,
+                self._handler,
+                self._counters,
+                limit=settings.limits.max_lanes,
+                is_batch=self._is_batch,
+                deadline_s=self._deadline_s,
+                spawn=self._spawn,
+                has_state=self._state is not None,
+                around=None if self._tracing is None else self._tracing.around,
+            )
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._task_group = tasks
                 try:
                     if await self._open(port, tasks):
                         machine = self._machine
-                        self._step(lambda: machine.start(time.monotonic()))
+                        self._step(lambda: machine.start(self.now(), self._wall_ns()))
                         await self._stopped.wait()
                 finally:
                     for task in list(self._tasks):
                         task.cancel()
                     if self._timer is not None:
                         self._timer.cancel()
+                    if self._calls is not None:
+                        self._calls.close()
         except* GroupError as errors:
             first: BaseException = errors
             while isinstance(first, BaseExceptionGroup):
@@ -225,6 +362,7 @@ class Group:
             self._error = self._error or first
         finally:
             self._stopped.set()
+            await self._keepers.close()
             await port.close()
 
     async def _open(self, port: Port, tasks: asyncio.TaskGroup) -> bool:
@@ -249,25 +387,29 @@ class Group:
     def _settings(self) -> MemberSettings:
         if self._stream is not None and self._handler is None and self._capacity:
             raise GroupError(f"group {self.name!r} has a stream and no handler")
-        rule = self._rule
+        config = config_record(
+            self._rule,
+            self._stream,
+            self._partitions,
+            on_failure=self._on_failure,
+            max_attempts=self._max_attempts,
+        )
         return MemberSettings(
             group=self.name,
             member=self.member,
             instance=self.instance,
-            config=ConfigRecord(
-                partitions=self._partitions,
-                stream=self._stream,
-                filter=None if rule is None else _filter_text(rule),
-            ),
+            config=replace(config, prefer_label=self._prefer_label),
             is_static=self._is_static,
             capacity=self._capacity,
             labels=self._labels,
             host=_host_name(),
             pid=os.getpid(),
-            joined_ns=time.time_ns(),
+            software=_software(),
+            joined_ns=self._wall_ns(),
             can_lead=self._can_lead,
             timing=self._timing,
             limits=self._limits,
+            has_hooks=self._has_hooks,
         )
 
     def _spawn(self, task: Coroutine[None, None, None], name: str) -> None:
@@ -282,19 +424,19 @@ class Group:
         self._is_stopping = True
         machine = self._machine
         if machine is not None and self._ended is not None and not self._ended.is_set():
-            self._step(lambda: machine.stop(time.monotonic()))
+            self._step(lambda: machine.stop(self.now(), self._wall_ns()))
 
     def _receive(self, event: Happening | Reply) -> None:
         assert self._machine is not None
         machine = self._machine
-        self._step(lambda: machine.receive(event, time.monotonic()))
+        self._step(lambda: machine.receive(event, self.now(), self._wall_ns()))
 
     def _tick(self) -> None:
         assert self._machine is not None
         machine = self._machine
         self._timer = None
         self._timer_at = float("inf")
-        self._step(lambda: machine.tick(time.monotonic()))
+        self._step(lambda: machine.tick(self.now(), self._wall_ns()))
 
     def _step(self, step: Callable[[], None]) -> None:
         """Move the machine on. What it or a callback raises ends the member, and `run` raises it.
@@ -314,9 +456,14 @@ class Group:
         for command in self._machine.take_commands():
             match command:
                 case Handle():
-                    self._spawn(self._handle(command.message), "handler")
+                    assert self._calls is not None
+                    self._calls.add(command.messages)
                 case Tell():
-                    self._tell(command.event)
+                    self.tell(command.event)
+                case Enter():
+                    self._enter(command)
+                case Flush():
+                    self._flush(command)
                 case Stop():
                     self._error = command.error
                     self._stopped.set()
@@ -338,43 +485,95 @@ class Group:
             self._timer = None
         self._timer_at = deadline
         if deadline != float("inf"):
-            delay_s = max(0.0, deadline - time.monotonic())
+            delay_s = max(0.0, deadline - self.now())
             self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
-    async def _handle(self, message: Message) -> None:
-        assert self._handler is not None
-        error: str | None = None
-        seen_epoch: int | None = None
-        try:
-            await self._handler(message)
-        except StaleEpoch as stale:
-            error, seen_epoch = str(stale), stale.seen_epoch
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            # Something inside the handler was cancelled, not the call: as good as any other error.
-            error = "CancelledError"
-        except Exception as raised:  # noqa: BLE001 - a handler may raise anything; it is told and retried
-            error = f"{type(raised).__name__}: {raised}"
-        self._receive(Handled(message=message, error=error, seen_epoch=seen_epoch))
+    # ---- what is kept per partition ----
 
-    def _tell(self, event: GroupEvent) -> None:
-        logger.info(
+    def _enter(self, command: Enter) -> None:
+        entered = Entered(partition=command.partition, epoch=command.epoch)
+        self._keepers.enter(command.partition, command.epoch, lambda: self._receive(entered))
+
+    def _flush(self, command: Flush) -> None:
+        flushed = Flushed(partition=command.partition, epoch=command.epoch)
+        self._keepers.flush(command.partition, command.epoch, lambda: self._receive(flushed))
+
+    def _spawn_kept(self, task: Coroutine[None, None, None], name: str) -> None:
+        """Run a user's callback. It is not cancelled by the member's end: `run` waits for it."""
+
+        async def run() -> None:
+            try:
+                await task
+            except Exception as error:  # noqa: BLE001 - handed to whoever awaits `run`
+                self._error = self._error or error
+                self._stopped.set()
+
+        self._task_group.create_task(run(), name=f"{self.name} {name}")
+
+    # ---- the desk of the handler calls ----
+
+    def may_begin(self, message: Message, now: float) -> bool:
+        """Whether a call may still begin (for ``calls.py``)."""
+        assert self._machine is not None
+        return self._machine.may_begin(message, now)
+
+    def handled(self, message: Message, now: float) -> Message | None:
+        """Take a call that returned (for ``calls.py``); returns the next message."""
+        assert self._machine is not None
+        if not self._is_flushing:
+            self._is_flushing = True
+            asyncio.get_running_loop().call_soon(self._flush_handled)
+        return self._machine.handled(message, now)
+
+    def _flush_handled(self) -> None:
+        self._is_flushing = False
+        machine = self._machine
+        if machine is not None and not self._stopped.is_set():
+            self._step(lambda: machine.flush(self.now()))
+
+    def report(self, event: Handled) -> None:
+        """Take any other end of a call (for ``calls.py``)."""
+        self._receive(event)
+
+    def state_of(self, partition: int, epoch: int) -> Any:
+        """What is kept for a partition under an epoch (for ``calls.py``)."""
+        return self._keepers.state_of(partition, epoch)
+
+    # ---- telling ----
+
+    def tell(self, event: GroupEvent) -> None:
+        """Tell the world: log, counters, callbacks, readers of `events`."""
+        level = logging.WARNING if isinstance(event, HandlerOverdue) else logging.INFO
+        logger.log(
+            level,
             "group %s member %s: %s",
             self.name,
             self.member,
             describe(event),
-            extra={"event": type(event).__name__},
+            extra={
+                "event": event_name(event),
+                "group": self.name,
+                "member": self.member,
+                "partition": getattr(event, "partition", None),
+                "epoch": getattr(event, "epoch", None),
+            },
         )
+        self._counters.told(event)
         if isinstance(event, PartitionAssigned | PartitionRevoked | PartitionLost):
-            callback = self._callbacks[type(event)]
-            if callback is not None:
-                callback(event.partition, event.epoch)
+            self._call_back(event)
         if self._on_event is not None:
             self._on_event(event)
         for queue in self._readers:
             _put(queue, event)
+
+    def _call_back(self, event: PartitionAssigned | PartitionRevoked | PartitionLost) -> None:
+        if not self._has_hooks:
+            callback = self._callbacks[type(event)]
+            if callback is not None:
+                callback(event.partition, event.epoch)
+        elif not isinstance(event, PartitionAssigned):
+            is_lost = isinstance(event, PartitionLost)
+            self._keepers.leave(event.partition, event.epoch, is_lost=is_lost)
 
 
 def _put(queue: asyncio.Queue[GroupEvent | None], event: GroupEvent | None) -> None:
@@ -383,11 +582,11 @@ def _put(queue: asyncio.Queue[GroupEvent | None], event: GroupEvent | None) -> N
     queue.put_nowait(event)
 
 
-def _filter_text(rule: KeyRule) -> str:
-    tokens = list(rule.subject_filter().split("."))
-    if rule.partition_place is not None:
-        tokens[rule.partition_place] = "{partition}"
-    return ".".join(tokens)
+@functools.cache
+def _software() -> str:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return f"millstream {importlib.metadata.version('millstream')}"
+    return "millstream"
 
 
 def _host_name() -> str:

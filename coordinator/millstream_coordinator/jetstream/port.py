@@ -200,8 +200,8 @@ class JetStreamPort:
                 payload = b"+WPI" if command.is_progress else b"+ACK"
                 self._wire.publish(command.message.reply, payload)
             case Acks():
-                for message in command.messages:
-                    self._wire.publish(message.reply, b"+ACK")
+                self._wire.acknowledge([message.reply for message in command.messages])
+                self._pulls.acked(command.messages)
             case Beat():
                 settings = self._settings
                 subject = naming.heartbeat(settings.group, settings.member)

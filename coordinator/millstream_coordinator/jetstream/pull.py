@@ -8,13 +8,27 @@ Idle heartbeats carry the consumer sequence of the last delivery (``Nats-Last-Co
 delivery that was lost at the end of a burst is noticed without another one. Silence means that what
 should send them is not there any more, or never got the request: it is asked again.
 
+**What a delivery costs.** nats-py puts each message into a queue and wakes a task that awaits a
+callback: two microseconds per message that nothing here needs. So a pull's subscription gets a
+queue that hands over at once (`_Straight`); where a client's subscription has no such queue, its
+callback is used.
+
+**Back-pressure.** How many messages may be under way the consumer's ``max_ack_pending`` says; how
+many bytes, the pull's **window**: a share of the member's ``max_pending_bytes``. A request asks for
+no more than what is left of it (``max_bytes``); the server ends a request that the next message
+would burst (409 Message Size Exceeds MaxBytes, seen on 2.15.1), and the next one is sent when half
+of the window is acked again. A message that is larger than the whole window comes alone.
+
 `StandingPull` is one of them, whatever it is for (the watch has one too); `Pulls` are those of the
 partitions of this member, whose messages go to the machine. A pull is registered in the moment its
 command is executed and taken off in the moment of ClosePull; what only takes time, subscribing,
 looks afterwards whether it is still wanted.
 """
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import msgspec
 import nats.errors
@@ -22,10 +36,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..errors import GroupError
-from ..model import Message
+from ..model import NO_HEADERS, Message
 from ..ports import Broken, Delivered, OpenPull, PullEnded, PullIdle
-from .api import parse_ack, pass_cancellation
+from .api import pass_cancellation
 from .wire import NS, Wire, unsubscribe
+
+logger = logging.getLogger(__name__)
 
 PULL_BATCH = 10_000
 PULL_EXPIRES_S = 60.0
@@ -33,13 +49,39 @@ PULL_HEARTBEAT_S = 1.0
 SILENT_HEARTBEATS = 3
 """So many heartbeats missed: what should send them is not there any more."""
 
-_REQUEST = msgspec.json.encode(
-    {
-        "batch": PULL_BATCH,
+WINDOW_MIN_BYTES = 64 * 1024
+"""A pull's share of the member's bytes is never smaller."""
+_OVERHEAD_BYTES = 256
+"""What the server counts beside a body: subject, reply, headers; roughly."""
+
+
+def _request(batch: int = PULL_BATCH, max_bytes: int = 0) -> bytes:
+    request = {
+        "batch": batch,
         "expires": int(PULL_EXPIRES_S * NS),
         "idle_heartbeat": int(PULL_HEARTBEAT_S * NS),
     }
-)
+    if max_bytes:
+        request["max_bytes"] = max_bytes
+    return msgspec.json.encode(request)
+
+
+_UNBOUNDED = _request()
+
+
+class _Straight(asyncio.Queue[Msg]):
+    """A subscription's queue that keeps nothing: what is put in is taken at once."""
+
+    def __init__(self, take: Callable[[Msg], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    def put_nowait(self, item: Msg) -> None:
+        """Hand over; nothing may come out of it, this is the client's read loop."""
+        try:
+            self._take(item)
+        except Exception:
+            logger.exception("a message could not be taken", extra={"event": "delivery_failed"})
 
 
 class StandingPull:
@@ -57,7 +99,10 @@ class StandingPull:
         on_message: Callable[[Msg], None],
         on_idle: Callable[[int], None],
         on_end: Callable[[str], None],
+        window: "Window | None" = None,
     ) -> None:
+        """``window`` None: bytes are not bounded."""
+        self._window = window
         self._wire = wire
         self._subject = wire.api.subject(f"CONSUMER.MSG.NEXT.{stream}.{consumer}")
         self._on_message = on_message
@@ -67,6 +112,8 @@ class StandingPull:
         self._subscription: Subscription | None = None
         self._is_closed = False
         self._left = 0
+        self._is_waiting_for_room = False
+        self._is_too_large = False
         self._renew_at = 0.0
         self._heard_at = 0.0
 
@@ -78,6 +125,8 @@ class StandingPull:
                 self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
             )
             pass_cancellation()
+            if isinstance(getattr(subscription, "_pending_queue", None), asyncio.Queue):
+                subscription._pending_queue = _Straight(self._take)
         except nats.errors.Error as error:
             if not self._is_closed:
                 self._on_end(str(error))
@@ -104,26 +153,46 @@ class StandingPull:
         if now >= self._renew_at or silent_s > SILENT_HEARTBEATS * PULL_HEARTBEAT_S:
             self._renew()
 
+    def go_on(self) -> None:
+        """There is room in the window again."""
+        if self._is_waiting_for_room:
+            self._renew()
+
     def _renew(self) -> None:
         if self._subscription is None:
             return
         now = self._wire.now
-        self._left = PULL_BATCH
         self._renew_at = now + PULL_EXPIRES_S * 0.8
         self._heard_at = now
-        self._wire.publish(self._subject, _REQUEST, self._inbox)
+        request = _UNBOUNDED
+        self._left = PULL_BATCH
+        if self._window is not None:
+            self._is_waiting_for_room = self._window.is_full
+            if self._is_waiting_for_room:
+                return
+            if self._is_too_large:
+                # One alone, whatever its size: nothing else is under way.
+                self._is_too_large = False
+                self._left = 1
+                request = _request(1)
+            else:
+                request = _request(max_bytes=self._window.room)
+        self._wire.publish(self._subject, request, self._inbox)
 
     async def _receive(self, received: Msg) -> None:
+        self._take(received)
+
+    def _take(self, received: Msg) -> None:
         if self._is_closed:
             return
-        self._heard_at = self._wire.now
         if not received.reply.startswith("$JS.ACK."):
+            self._heard_at = self._wire.now
             self._on_status(received.headers or {})
             return
         self._left -= 1
+        self._on_message(received)
         if self._left < PULL_BATCH // 2:
             self._renew()
-        self._on_message(received)
 
     def _on_status(self, headers: dict[str, str]) -> None:
         status = headers.get("Status", "")
@@ -134,8 +203,45 @@ class StandingPull:
                 self._on_idle(int(last))
         elif status == "503" or "Consumer Deleted" in text or status == "400":
             self._on_end(f"{status} {text}".strip())
+        elif "MaxBytes" in text:
+            if self._window is not None:
+                self._is_too_large = not self._window.pending_bytes
+                self._is_waiting_for_room = not self._is_too_large
+                if self._is_too_large:
+                    self._renew()
         elif "Leadership Change" in text or "MaxWaiting" in text:
             self._wire.later(PULL_HEARTBEAT_S, self._renew)
+
+
+class Window:
+    """What one pull may have delivered and not acked, in bytes."""
+
+    def __init__(self, max_bytes: Callable[[], int]) -> None:
+        """``max_bytes`` is asked each time: the share falls as pulls are opened."""
+        self.pending_bytes = 0
+        self._max_bytes = max_bytes
+        self._sizes: dict[int, int] = {}
+
+    @property
+    def room(self) -> int:
+        """Bytes that may still come, at least 1."""
+        return max(1, self._max_bytes() - self.pending_bytes)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether less than half is free."""
+        return self.pending_bytes * 2 > self._max_bytes()
+
+    def add(self, message: Message) -> None:
+        """Note a delivery; a repeated one counts once."""
+        if message.seq not in self._sizes:
+            size = len(message.data) + _OVERHEAD_BYTES
+            self._sizes[message.seq] = size
+            self.pending_bytes += size
+
+    def remove(self, message: Message) -> None:
+        """Note an ack."""
+        self.pending_bytes -= self._sizes.pop(message.seq, 0)
 
 
 class Pulls:
@@ -146,6 +252,7 @@ class Pulls:
         self._wire = wire
         self._stream_of = stream_of
         self._pulls: dict[int, _PartitionPull] = {}
+        self._by_partition: dict[int, _PartitionPull] = {}
 
     @property
     def numbers(self) -> list[int]:
@@ -154,14 +261,33 @@ class Pulls:
 
     def open(self, command: OpenPull) -> None:
         """Begin to pull; what comes is told to the machine."""
-        pull = _PartitionPull(self._wire, self._stream_of(command.partition), command)
+        stream = self._stream_of(command.partition)
+        pull = _PartitionPull(self._wire, stream, command, self._share_bytes)
         self._pulls[command.pull] = pull
+        self._by_partition[command.partition] = pull
         self._wire.start(pull.standing.open(), "pull")
+
+    def _share_bytes(self) -> int:
+        limit = self._wire.settings.limits.max_pending_bytes
+        return max(WINDOW_MIN_BYTES, limit // max(1, len(self._pulls)))
+
+    def acked(self, messages: Iterable[Message]) -> None:
+        """Make room for what comes next."""
+        touched: dict[int, _PartitionPull] = {}
+        for message in messages:
+            pull = self._by_partition.get(message.partition)
+            if pull is not None:
+                pull.window.remove(message)
+                touched[message.partition] = pull
+        for pull in touched.values():
+            pull.standing.go_on()
 
     def close(self, number: int) -> None:
         """Stop a pull, however far it came."""
         pull = self._pulls.pop(number, None)
         if pull is not None:
+            if self._by_partition.get(pull.command.partition) is pull:
+                del self._by_partition[pull.command.partition]
             pull.is_closed = True
             self._wire.start(pull.standing.close(), "close pull")
 
@@ -169,6 +295,7 @@ class Pulls:
         """Stop all of them."""
         pulls = list(self._pulls.values())
         self._pulls.clear()
+        self._by_partition.clear()
         for pull in pulls:
             pull.is_closed = True
             await pull.standing.close()
@@ -182,14 +309,31 @@ class Pulls:
 class _PartitionPull:
     """The pull of one partition under one epoch."""
 
-    def __init__(self, wire: Wire, stream: str, command: OpenPull) -> None:
+    def __init__(
+        self, wire: Wire, stream: str, command: OpenPull, max_bytes: Callable[[], int]
+    ) -> None:
+        assert wire.rule is not None
         self.is_closed = False
+        self.command = command
+        self.window = Window(max_bytes)
         self.standing = StandingPull(
-            wire, stream, command.name, self._on_message, self._on_idle, self._on_end
+            wire,
+            stream,
+            command.name,
+            self._on_message,
+            self._on_idle,
+            self._on_end,
+            self.window,
         )
         self._wire = wire
-        self._command = command
         self._buffer: list[Message] = []
+        self._num_pending = 0
+        rule = wire.rule
+        self._key_of = rule.reader()
+        partitions = wire.settings.config.partitions
+        self._mark = command.partition % partitions
+        finest = max(rule.finer, default=0)
+        self._finest_of = None if not finest else partial(rule.partition_of, level=finest)
 
     def _on_message(self, received: Msg) -> None:
         try:
@@ -201,37 +345,43 @@ class _PartitionPull:
         if not self._buffer:
             self._wire.soon(self._flush)
         self._buffer.append(message)
+        self.window.add(message)
 
     def _message(self, received: Msg) -> Message:
-        rule = self._wire.rule
-        assert rule is not None
-        delivery = parse_ack(received.reply)
-        headers = received.headers or {}
+        # As `parse_ack`, without making anything of it: this runs for every message.
+        tokens = received.reply.split(".")
+        first = 4 if len(tokens) == 9 else 6
+        self._num_pending = int(tokens[first + 4])
+        headers = received.headers or NO_HEADERS
+        command = self.command
+        finest = None if self._finest_of is None else self._finest_of(received.subject)
         return Message(
             subject=received.subject,
             data=received.data,
             headers=headers,
-            key=rule.key_of(received.subject, headers, received.data),
-            partition=self._command.partition,
-            seq=delivery.seq,
-            epoch=self._command.epoch,
-            num_delivered=delivery.num_delivered,
-            timestamp_ns=delivery.timestamp_ns,
+            key=self._key_of(received.subject, headers, received.data),
+            partition=command.partition,
+            seq=int(tokens[first + 1]),
+            epoch=command.epoch,
+            num_delivered=int(tokens[first]),
+            timestamp_ns=int(tokens[first + 3]),
             reply=received.reply,
-            consumer_seq=delivery.consumer_seq,
+            consumer_seq=int(tokens[first + 2]),
+            mark=self._mark,
+            finest=command.partition if finest is None else finest,
         )
 
     def _flush(self) -> None:
         messages, self._buffer = tuple(self._buffer), []
         if messages and not self.is_closed:
-            self._wire.tell(Delivered(self._command.pull, messages))
+            self._wire.tell(Delivered(self.command.pull, messages, self._num_pending))
 
     def _on_idle(self, consumer_seq: int) -> None:
         self._flush()
         if not self.is_closed:
-            self._wire.tell(PullIdle(pull=self._command.pull, consumer_seq=consumer_seq))
+            self._wire.tell(PullIdle(pull=self.command.pull, consumer_seq=consumer_seq))
 
     def _on_end(self, reason: str) -> None:
         self._flush()
         if not self.is_closed:
-            self._wire.tell(PullEnded(pull=self._command.pull, reason=reason))
+            self._wire.tell(PullEnded(pull=self.command.pull, reason=reason))

@@ -3,6 +3,11 @@
 What goes out without an answer (acks, heartbeats, pull requests) goes through the outbox, in the
 order it was asked for. What cannot go out now is dropped: its time is over when a connection comes
 back, and nats-py would send it late.
+
+Acks are the one thing that goes out per message, and `Client.publish` costs three microseconds, a
+quarter of what a message may cost in all. So a run of them becomes one block of the wire's own
+PUBs, which nats-py's ``_send_command`` takes as one command. Where a client has no such method
+they are published one by one.
 """
 
 import asyncio
@@ -86,7 +91,7 @@ class Wire:
         self._listener = listener
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._outbox: deque[tuple[str, bytes, str] | Callable[[], None]] = deque()
+        self._outbox: deque[tuple[str, bytes, str] | list[str] | Callable[[], None]] = deque()
         self._has_output = asyncio.Event()
 
     @property
@@ -116,6 +121,11 @@ class Wire:
         self._outbox.append((subject, payload, reply))
         self._has_output.set()
 
+    def acknowledge(self, replies: list[str]) -> None:
+        """Put acks into the outbox: one for each of these reply subjects."""
+        self._outbox.append(replies)
+        self._has_output.set()
+
     def after_output(self, call: Callable[[], None]) -> None:
         """Call once everything that is in the outbox now has been handed to the client."""
         self._outbox.append(call)
@@ -135,7 +145,22 @@ class Wire:
                 if not self.client.is_connected:
                     continue
                 try:
-                    await self.client.publish(one[0], one[1], reply=one[2])
+                    if isinstance(one, list):
+                        await self._send_acks(one)
+                    else:
+                        await self.client.publish(one[0], one[1], reply=one[2])
                 except nats.errors.Error as error:
                     logger.debug("publish: %s", error, extra={"event": "publish_failed"})
                 pass_cancellation()
+
+    async def _send_acks(self, replies: list[str]) -> None:
+        client = self.client
+        if not hasattr(client, "_send_command"):
+            for reply in replies:
+                await client.publish(reply, b"+ACK")
+            return
+        block = "PUB " + " 4\r\n+ACK\r\nPUB ".join(replies) + " 4\r\n+ACK\r\n"
+        client.stats["out_msgs"] += len(replies)
+        client.stats["out_bytes"] += 4 * len(replies)
+        await client._send_command(block.encode())
+        await client._flush_pending()

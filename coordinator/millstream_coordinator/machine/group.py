@@ -479,6 +479,8 @@ class GroupMachine:
         if self._is_caught_up or (self.phase is Phase.JOINING and "join" in self.context.steps):
             return
         self._is_caught_up = True
+        for partition, record in self.context.book.partitions.items():
+            self._known_owners.setdefault(partition, (record.epoch, record.owner))
         if self.phase is Phase.JOINING:
             self.phase = Phase.MEMBER
             self.context.tell(Joined(member=self.context.settings.member))
@@ -690,9 +692,8 @@ class GroupMachine:
                 self.context.tell(event)
                 if self.leader is not None and known is not None:
                     self.leader.keep(event)
-        is_mine = self.context.is_mine(record)
-        is_draining = record is not None and record.state is PartitionState.MOVING
-        self.context.note_draining(partition, is_draining=is_mine and is_draining)
+        if record is None or record.state is not PartitionState.MOVING:
+            self.context.note_draining(partition, is_draining=False)
         self.owner.settle(partition)
         if self.leader is not None:
             self.leader.on_partition(partition)

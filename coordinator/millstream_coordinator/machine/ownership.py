@@ -8,11 +8,13 @@ what is in a lane stays there and gets the new reply subject, what is done is ac
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum, auto
 
-from ..model import DonePosition, Message, PartitionRecord
+from ..model import ChildPosition, DonePosition, LetterReason, Message, PartitionRecord
+from ..naming import REPLAY
 from .floor import Delivery, Floor, Range
-from .lanes import Lanes
+from .lanes import LaneKey, Lanes
 
 
 class OwnershipState(Enum):
@@ -26,10 +28,20 @@ class OwnershipState(Enum):
     """Nothing new is handled; given away when the running handler calls have ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A message on its way to the dead letters."""
+
+    message: Message
+    token: str
+    reason: LetterReason
+    error: str
+
+
 class Ownership:
     """One partition under one epoch at its owner."""
 
-    def __init__(self, partition: int, epoch: int, floor: int) -> None:
+    def __init__(self, partition: int, epoch: int, floor: int, group: str = "") -> None:
         self.partition = partition
         self.epoch = epoch
         self.state = OwnershipState.STARTING
@@ -41,8 +53,12 @@ class Ownership:
         """The standing pull; None while there is no consumer to rely on."""
         self.consumer_seq = 0
         """The consumer's last delivery that was accepted."""
+        self.num_pending: int | None = None
+        """What the server had not delivered then; None: nothing was delivered yet."""
         self.is_held = False
         """Ownership is in doubt: nothing is started and nothing acked."""
+        self.is_paused = False
+        """An operator wants nothing handed out."""
         self.is_queued = False
         """It waits for its turn in the owner's round."""
         self.is_told = False
@@ -55,15 +71,67 @@ class Ownership:
         """When what waits tells the server that it is still being worked on."""
         self.audited_floor: int | None = None
         """The floor at the last audit; None: no audit since the consumer was made."""
+        self.batches: dict[int, tuple[Message, ...]] = {}
+        """Calls of a batch handler under way, by their first sequence."""
+        self.batch_since: float | None = None
+        """Since when a batch that is not full waits for more."""
+        self.is_batch_due = False
+        """It has waited long enough."""
+        # What the user keeps for the partition.
+        self.is_entered = False
+        """It is open."""
+        self.is_flushing = False
+        self.is_flushed = False
+        self.must_flush_again = False
+        """A drain was called off and began anew while the first one's flush was under way."""
+        # What became of messages that failed too often (failure.py, parking.py).
+        self.knows_parked = False
+        self.parked: dict[str, int] = {}
+        """Tokens of parked keys → sequence of the first message."""
+        self.given_up: dict[int, GivenUp] = {}
+        """On their way to the dead letters; each still runs in its lane."""
+        self.replaying: dict[str, LaneKey | None] = {}
+        """Tokens whose letters are being handled → the lane that waits for that, if any."""
+        self.replayed: dict[int, tuple[Message, int]] = {}
+        """Handler calls of letters under way: sequence → message, and id of the command."""
+        self.stopped_by: Message | None = None
+        """The message that stopped the partition here; it waits, held, at the head of its lane."""
+        self.stopped_error = ""
+        self.is_stopped = False
+        """An operator must resume it first."""
+        self.skip_seq: int | None = None
+        """The message that goes to the dead letters without a handler call."""
+        self._group = group
 
     @property
     def is_serving(self) -> bool:
         """Whether handler calls may start here, as far as this ownership knows."""
-        return self.state is OwnershipState.SERVING and not self.is_held
+        return (
+            self.state is OwnershipState.SERVING
+            and not self.is_held
+            and not self.is_paused
+            and not self.is_stopped
+            and self.is_entered
+        )
 
-    def inherit(self, floor: int, done: Iterable[Range]) -> None:
-        """Start the books from the progress the owner before saved; once, before any delivery."""
-        self.floor = Floor(max(floor, self.floor.floor), done)
+    @property
+    def num_running(self) -> int:
+        """Messages that are being handled, or stored as letters."""
+        return self.lanes.num_running + len(self.replayed)
+
+    @property
+    def has_detours(self) -> bool:
+        """Whether some messages must not go to the handler."""
+        return bool(self.parked) or bool(self.replaying) or self.skip_seq is not None
+
+    def inherit(
+        self, floor: int, done: Iterable[Range], children: Iterable[ChildPosition] = ()
+    ) -> None:
+        """Start the books from the progress the owner before saved; once, before any delivery.
+
+        ``children`` is what each partition that was merged into this one had handled.
+        """
+        self.floor = Floor(max(floor, self.floor.floor), done, children)
         self.has_progress = True
 
     def open(self, pull: int, progress_at: float) -> None:
@@ -80,19 +148,29 @@ class Ownership:
 
         False: there is a hole before one of them, and it and what follows was not taken.
         """
+        deliver, lanes = self.floor.deliver, self.lanes
         for message in messages:
             if message.consumer_seq != self.consumer_seq + 1:
                 return False
-            delivery = self.floor.deliver(message.seq)
+            delivery = deliver(message.seq, message.finest)
+            if delivery is Delivery.NEW:
+                self.consumer_seq = message.consumer_seq
+                if message.headers and message.headers.get(REPLAY, self._group) != self._group:
+                    # Published again for another group; this one had it the first time.
+                    self.floor.complete(message.seq)
+                    acks.append(message)
+                else:
+                    lanes.add(message)
+                continue
             if delivery is Delivery.LATE:
                 return False
             self.consumer_seq = message.consumer_seq
             if delivery is Delivery.DONE:
                 acks.append(message)
                 continue
-            known = self.lanes.find(message.seq)
+            known = lanes.find(message.seq)
             if known is None:
-                self.lanes.add(message)
+                lanes.add(message)
             else:
                 known.reply = message.reply
                 known.num_delivered = message.num_delivered
@@ -100,4 +178,9 @@ class Ownership:
 
     def position(self) -> DonePosition:
         """Return the progress, as it is saved."""
-        return DonePosition(epoch=self.epoch, floor=self.floor.floor, done=self.floor.done_ranges())
+        return DonePosition(
+            epoch=self.epoch,
+            floor=self.floor.floor,
+            done=self.floor.done_ranges(),
+            children=self.floor.children(),
+        )

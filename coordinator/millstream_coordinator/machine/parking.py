@@ -1,0 +1,185 @@
+"""Parked keys: ``parked.<n>`` says whose messages are stored as letters, and what is replayed.
+
+Who parks writes ``parked.<n>`` by compare-and-set before it stores the first letter. A new owner
+**claims** the record before its first pull: it reads it, so it knows which keys are parked, and
+writes its own epoch into it, so that an owner it replaced, which may not know yet, can park nothing
+any more (its compare-and-set meets another revision, and then another epoch).
+
+A **replay** is asked for by an operator, who writes the key's token into ``replay``. The owner then
+
+1. holds the key's lane, so that no later message of it is handled or stored meanwhile,
+2. reads the key's letters, oldest first, and calls the handler for one after the other, with their
+   own sequences under the current epoch; a letter is deleted after its call returned,
+3. when no letter is left takes the key out of ``parked.<n>`` and lets its lane go on.
+
+So a key's messages come in order however often it was parked. A letter whose calls fail
+``max_attempts`` times ends the replay: the key stays parked. A crash, or a drain, leaves the
+request where it is; the next owner goes on with the letters that are left. A letter whose call
+returned and that was not deleted is handled again: a fenced sink refuses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import BadRecord
+from ..events import KeyReplayed
+from ..model import FailurePolicy, Message, ParkedRecord, decode, encode
+from ..naming import parked_key
+from ..ports import (
+    Command,
+    DeleteLetter,
+    Done,
+    Handle,
+    KeyRead,
+    Letters,
+    ReadKey,
+    ReadLetters,
+    Reply,
+    WriteKey,
+    Written,
+)
+from .context import Part
+from .failure import retry_delay_s, store
+from .handoff import RETRY_S
+from .steps import Pause, Script
+
+if TYPE_CHECKING:
+    from .owner import Owner
+    from .ownership import GivenUp, Ownership
+
+LETTERS_AT_ONCE = 100
+_LOOK_AGAIN_S = 0.05
+_Read = Generator[Command | Pause, Reply, tuple[ParkedRecord, int] | None]
+
+
+def claim(owner: Owner, one: Ownership) -> Part:
+    """Read ``parked.<n>`` and write this epoch into it; False: to be tried again."""
+    read = yield from _read(owner, one)
+    if read is None:
+        return False
+    record, revision = read
+    if record.epoch > one.epoch:
+        # Only an owner that came later can have written that; the partition's record will say so.
+        yield from owner.context.refresh(one.partition)
+        return False
+    is_parking = owner.context.settings.config.on_failure is FailurePolicy.PARK
+    claimed = replace(record, epoch=one.epoch)
+    if is_parking or record.keys or record.replay:
+        one.knows_parked = yield from _write(owner, one, claimed, revision)
+    else:
+        one.knows_parked = True
+    return one.knows_parked
+
+
+def change_parked(
+    owner: Owner, one: Ownership, change: Callable[[ParkedRecord], ParkedRecord]
+) -> Part:
+    """Change ``parked.<n>`` as its owner; False: it is not this one's any more."""
+    while True:
+        read = yield from _read(owner, one)
+        if read is not None:
+            record, revision = read
+            if record.epoch > one.epoch:
+                yield from owner.context.refresh(one.partition)
+                return False
+            new = replace(change(record), epoch=one.epoch)
+            if new == record or (yield from _write(owner, one, new, revision)):
+                return True
+        yield Pause(RETRY_S)
+
+
+def park(owner: Owner, one: Ownership, given_up: GivenUp) -> Script:
+    """Write the key down as parked, then store its first message."""
+
+    def change(record: ParkedRecord) -> ParkedRecord:
+        return replace(record, keys={given_up.token: given_up.message.seq, **record.keys})
+
+    if given_up.token in one.parked or (yield from change_parked(owner, one, change)):
+        yield from store(owner, one, given_up)
+
+
+def replay(owner: Owner, one: Ownership, token: str) -> Script:
+    """Handle a parked key's letters, then let the key go on."""
+    count = 0
+    while any(given_up.token == token for given_up in one.given_up.values()):
+        yield Pause(_LOOK_AGAIN_S)
+    is_parked = False
+    while not is_parked:
+        reply = yield ReadLetters(
+            id=owner.context.steps.take_id(),
+            partition=one.partition,
+            token=token,
+            epoch=one.epoch,
+            max_count=LETTERS_AT_ONCE,
+        )
+        if not isinstance(reply, Letters):
+            yield Pause(RETRY_S)
+            continue
+        if not reply.letters:
+            break
+        for letter in reply.letters:
+            if not (yield from _handle(owner, one, letter.message)):
+                is_parked = True
+                break
+            count += 1
+            while not isinstance((yield _delete(owner, letter.letter_seq)), Done):
+                yield Pause(RETRY_S)
+
+    def change(record: ParkedRecord) -> ParkedRecord:
+        keys = dict(record.keys)
+        if not is_parked:
+            keys.pop(token, None)
+        left = tuple(other for other in record.replay if other != token)
+        return replace(record, keys=keys, replay=left)
+
+    if (yield from change_parked(owner, one, change)):
+        event = KeyReplayed(partition=one.partition, key=token, count=count, is_parked=is_parked)
+        owner.context.tell(event)
+        owner.replay_ended(one, token)
+
+
+def _handle(owner: Owner, one: Ownership, message: Message) -> Part:
+    """Call the handler for a letter until it returns; False: it failed too often."""
+    config, timing = owner.context.settings.config, owner.context.settings.timing
+    while True:
+        while not owner.may_call(one):
+            yield Pause(_LOOK_AGAIN_S)
+        id_ = owner.begin_replayed(one, message)
+        if isinstance((yield Handle(messages=(message,), id=id_)), Done):
+            return True
+        if message.attempt > config.max_attempts:
+            return False
+        yield Pause(retry_delay_s(timing, message.attempt, message.seq))
+
+
+def _delete(owner: Owner, letter_seq: int) -> DeleteLetter:
+    return DeleteLetter(id=owner.context.steps.take_id(), letter_seq=letter_seq)
+
+
+def _read(owner: Owner, one: Ownership) -> _Read:
+    """Read the record and its revision; None: to be tried again."""
+    key = parked_key(one.partition)
+    reply = yield ReadKey(id=owner.context.steps.take_id(), key=key)
+    if not isinstance(reply, KeyRead):
+        return None
+    if reply.value is None:
+        return ParkedRecord(), reply.revision
+    try:
+        return decode(ParkedRecord, reply.value), reply.revision
+    except BadRecord:
+        return ParkedRecord(), reply.revision
+
+
+def _write(owner: Owner, one: Ownership, record: ParkedRecord, revision: int) -> Part:
+    key = parked_key(one.partition)
+    value = encode(record)
+    id_ = owner.context.steps.take_id()
+    reply = yield WriteKey(id=id_, key=key, value=value, revision=revision)
+    if not isinstance(reply, Written):
+        return False
+    owner.context.note(key, value, reply.revision)
+    owner.take_parked(one, record)
+    return True

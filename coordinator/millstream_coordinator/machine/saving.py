@@ -1,0 +1,101 @@
+"""``done.<member>``: how far this member is in each partition, in one value.
+
+Written at most every ``save_interval_s`` (or ``save_every`` handled messages) while something
+changed, for all partitions together: one by one it would be ten thousand writes a second for a
+thousand partitions. It also carries on what it last said of partitions given away, as long as their
+records point here.
+"""
+
+from collections.abc import Mapping
+
+from ..errors import BadRecord
+from ..model import DonePosition, DoneRecord, PartitionRecord, decode, encode
+from ..naming import done_key
+from ..ports import KeyRead, ReadKey, WriteKey, Written
+from .context import Context, Part
+from .ownership import Ownership
+from .steps import Script
+
+
+class Saving:
+    """The saved progress of one member; ``owned`` is the owner's, read only."""
+
+    def __init__(self, context: Context, owned: Mapping[int, Ownership]) -> None:
+        self.context = context
+        self.num_unsaved = 0
+        """Messages handled since the last save."""
+        self._owned = owned
+        self._carried: dict[int, DonePosition] = {}
+        self._saved_at = float("-inf")
+
+    def carry(self, one: Ownership) -> None:
+        """Keep the progress of a partition that is given away."""
+        self._carried[one.partition] = one.position()
+
+    def drop_carried(self, partition: int, record: PartitionRecord | None) -> None:
+        """Forget saved progress that no record can point to any more.
+
+        One of the current epoch may still be pointed to: by the next change of owner, when this is
+        a new process under the old one's name and the old one's partitions are yet to be moved.
+        """
+        position = self._carried.get(partition)
+        if position is None or (record is not None and position.epoch >= record.epoch):
+            return
+        if record is None or record.done_from != self.context.settings.member:
+            del self._carried[partition]
+
+    def tick(self) -> None:
+        """Save, if it is time."""
+        if self.num_unsaved and "save" not in self.context.steps and self._is_due():
+            self._saved_at = self.context.now
+            self.context.steps.start("save", self._script(), self.context.now)
+
+    @property
+    def next_deadline(self) -> float:
+        """When there is something to save."""
+        if self.num_unsaved and "save" not in self.context.steps:
+            return self._saved_at + self.context.settings.timing.save_interval_s
+        return float("inf")
+
+    def _is_due(self) -> bool:
+        timing = self.context.settings.timing
+        is_time = self.context.now >= self._saved_at + timing.save_interval_s
+        return is_time or self.num_unsaved >= timing.save_every
+
+    def _script(self) -> Script:
+        if not (yield from self.save()):
+            self.num_unsaved += 1
+
+    def save(self) -> Part:
+        """Write it; False: not written, to be tried again."""
+        context = self.context
+        self.num_unsaved = 0
+        partitions = dict(self._carried)
+        partitions.update({n: one.position() for n, one in self._owned.items() if one.has_progress})
+        key = done_key(context.settings.member)
+        record = DoneRecord(instance=context.settings.instance, partitions=partitions)
+        value = encode(record)
+        reply = yield WriteKey(
+            id=context.steps.take_id(), key=key, value=value, revision=context.book.revision(key)
+        )
+        if isinstance(reply, Written):
+            context.book.note(key, value, reply.revision)
+            return True
+        read = yield ReadKey(id=context.steps.take_id(), key=key)
+        if isinstance(read, KeyRead):
+            context.book.note(key, read.value, read.revision)
+        return False
+
+    def load(self) -> Part:
+        """Read what this member's name saved before: a new process must not lose it."""
+        key = done_key(self.context.settings.member)
+        reply = yield ReadKey(id=self.context.steps.take_id(), key=key)
+        if not isinstance(reply, KeyRead):
+            return False
+        self.context.book.note(key, reply.value, reply.revision)
+        if reply.value is not None:
+            try:
+                self._carried = dict(decode(DoneRecord, reply.value).partitions)
+            except BadRecord:
+                self._carried = {}
+        return True
