@@ -109,7 +109,7 @@ _NOT_STORED = (10176, 10210)
 """The batch was not complete, or there was no room for one more: nothing of it is stored."""
 _NEVER = (10054, 10097, 10165, 10166, 10168, 10177, 10199, 10201)
 """Sizes, headers and message ids that are refused whenever they come."""
-_PAUSE_S = 0.002
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.002, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +240,8 @@ class BatchSink:
                 self._fences.pop(message.partition, None)
             except _NotStored as error:
                 reason = str(error)
-                await asyncio.sleep(_PAUSE_S * 2**attempt * random.random())  # noqa: S311 - jitter
+                pause_s = min(_PAUSE_MIN_S * 2**attempt, _PAUSE_MAX_S)
+                await asyncio.sleep(pause_s * random.random())  # noqa: S311 - jitter
             else:
                 self.counters.applied += 1
                 return Verdict.APPLY
