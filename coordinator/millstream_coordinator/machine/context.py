@@ -49,6 +49,8 @@ class Context:
         """Keys with news the machines have not been told yet."""
         self.highest_epoch = 0
         """Of any partition, ever heard of: a new bucket must begin above it."""
+        self.last_known: dict[int, PartitionRecord] = {}
+        """Each partition's newest record ever heard of, also when it or the bucket was lost."""
         self._config = settings.config
         self._renewed_at: dict[str, float] = {}
         self._drained_ns: dict[int, int] = {}
@@ -125,7 +127,9 @@ class Context:
             self._config = self.book.config
         elif (number := numbered(key, PARTITION_PREFIX)) in self.book.partitions:
             assert number is not None
-            self.highest_epoch = max(self.highest_epoch, self.book.partitions[number].epoch)
+            record = self.book.partitions[number]
+            self.last_known[number] = record
+            self.highest_epoch = max(self.highest_epoch, record.epoch)
 
     def has_lapsed(self, key: str) -> bool:
         """Whether a lease was not renewed in time, where the server does not see to that."""

@@ -103,6 +103,11 @@ class Detector:
             one.next_at = self._next_probe_at(now)
         one.suspicion = _Suspicion.NONE
 
+    def heard_at(self, member: str, now: float) -> float:
+        """When a member was last heard; ``now`` for one that is not watched."""
+        one = self._watched.get(member)
+        return now if one is None else one.heard_at
+
     def is_deaf(self, deaf_s: float) -> bool:
         """Whether who has not heard itself for so long hears nobody."""
         return deaf_s > DEAF_INTERVALS * self._timing.heartbeat_interval_s

@@ -11,8 +11,8 @@ From members, current owners and what operators ask for (``ctl``), `assign` says
 the record says                        the leader
 ====================================== =========================================================
 there is none, or it is of another     makes one: after a resize from what was handed on, else
-number of partitions                   above the epochs of consumers that are left over
-                                       (`_survey`: a new bucket starts above the lost one)
+number of partitions                   above every epoch it knows of from a record that was lost
+                                       or from consumers that are left over (`_survey`)
 nobody owns it                         gives it to the target (`take_away` from nobody)
 owner alive and the target             nothing; calls off a move that is under way
 owner alive and not the target         writes ``next``; the owner drains and gives it away.
@@ -118,6 +118,9 @@ class _Death:
     heard_at: float
 
 
+_NOBODY = _Death("", 0.0, Cause.LEFT, 0.0)
+
+
 class Leader:
     """The leader's part of a member, while it leads."""
 
@@ -181,7 +184,7 @@ class Leader:
                 self.keep(Joined(member=member))
                 self._plan_soon(Cause.JOINED)
             elif old.instance != record.instance:
-                self._plan_now(Cause.JOINED)
+                self._note_restart(member, old.instance)
             elif record.is_leaving and not old.is_leaving:
                 self._plan_soon(Cause.LEFT)
             else:
@@ -238,6 +241,14 @@ class Leader:
             self._graces[verdict.member] = now + grace_s
         self.keep(MemberDead(member=verdict.member, reason=verdict.reason))
         self._plan_now(cause)
+
+    def _note_restart(self, member: str, instance: str) -> None:
+        """Another process has the name: the one before is over, dead or not."""
+        if self._deaths.get(member, _NOBODY).instance != instance:
+            now = self.context.now
+            heard_at = self.detector.heard_at(member, now)
+            self._deaths[member] = _Death(instance, now, Cause.RESTARTED, heard_at)
+        self._plan_now(Cause.RESTARTED)
 
     def step_down(self) -> None:
         """Abandon everything under way: somebody else leads."""
@@ -350,10 +361,10 @@ class Leader:
         book = context.book
         self._plan_at = NEVER
         self._waiting_since = None
+        named = {record.instance for record in book.partitions.values()}
+        named |= {record.instance for record in book.members.values()}
         self._deaths = {
-            member: death
-            for member, death in self._deaths.items()
-            if member in book.members and book.members[member].instance == death.instance
+            member: death for member, death in self._deaths.items() if death.instance in named
         }
         self._watch_members()
         candidates = self._candidates()
@@ -547,14 +558,16 @@ class Leader:
         if record.owner is None:
             is_kept = record.cause in (Cause.RESIZED, Cause.RESET)
             return record.cause if is_kept else Cause.JOINED, record.stopped_ns
+        member = context.book.members.get(record.owner)
+        is_restarted = member is not None and member.instance != record.instance
         death = self._deaths.get(record.owner)
         if death is not None and death.instance == record.instance:
-            return death.cause, context.wall_at(death.heard_at)
-        member = context.book.members.get(record.owner)
+            cause = Cause.RESTARTED if is_restarted else death.cause
+            return cause, context.wall_at(death.heard_at)
+        if is_restarted:
+            return Cause.RESTARTED, 0
         if member is None:
-            return self._gone.get(record.owner, Cause.MISSED_HEARTBEATS), context.wall_ns
-        if member.instance != record.instance:
-            return Cause.RESTARTED, context.wall_ns
+            return self._gone.get(record.owner, Cause.MISSED_HEARTBEATS), 0
         _, since = self._moving_since.get(partition, (0, context.now))
         return record.cause, context.wall_at(since)
 
@@ -613,26 +626,40 @@ class Leader:
             if ("lead", "survey") not in context.steps:
                 context.steps.start(("lead", "survey"), self._survey(), context.now)
             return
-        floor, done_from, cause, stopped_ns = 0, None, Cause.JOINED, 0
-        if position is not None:
-            floor, cause, stopped_ns = position.floor, Cause.RESIZED, context.wall_ns
-            if position.done or position.children:
-                done_from = holder
-        elif self._floors is not None:
-            floor = self._floors.get(partition, 0)
         new = PartitionRecord(
             epoch=max(base_epoch, self._base_epoch) + 1,
             owner=target,
             instance=instance,
-            floor=floor,
             state=PartitionState.FREE if target is None else PartitionState.OWNED,
-            done_from=done_from,
-            cause=cause,
-            stopped_ns=stopped_ns,
+            cause=Cause.JOINED,
             level=context.config.level,
         )
+        if position is not None:
+            has_more = bool(position.done or position.children)
+            new = replace(
+                new,
+                floor=position.floor,
+                done_from=holder if has_more else None,
+                cause=Cause.RESIZED,
+                stopped_ns=context.wall_ns,
+            )
+        else:
+            assert self._floors is not None
+            new = replace(new, floor=self._floors.get(partition, 0))
+            new = self._made_anew(new, context.last_known.get(partition))
         revision = context.book.revision(partition_key(partition))
         self._run(partition, _no_result(context, partition, new, revision))
+
+    def _made_anew(self, new: PartitionRecord, lost: PartitionRecord | None) -> PartitionRecord:
+        """Go on from a record that was lost: its owner may still run handler calls under it."""
+        if lost is None or not self.context.is_current(lost):
+            return new
+        return replace(
+            new,
+            epoch=max(new.epoch, lost.epoch + 1),
+            floor=max(new.floor, lost.floor),
+            done_from=lost.owner or lost.done_from,
+        )
 
     def _read_handed_on(self, holder: str) -> Script:
         context = self.context

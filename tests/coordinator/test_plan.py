@@ -1,0 +1,605 @@
+"""What the leader decides: wishes of operators, causes, batches, graces, versions, what is left."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from millstream_coordinator import naming
+from millstream_coordinator.errors import ConfigMismatch, GroupTooNew
+from millstream_coordinator.events import (
+    Cause,
+    MemberDead,
+    PartitionAssigned,
+    PartitionLost,
+    PartitionMoved,
+    Paused,
+    RecordTooNew,
+    Resumed,
+)
+from millstream_coordinator.model import (
+    ConfigRecord,
+    ControlRecord,
+    FailurePolicy,
+    MemberRecord,
+    PartitionState,
+    Timing,
+)
+from millstream_coordinator.ports import WriteKey
+
+from .plane import GROUP, STREAM, Plane, Process
+
+GRACE = Timing(drain_timeout_s=3.0, reconcile_interval_s=1.0, static_grace_s=5.0)
+
+
+def moves(plane: Plane) -> int:
+    return sum(len(one.told(PartitionAssigned)) for one in plane.processes)
+
+
+# ---- what operators ask for ----
+
+
+def test_a_pin_moves_a_partition_and_keeps_the_balance() -> None:
+    plane = Plane()
+    plane.settle("a", "b")
+    mine = next(n for n, owner in plane.owners().items() if owner == "a")
+
+    plane.control(pins={mine: "b"})
+    plane.until(lambda: plane.owners()[mine] == "b" and plane.is_served())
+
+    assert Counter(plane.owners().values()) == {"a": 2, "b": 2}
+    assert plane.records()[mine].cause == Cause.MOVED
+
+
+def test_a_pin_ends_with_its_member_and_is_forgotten() -> None:
+    plane = Plane()
+    plane.settle("a", "b")
+    plane.control(pins={0: "b", 1: "b", 2: "b", 3: "b"})
+    plane.until(lambda: set(plane.owners().values()) == {"b"})
+
+    next(one for one in plane.processes if one.settings.member == "b").kill()
+    plane.until(lambda: set(plane.owners().values()) == {"a"} and plane.is_served())
+    plane.run(1.0)
+
+    assert plane.read(ControlRecord, naming.CONTROL_KEY) == ControlRecord()
+
+
+def test_a_draining_member_owns_nothing_and_stays_a_member() -> None:
+    plane = Plane()
+    plane.settle("a", "b")
+
+    plane.control(draining=("a",))
+    plane.until(lambda: set(plane.owners().values()) == {"b"} and plane.is_served())
+
+    assert Cause.DRAINED in {record.cause for record in plane.records().values()}
+    assert plane.read(MemberRecord, naming.member_key("a")) is not None
+
+    plane.control(draining=())
+    plane.until(lambda: Counter(plane.owners().values()) == {"a": 2, "b": 2})
+
+
+def test_pause_and_resume_are_told_by_everybody_and_kept_once() -> None:
+    plane = Plane()
+    both = plane.settle("a", "b")
+
+    plane.control(is_paused=True)
+    plane.run(0.5)
+    plane.control(is_paused=False, paused=(1, 2))
+    plane.run(0.5)
+
+    for one in both:
+        assert one.told(Paused) == [Paused(), Paused(partitions=(1, 2))]
+        assert one.told(Resumed) == [Resumed()]
+    assert [event["event"] for event in plane.kept() if event["event"] == "resumed"] == ["resumed"]
+
+
+def test_what_moves_stays_in_its_rack() -> None:
+    plane = Plane(12, prefer_label="rack")
+    for name, rack in (("a", "1"), ("b", "2"), ("c", "1"), ("d", "2")):
+        plane.join(name, labels={"rack": rack})
+    plane.until(plane.is_served)
+    plane.run(1.0)
+    of_b = {n for n, owner in plane.owners().items() if owner == "b"}
+
+    next(one for one in plane.processes if one.settings.member == "b").kill()
+    plane.until(lambda: "b" not in plane.owners().values() and plane.is_served())
+
+    assert len([n for n in of_b if plane.owners()[n] == "d"]) == 1
+
+
+# ---- causes, and how long a partition stood still ----
+
+
+def test_a_death_is_told_with_its_cause_and_the_time_since_it_was_heard() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    mine = min(b.partitions)
+
+    b.kill()
+    plane.until(lambda: mine in a.partitions)
+
+    event = a.assigned(mine)
+    assert event.cause == Cause.NO_RESPONDERS
+    assert event.stopped_s is not None
+    assert 0.05 < event.stopped_s < 0.5
+    assert MemberDead(member="b", reason="no responders") in a.told(MemberDead)
+
+
+def test_a_silent_member_is_told_as_such() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    mine = min(b.partitions)
+
+    b.is_alive = False  # stopped: its connection is there and answers nothing
+    b.client.probed = lambda *_: None  # type: ignore[method-assign]
+    plane.until(lambda: mine in a.partitions)
+
+    assert a.assigned(mine).cause == Cause.MISSED_HEARTBEATS
+    assert 0.9 < (a.assigned(mine).stopped_s or 0) < 1.6
+
+
+def test_a_graceful_move_tells_how_long_the_draining_took() -> None:
+    plane = Plane(1)
+    plane.settle("a")
+    plane.handler_s = 0.4
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(0.05)
+
+    b = plane.join("b")
+    plane.until(lambda: b.machine.phase.name == "MEMBER")
+    plane.control(pins={0: "b"})
+    plane.until(lambda: b.partitions == {0})
+
+    assert b.assigned(0).cause == Cause.MOVED
+    assert 0.0 < (b.assigned(0).stopped_s or 0) < 0.4
+
+
+def test_a_member_that_left_and_one_that_joined_are_the_causes() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    assert {b.assigned(n).cause for n in b.partitions} == {Cause.JOINED}
+
+    b.stop()
+    plane.until(lambda: not b.is_alive)
+    plane.until(plane.is_served)
+
+    assert {a.assigned(n).cause for n in range(4)} == {Cause.JOINED, Cause.LEFT}
+    assert b.error is None
+
+
+def test_a_wall_clock_that_jumps_changes_nothing_but_what_is_told() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    mine = min(b.partitions)
+
+    a.wall_offset_ns = -3600 * 10**9
+    b.kill()
+    plane.until(lambda: mine in a.partitions)
+
+    assert a.assigned(mine).stopped_s is not None
+    assert plane.is_served()
+
+
+def test_a_reset_under_the_same_owner_is_served_again_under_its_cause() -> None:
+    plane = Plane(1)
+    (a,) = plane.settle("a")
+    for _ in range(5):
+        plane.server.publish(STREAM, "s.0.k", b"")
+    plane.until(lambda: len(a.handled) == 5)
+    plane.run(1.0)
+    record = plane.records()[0]
+
+    new = replace(record, epoch=record.epoch + 1, floor=2, done_from=None, cause=Cause.RESET)
+    plane.put(naming.partition_key(0), new)
+    plane.until(lambda: len(a.handled) == 8)
+
+    assert [message.seq for message in a.handled] == [1, 2, 3, 4, 5, 3, 4, 5]
+    assert a.assigned(0).cause == Cause.RESET
+
+
+def test_a_start_position_written_before_the_group_ran_is_kept() -> None:
+    plane = Plane(1)
+    (first,) = plane.settle("a")
+    first.stop()
+    plane.until(lambda: not first.is_alive)
+    record = plane.records()[0]
+    assert record.state is PartitionState.FREE
+    for _ in range(5):
+        plane.server.publish(STREAM, "s.0.k", b"")
+
+    plane.put(naming.partition_key(0), replace(record, floor=3, cause=Cause.RESET))
+    (second,) = plane.settle("b")
+
+    assert [message.seq for message in second.handled] == [4, 5]
+    assert second.assigned(0).cause == Cause.RESET
+
+
+# ---- together ----
+
+
+def test_members_that_join_together_are_one_plan() -> None:
+    plane = Plane(12)
+    (a,) = plane.settle("a")
+    before = moves(plane)
+
+    for delay_s, name in enumerate("bcd"):
+        plane.after(delay_s * 0.1, partial(plane.join, name))
+    plane.run(0.4)
+    assert moves(plane) == before
+    plane.until(lambda: Counter(plane.owners().values()) == dict.fromkeys("abcd", 3))
+    plane.until(plane.is_served)
+
+    assert moves(plane) - before == 9
+    assert len(a.told(PartitionLost)) == 0
+
+
+def test_no_join_waits_for_ever_for_others() -> None:
+    plane = Plane(32)
+    plane.settle("a")
+    for number in range(40):
+        plane.after(number * 0.2, partial(plane.join, f"m{number}"))
+
+    plane.run(plane.timing.batch_max_s + 0.3)
+
+    assert len(set(plane.owners().values())) > 5
+
+
+def test_a_death_does_not_wait_for_a_batch() -> None:
+    plane = Plane()
+    _a, b = plane.settle("a", "b")
+    mine = min(b.partitions)
+    plane.join("c")
+    plane.run(0.01)
+
+    b.kill()
+    started = plane.now
+    plane.until(lambda: plane.owners()[mine] != "b")
+
+    assert plane.now - started < 0.25
+
+
+def test_a_new_group_of_five_makes_each_partition_once() -> None:
+    plane = Plane(10)
+    for name in "abcde":
+        plane.join(name)
+    plane.until(plane.is_served)
+
+    assert {record.epoch for record in plane.records().values()} == {1}
+    assert set(Counter(plane.owners().values()).values()) == {2}
+
+
+# ---- static members ----
+
+
+def static(plane: Plane, *names: str) -> list[Process]:
+    found = [plane.join(name, is_static=True) for name in names]
+    plane.until(plane.is_served)
+    plane.run(1.0)
+    return found
+
+
+def test_a_rolling_restart_of_static_members_moves_nothing() -> None:
+    plane = Plane(6, timing=GRACE)
+    static(plane, "a", "b", "c")
+    owners = plane.owners()
+
+    for name in "abc":
+        old = next(one for one in plane.processes if one.settings.member == name)
+        old.stop()
+        plane.until(lambda old=old: not old.is_alive)  # type: ignore[misc]
+        plane.run(1.0)
+        assert plane.owners() == owners
+        plane.join(name, is_static=True)
+        plane.until(plane.is_served)
+        assert plane.owners() == owners
+        plane.run(1.0)
+
+    causes = {event["cause"] for event in plane.kept() if event["event"] == "partition_moved"}
+    assert causes == {Cause.RESTARTED}
+
+
+def test_a_static_member_that_stops_saves_what_it_did() -> None:
+    plane = Plane(2, timing=GRACE)
+    a, _b = static(plane, "a", "b")
+    plane.handler_s = 0.2
+    mine = min(a.partitions)
+    for _ in range(3):
+        plane.server.publish(STREAM, f"s.{mine}.k", b"")
+    plane.run(0.1)
+
+    a.stop()
+    plane.until(lambda: not a.is_alive)
+    plane.run(0.05)
+    again = plane.join("a", is_static=True)
+    plane.until(lambda: len(again.handled) == 2)
+
+    assert [message.seq for message in a.handled] == [1]
+    assert [message.seq for message in again.handled] == [2, 3]
+    assert again.assigned(mine).cause == Cause.RESTARTED
+    assert again.assigned(mine).stopped_s
+
+
+def test_a_static_member_that_does_not_come_back_loses_its_partitions_after_its_grace() -> None:
+    plane = Plane(timing=GRACE)
+    _a, b = static(plane, "a", "b")
+
+    b.kill()
+    plane.run(GRACE.static_grace_s - 0.5)
+    assert "b" in plane.owners().values()
+    plane.until(lambda: set(plane.owners().values()) == {"a"} and plane.is_served(), 2.0)
+
+
+def test_a_static_members_record_outlasts_its_grace() -> None:
+    long = replace(GRACE, static_grace_s=30.0)
+    plane = Plane(timing=long)
+    _a, b = static(plane, "a", "b")
+
+    b.kill()
+    plane.run(long.static_grace_s - 1.0)
+
+    assert "b" in plane.owners().values()
+    assert plane.read(MemberRecord, naming.member_key("b")) is not None
+
+
+# ---- without a leader, and without leases that run out ----
+
+
+def test_workers_go_on_without_a_leader() -> None:
+    plane = Plane()
+    plane.join("lead", capacity=0)
+    plane.run(0.5)
+    a = plane.join("a", can_lead=False)
+    plane.until(plane.is_served)
+    plane.leader.kill()
+
+    plane.run(8.0)
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.until(lambda: len(a.handled) == 1)
+
+    assert not a.machine.is_leader
+    assert a.told(PartitionLost) == []
+
+
+@pytest.mark.parametrize("has_key_ttl", [True, False])
+def test_a_member_that_renews_nothing_is_a_member_no_more(has_key_ttl: bool) -> None:
+    plane = Plane(has_key_ttl=has_key_ttl)
+    _a, b = plane.settle("a", "b")
+    plane.loses = lambda one, command: one is b and isinstance(command, WriteKey)
+
+    plane.until(lambda: set(plane.owners().values()) == {"a"}, 12.0)
+
+
+def test_a_leader_that_renews_nothing_is_replaced_where_leases_do_not_run_out() -> None:
+    plane = Plane(has_key_ttl=False)
+    a, b = plane.settle("a", "b")
+    leader, other = (a, b) if a.machine.is_leader else (b, a)
+    plane.loses = lambda one, command: one is leader and isinstance(command, WriteKey)
+
+    plane.until(lambda: other.machine.is_leader, 12.0)
+
+
+def test_a_member_that_hears_nothing_is_dead_though_it_beats() -> None:
+    plane = Plane()
+    _a, b = plane.settle("a", "b")
+    mine = min(b.partitions)
+    send = b.client.send
+    b.client.send = lambda event: None
+    b.client.probed = lambda *_: None  # type: ignore[method-assign]
+    started = plane.now
+
+    plane.until(lambda: plane.owners()[mine] == "a")
+
+    assert send is not None
+    assert plane.now - started < plane.timing.heartbeat_timeout_s + 0.5
+    assert plane.records()[mine].cause == Cause.MISSED_HEARTBEATS
+
+
+# ---- versions and agreement ----
+
+
+def test_a_record_of_a_newer_version_is_left_alone() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    key = naming.partition_key(0)
+    owner = a if 0 in a.partitions else b
+
+    value = json.dumps({"version": 2, "epoch": "a word"}).encode()
+    plane.server.put(GROUP, key, value)
+    plane.run(3.0)
+
+    assert plane.server.value(GROUP, key) == value  # also after somebody looked it over
+    assert [event.partition for event in owner.told(PartitionLost)] == [0]
+    assert a.told(RecordTooNew) == b.told(RecordTooNew) == [RecordTooNew(key=key, version=2)]
+    assert (a.partitions | b.partitions) == {1, 2, 3}
+
+
+def test_a_group_of_a_newer_version_is_not_joined() -> None:
+    plane = Plane()
+    (a,) = plane.settle("a")
+    plane.server.put(GROUP, naming.CONFIG_KEY, b'{"version": 3, "partitions": 4, "stream": "S"}')
+    plane.run(0.5)
+    b = plane.join("b")
+    plane.until(lambda: not b.is_alive)
+
+    assert isinstance(b.error, GroupTooNew)
+    assert "version 3" in str(b.error)
+    assert a.partitions == set()
+    assert a.is_alive
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"partitions": 5}, "exists with 4 partitions, wanted 5 partitions"),
+        ({"key": "s.{partition}.*.{key}"}, "wanted key 's.{partition}.*.{key}'"),
+        ({"on_failure": FailurePolicy.PARK}, "exists with on_failure 'retry', wanted on_failure"),
+        ({"max_attempts": 9}, "exists with max_attempts 5, wanted max_attempts 9"),
+        ({"stream": "T", "partitions": 8}, "with 4 partitions, stream 'S', wanted 8 partitions,"),
+    ],
+)
+def test_a_member_that_wants_something_else_is_told_what(
+    change: dict[str, object], text: str
+) -> None:
+    plane = Plane()
+    plane.settle("a")
+
+    b = plane.join("b", config=replace(plane.config, **change))  # type: ignore[arg-type]
+    plane.until(lambda: not b.is_alive)
+
+    assert isinstance(b.error, ConfigMismatch)
+    assert text in str(b.error)
+    assert plane.read(MemberRecord, naming.member_key("b")) is None
+
+
+def test_who_only_leads_takes_what_it_finds_and_is_completed() -> None:
+    plane = Plane()
+    bare = ConfigRecord(partitions=4, stream=STREAM, filter=None)
+    lead = plane.join("lead", config=bare, capacity=0)
+    plane.run(0.5)
+    plane.settle("a")
+    again = plane.join("again", config=bare, capacity=0)
+    plane.run(0.5)
+
+    assert plane.read(ConfigRecord, naming.CONFIG_KEY) == plane.config
+    assert lead.is_alive
+    assert again.is_alive
+
+
+# ---- what is left over ----
+
+
+def test_saved_progress_of_members_long_gone_is_deleted_when_nobody_needs_it() -> None:
+    plane = Plane(2)
+    _a, b = plane.settle("a", "b")
+    for number in range(2):
+        plane.server.publish(STREAM, f"s.{number}.k", b"")
+    plane.run(1.0)
+    assert plane.done_keys() == {"a", "b"}
+
+    b.stop()
+    plane.until(lambda: not b.is_alive)
+    plane.until(plane.is_served)
+    plane.run(5.0)
+
+    assert plane.done_keys() == {"a"}
+
+
+def test_progress_that_a_record_points_to_stays() -> None:
+    plane = Plane(2)
+    _a, b = plane.settle("a", "b")
+    mine = min(b.partitions)
+    plane.server.publish(STREAM, f"s.{mine}.k", b"")
+    plane.run(1.0)
+
+    plane.put(naming.partition_key(mine), replace(plane.records()[mine], done_from="old"))
+    saved = plane.saved("b")
+    assert saved is not None
+    plane.put(naming.done_key("old"), saved)
+    plane.put(naming.done_key("older"), saved)
+    plane.run(5.0)
+
+    assert plane.done_keys() == {"b", "old"}
+
+
+def test_a_lost_bucket_is_made_anew_above_every_epoch_there_was() -> None:
+    plane = Plane()
+    _a, _b = plane.settle("a", "b")
+    for _ in range(3):
+        plane.control(draining=("a",))
+        plane.until(lambda: set(plane.owners().values()) == {"b"} and plane.is_served())
+        plane.control(draining=())
+        plane.until(lambda: Counter(plane.owners().values()) == {"a": 2, "b": 2})
+    plane.until(plane.is_served)
+    highest = max(record.epoch for record in plane.records().values())
+
+    plane.server.delete_bucket(GROUP)
+    for name in list(plane.stream.consumers):
+        plane.server.delete_consumer(STREAM, name)
+    plane.until(lambda: plane.records() != {} and plane.is_served(), 20.0)
+
+    assert min(record.epoch for record in plane.records().values()) > highest
+
+
+@pytest.mark.parametrize("value", [None, b"no record"])
+def test_a_record_that_was_lost_is_made_anew_under_a_higher_epoch(value: bytes | None) -> None:
+    plane = Plane(1)
+    (a,) = plane.settle("a")
+    for _ in range(3):
+        plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(1.0)
+    before = plane.records()[0]
+
+    plane.server.put(GROUP, naming.partition_key(0), value)
+    plane.until(plane.is_served)
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(0.5)
+
+    assert plane.records()[0].epoch == before.epoch + 1
+    assert [message.seq for message in a.handled] == [1, 2, 3, 4]
+
+
+# ---- events ----
+
+
+def test_the_ring_keeps_the_last_events_whoever_leads() -> None:
+    plane = Plane()
+    plane.settle("a", "b", "c")
+    for round_ in range(30):
+        plane.control(draining=("a",) if round_ % 2 == 0 else ())
+        plane.run(0.5)
+    leader = plane.leader
+    leader.kill()
+    plane.until(plane.is_served)
+    plane.run(1.0)
+
+    kept = plane.kept()
+    numbers = [int(str(event["number"])) for event in kept]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) > 30
+    tellers = list(dict.fromkeys(event["teller"] for event in kept))
+    assert tellers == [leader.settings.member, plane.leader.settings.member]
+    assert kept[0]["event"] == "leader_changed"
+
+
+def test_the_ring_goes_round() -> None:
+    plane = Plane(1)
+    (a,) = plane.settle("a")
+    leader = a.machine.leader
+    assert leader is not None
+    for number in range(naming.EVENTS_KEPT + 40):
+        leader.keep(Paused(partitions=(number,)))
+        plane.run(0.01)
+    a.kill()
+    plane.settle("b")
+
+    kept = plane.kept()
+    numbers = [int(str(event["number"])) for event in kept]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert len(numbers) >= naming.EVENTS_KEPT
+    assert kept[-1]["teller"] == "b"
+
+
+def test_what_one_member_tells_is_announced_by_it_without_a_number() -> None:
+    plane = Plane()
+    plane.settle("a", "b")
+
+    assigned = plane.announced("partition_assigned")
+
+    assert {event["number"] for event in assigned} == {None}
+    assert {event["teller"] for event in assigned} == {"a", "b"}
+    moved = plane.announced("leader_changed")
+    assert [event["number"] for event in moved] == [0]
+
+
+def test_every_move_is_told_by_every_member() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+
+    plane.control(draining=("a",))
+    plane.until(lambda: set(plane.owners().values()) == {"b"} and plane.is_served())
+
+    for one in (a, b):
+        moved = [it for it in one.told(PartitionMoved) if it.cause == Cause.DRAINED]
+        assert {(it.previous, it.owner) for it in moved} == {("a", "b")}
