@@ -21,7 +21,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -41,8 +41,8 @@ from .events import (
 from .jetstream.api import api_prefix as api_prefix_of
 from .jetstream.port import JetStreamPort
 from .keepers import Keepers, PartitionCallback, StateFactory
-from .machine.group import GroupMachine
-from .model import FailurePolicy, Limits, MemberSettings, Message, Timing, seconds
+from .machine.group import GroupMachine, Phase
+from .model import ConfigRecord, FailurePolicy, Limits, MemberSettings, Message, Timing, seconds
 from .naming import check_name
 from .partitioning.key import KeyRule
 from .partitioning.layout import config_record
@@ -109,10 +109,12 @@ class Group:
         tracing: bool = False,
         domain: str | None = None,
         api_prefix: str | None = None,
+        config: ConfigRecord | None = None,
     ) -> None:
         """See the table in the package's README.
 
-        ``connection`` may also be a `MemoryServer` (or anything that makes ports).
+        ``connection`` may also be a `MemoryServer` (or anything that makes ports). ``config`` is
+        for who joins a group as its bucket describes it, whatever the other arguments say.
 
         Raises BadName, or ValueError for a number out of range or an unknown policy; GroupError
         when ``tracing`` is asked for and OpenTelemetry is not installed.
@@ -133,6 +135,7 @@ class Group:
         self.instance = secrets.token_hex(6)
         self.member = check_name("member", member or f"{_host_name()}-{self.instance}")
         self._connection = connection
+        self._config = config
         self._prefix = api_prefix_of(domain, api_prefix)
         self._stream = stream
         self._partitions = partitions
@@ -263,6 +266,17 @@ class Group:
         """Whether this member leads the group, as far as it knows."""
         return self._machine is not None and self._machine.is_leader
 
+    @property
+    def is_healthy(self) -> bool:
+        """Whether this is a member with a connection, and sure of what it owns."""
+        machine = self._machine
+        return (
+            machine is not None
+            and machine.phase is Phase.MEMBER
+            and machine.context.is_connected
+            and not machine.context.is_fenced
+        )
+
     async def events(self) -> AsyncIterator[GroupEvent]:
         """Yield what happens from now on, until the group has ended.
 
@@ -387,18 +401,21 @@ class Group:
     def _settings(self) -> MemberSettings:
         if self._stream is not None and self._handler is None and self._capacity:
             raise GroupError(f"group {self.name!r} has a stream and no handler")
-        config = config_record(
-            self._rule,
-            self._stream,
-            self._partitions,
-            on_failure=self._on_failure,
-            max_attempts=self._max_attempts,
-        )
+        config = self._config
+        if config is None:
+            made = config_record(
+                self._rule,
+                self._stream,
+                self._partitions,
+                on_failure=self._on_failure,
+                max_attempts=self._max_attempts,
+            )
+            config = replace(made, prefer_label=self._prefer_label)
         return MemberSettings(
             group=self.name,
             member=self.member,
             instance=self.instance,
-            config=replace(config, prefer_label=self._prefer_label),
+            config=config,
             is_static=self._is_static,
             capacity=self._capacity,
             labels=self._labels,
@@ -556,6 +573,7 @@ class Group:
                 "member": self.member,
                 "partition": getattr(event, "partition", None),
                 "epoch": getattr(event, "epoch", None),
+                "facts": {one.name: getattr(event, one.name) for one in fields(event)},
             },
         )
         self._counters.told(event)

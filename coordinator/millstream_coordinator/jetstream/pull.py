@@ -46,6 +46,10 @@ logger = logging.getLogger(__name__)
 PULL_BATCH = 10_000
 PULL_EXPIRES_S = 60.0
 PULL_HEARTBEAT_S = 1.0
+PULL_HEARTBEAT_MAX_S = 5.0
+PULL_HEARTBEATS_PER_S = 100
+"""An idle member with many partitions hears no more than about so many of them, by letting each
+come less often, down to every `PULL_HEARTBEAT_MAX_S`."""
 SILENT_HEARTBEATS = 3
 """So many heartbeats missed: what should send them is not there any more."""
 
@@ -55,18 +59,15 @@ _OVERHEAD_BYTES = 256
 """What the server counts beside a body: subject, reply, headers; roughly."""
 
 
-def _request(batch: int = PULL_BATCH, max_bytes: int = 0) -> bytes:
+def _request(heartbeat_s: float, batch: int = PULL_BATCH, max_bytes: int = 0) -> bytes:
     request = {
         "batch": batch,
         "expires": int(PULL_EXPIRES_S * NS),
-        "idle_heartbeat": int(PULL_HEARTBEAT_S * NS),
+        "idle_heartbeat": int(heartbeat_s * NS),
     }
     if max_bytes:
         request["max_bytes"] = max_bytes
     return msgspec.json.encode(request)
-
-
-_UNBOUNDED = _request()
 
 
 class _Straight(asyncio.Queue[Msg]):
@@ -114,6 +115,7 @@ class StandingPull:
         self._left = 0
         self._is_waiting_for_room = False
         self._is_too_large = False
+        self._heartbeat_s = PULL_HEARTBEAT_S
         self._renew_at = 0.0
         self._heard_at = 0.0
 
@@ -150,7 +152,7 @@ class StandingPull:
         if self._subscription is None:
             return
         silent_s = now - self._heard_at
-        if now >= self._renew_at or silent_s > SILENT_HEARTBEATS * PULL_HEARTBEAT_S:
+        if now >= self._renew_at or silent_s > SILENT_HEARTBEATS * self._heartbeat_s:
             self._renew()
 
     def go_on(self) -> None:
@@ -164,9 +166,12 @@ class StandingPull:
         now = self._wire.now
         self._renew_at = now + PULL_EXPIRES_S * 0.8
         self._heard_at = now
-        request = _UNBOUNDED
         self._left = PULL_BATCH
-        if self._window is not None:
+        self._heartbeat_s = PULL_HEARTBEAT_S
+        if self._window is None:
+            request = _request(PULL_HEARTBEAT_S)
+        else:
+            self._heartbeat_s = self._window.heartbeat_s
             self._is_waiting_for_room = self._window.is_full
             if self._is_waiting_for_room:
                 return
@@ -174,9 +179,9 @@ class StandingPull:
                 # One alone, whatever its size: nothing else is under way.
                 self._is_too_large = False
                 self._left = 1
-                request = _request(1)
+                request = _request(self._heartbeat_s, 1)
             else:
-                request = _request(max_bytes=self._window.room)
+                request = _request(self._heartbeat_s, max_bytes=self._window.room)
         self._wire.publish(self._subject, request, self._inbox)
 
     async def _receive(self, received: Msg) -> None:
@@ -214,13 +219,23 @@ class StandingPull:
 
 
 class Window:
-    """What one pull may have delivered and not acked, in bytes."""
+    """What one pull may have delivered and not acked, in bytes: a share of its member's."""
 
-    def __init__(self, max_bytes: Callable[[], int]) -> None:
-        """``max_bytes`` is asked each time: the share falls as pulls are opened."""
+    def __init__(self, limit_bytes: int, num_pulls: Callable[[], int]) -> None:
+        """``num_pulls`` share ``limit_bytes``; asked each time, for pulls come and go."""
         self.pending_bytes = 0
-        self._max_bytes = max_bytes
+        self._limit_bytes = limit_bytes
+        self._num_pulls = num_pulls
         self._sizes: dict[int, int] = {}
+
+    @property
+    def heartbeat_s(self) -> float:
+        """How often this pull is to hear that nothing is there."""
+        wanted = self._num_pulls() / PULL_HEARTBEATS_PER_S
+        return min(PULL_HEARTBEAT_MAX_S, max(PULL_HEARTBEAT_S, wanted))
+
+    def _max_bytes(self) -> int:
+        return max(WINDOW_MIN_BYTES, self._limit_bytes // max(1, self._num_pulls()))
 
     @property
     def room(self) -> int:
@@ -262,14 +277,10 @@ class Pulls:
     def open(self, command: OpenPull) -> None:
         """Begin to pull; what comes is told to the machine."""
         stream = self._stream_of(command.partition)
-        pull = _PartitionPull(self._wire, stream, command, self._share_bytes)
+        pull = _PartitionPull(self._wire, stream, command, self._pulls.__len__)
         self._pulls[command.pull] = pull
         self._by_partition[command.partition] = pull
         self._wire.start(pull.standing.open(), "pull")
-
-    def _share_bytes(self) -> int:
-        limit = self._wire.settings.limits.max_pending_bytes
-        return max(WINDOW_MIN_BYTES, limit // max(1, len(self._pulls)))
 
     def acked(self, messages: Iterable[Message]) -> None:
         """Make room for what comes next."""
@@ -310,12 +321,12 @@ class _PartitionPull:
     """The pull of one partition under one epoch."""
 
     def __init__(
-        self, wire: Wire, stream: str, command: OpenPull, max_bytes: Callable[[], int]
+        self, wire: Wire, stream: str, command: OpenPull, num_pulls: Callable[[], int]
     ) -> None:
         assert wire.rule is not None
         self.is_closed = False
         self.command = command
-        self.window = Window(max_bytes)
+        self.window = Window(wire.settings.limits.max_pending_bytes, num_pulls)
         self.standing = StandingPull(
             wire,
             stream,

@@ -94,6 +94,7 @@ class Owner:
         self._acks: list[Message] = []
         self._drained: list[Ownership] = []
         self._num_running = 0
+        self._is_put_down = False
         self._is_fenced = True
         self._was_confirmed = False
         self._audit_at = NEVER
@@ -181,7 +182,29 @@ class Owner:
 
     def _is_paused(self, partition: int) -> bool:
         control = self.context.book.control
-        return control.is_paused or partition in control.paused
+        return self._is_put_down or control.is_paused or partition in control.paused
+
+    def put_down(self) -> None:
+        """Leave the partitions for a while, without giving them away: this process ends.
+
+        Nothing is pulled or handed out any more; calls under way end, and then what the user keeps
+        per partition is flushed.
+        """
+        self._is_put_down = True
+        self.on_control()
+        for one in list(self.owned.values()):
+            self._release_if_drained(one)
+
+    @property
+    def is_put_down(self) -> bool:
+        """Whether nothing is left to wait for after `put_down`."""
+        has_hooks = self.context.settings.has_hooks
+        return not self._num_running and not any(
+            one.num_running
+            or one.state is OwnershipState.DRAINING
+            or (has_hooks and one.is_entered and not one.is_flushed)
+            for one in self.owned.values()
+        )
 
     def open(self, one: Ownership) -> None:
         """Step 6: pull from the consumer that was just made."""
@@ -244,15 +267,17 @@ class Owner:
         self._release_if_drained(one)
 
     def _release_if_drained(self, one: Ownership) -> None:
-        if one.state is not OwnershipState.DRAINING or one.num_running:
+        is_draining = one.state is OwnershipState.DRAINING
+        if one.num_running or not (is_draining or self._is_put_down):
             return
         if self.context.settings.has_hooks and one.is_entered and not one.is_flushed:
             if not one.is_flushing:
                 one.is_flushing = True
                 self.context.out.append(Flush(partition=one.partition, epoch=one.epoch))
             return
-        self._send_acks()
-        self._start(one, release(self, one))
+        if is_draining:
+            self._send_acks()
+            self._start(one, release(self, one))
 
     def _revoke(self, one: Ownership) -> None:
         self._forget(one)
@@ -397,11 +422,14 @@ class Owner:
         one = self.owned.get(message.partition)
         if one is not None and one.lanes.find(message.seq) is message:
             self._complete(one, message)
-            if one.state is OwnershipState.DRAINING:
-                self._drained.append(one)
+            self._note_ended(one)
         elif one is not None:
             self._end_replayed(one, Handled(message=message))
         return None if self._is_fenced else self._next()
+
+    def _note_ended(self, one: Ownership) -> None:
+        if one.state is OwnershipState.DRAINING or self._is_put_down:
+            self._drained.append(one)
 
     def _release_drained(self) -> None:
         drained, self._drained = self._drained, []
@@ -621,8 +649,7 @@ class Owner:
         if one.skip_seq == message.seq:
             script = failure.skipped(self, one, message.seq)
             self.context.steps.start(("stop", one.partition), script, self.context.now)
-        if one.state is OwnershipState.DRAINING:
-            self._drained.append(one)
+        self._note_ended(one)
 
     def _stop(self, one: Ownership, message: Message, error: str) -> None:
         one.lanes.hold(message)
@@ -694,8 +721,7 @@ class Owner:
             one.is_held = True
             self._start(one, raise_epoch(self, one, event.seen_epoch))
         self.context.steps.receive(reply, self.context.now)
-        if one.state is OwnershipState.DRAINING:
-            self._drained.append(one)
+        self._note_ended(one)
 
     def replay_ended(self, one: Ownership, token: str) -> None:
         """Let the key go on."""
