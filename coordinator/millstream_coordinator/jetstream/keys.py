@@ -4,6 +4,11 @@
 revision 1. A member that has not noticed yet would then take what it reads for older than what it
 knows, and its compare-and-set could meet the new bucket's revision by chance. So the revisions of a
 bucket begin at the time it was made.
+
+**nats-server 2.10 forgets such a stream.** With ``first_seq`` it is empty after a restart as long
+as the message of that very sequence is still there (seen on 2.10.26, clean and killed; not on
+2.11.11). So there the first message is a key without meaning, and it is written again before
+anything else is: what is no longer the oldest is kept.
 """
 
 import time
@@ -27,6 +32,8 @@ from .api import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, WRONG_LAST_SEQUENCE, Api,
 from .wire import NS
 
 MARKER_TTL_S = 3600
+MADE_KEY = "made"
+"""What comes first in the bucket of a 2.10 server."""
 
 
 def bucket_config(group: str, num_replicas: int, *, has_ttl: bool) -> dict[str, Any]:
@@ -84,6 +91,8 @@ class Bucket:
             if error.code != STREAM_NOT_FOUND:
                 raise
             answer = await self._create(config)
+        if not has_ttl:
+            await self._make_room(answer)
         self._created = answer["created"]
         self.has_ttl = bool(answer["config"].get("allow_msg_ttl"))
 
@@ -94,6 +103,17 @@ class Bucket:
             if error.code != STREAM_NAME_IN_USE:
                 raise
         return await self._api.call(f"STREAM.INFO.{self.stream}")
+
+    async def _make_room(self, info: dict[str, Any]) -> None:
+        """See to it that the first sequence is not the oldest message any more."""
+        while info["state"]["first_seq"] <= info["config"].get("first_seq", 0):
+            entry = await self._api.read(self.name, MADE_KEY)
+            try:
+                await self._api.write(self.name, MADE_KEY, b"", entry.revision, {})
+            except RequestFailed as error:
+                if error.code not in WRONG_LAST_SEQUENCE:  # else another member did
+                    raise
+            info = await self._api.call(f"STREAM.INFO.{self.stream}")
 
     async def is_the_same(self) -> bool:
         """Whether the bucket is still the one that was prepared; raises RequestFailed."""

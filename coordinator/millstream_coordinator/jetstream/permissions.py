@@ -30,6 +30,7 @@ from nats.aio.client import Client
 from .. import naming
 from ..errors import PermissionMissing, ServerUnreachable
 from .api import API_PREFIX, forbids
+from .keys import MADE_KEY
 
 _HARMLESS = {"Nats-Expected-Stream": "-", "Nats-Expected-Last-Sequence": str(2**62)}
 _NOBODY = "="
@@ -160,6 +161,7 @@ class _Listed:
         yield self._api(f"STREAM.CREATE.{self._bucket}")
         yield self._key(naming.LEADER_KEY)
         yield self._key(naming.CONTROL_KEY)
+        yield self._key(MADE_KEY)
         yield self._key(f"{naming.EVENT_PREFIX}*", "0")
 
     def administration(self) -> Iterable[Grant]:
