@@ -594,12 +594,10 @@ async def test_a_deleted_consumer_starts_anew(client: Client, name: str) -> None
     assert [m.num_delivered for m in await client.fetch(name, "c", 2)] == [1, 1]
 
 
-async def test_a_stream_has_1000_consumers_at_most_unless_told_otherwise(
-    client: Client, name: str
-) -> None:
-    await client.stream(name, storage="memory")
+async def add_consumers(client: Client, name: str, count: int) -> None:
+    """Make so many at once; none may be refused."""
     inbox = await client.subscribe()
-    for number in range(1000):
+    for number in range(count):
         body = consumer_body(name, f"c{number}", {"mem_storage": True})
         await client.publish(
             f"$JS.API.CONSUMER.CREATE.{name}.c{number}",
@@ -607,9 +605,27 @@ async def test_a_stream_has_1000_consumers_at_most_unless_told_otherwise(
             None,
             inbox.subject,
         )
-    answers = await inbox.take(1000, timeout_s=30)
+    answers = await inbox.take(count, timeout_s=30)
+    assert not [answer for answer in answers if b'"error"' in answer.payload]
+
+
+async def test_a_stream_has_1000_consumers_at_most_unless_told_otherwise(
+    client: Client, name: str
+) -> None:
+    await client.stream(name, storage="memory")
+    await add_consumers(client, name, 1000)
 
     error = await client.consumer_error(name, "one-too-many")
 
-    assert not [answer for answer in answers if b'"error"' in answer.payload]
+    assert error == ApiError(10026, 400, "maximum consumers limit reached")
+
+
+async def test_a_stream_with_a_higher_cap_of_its_own_has_more_consumers(
+    client: Client, name: str
+) -> None:
+    await client.stream(name, storage="memory", max_consumers=1001)
+    await add_consumers(client, name, 1001)
+
+    error = await client.consumer_error(name, "one-too-many")
+
     assert error == ApiError(10026, 400, "maximum consumers limit reached")

@@ -249,7 +249,7 @@ class Registry:
     def _check_room(self, stream: Stream) -> None:
         limits = self.host.limits
         cap = stream.config.max_consumers
-        if cap <= 0 or 0 < limits.max_consumers_per_stream < cap:
+        if cap <= 0:
             cap = limits.max_consumers_per_stream
         if 0 < cap <= len(stream.consumers):
             raise ApiError(10026)
