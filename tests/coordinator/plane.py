@@ -160,6 +160,7 @@ class Process:
     def _end(self, message: Message) -> None:
         if self.is_alive:
             self.handled.append(message)
+            self.plane.handled.append(message)
             self.take(Handled(message=message))
 
 
@@ -194,6 +195,8 @@ class Plane:
         self.server = MemoryServer(self._observer, clock=lambda: self.now, has_key_ttl=has_key_ttl)
         self.stream = self.server.add_stream(STREAM, retention)
         self.processes: list[Process] = []
+        self.handled: list[Message] = []
+        """By anybody, in order of time."""
         self.loses: Callable[[Process, Command], bool] = lambda _process, _command: False
         """Says which commands never reach the server."""
         self._queue: deque[Callable[[], None]] = deque()
