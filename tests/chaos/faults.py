@@ -129,6 +129,17 @@ class Faults:
         self._group.check_alive()
         return await self._group.until_balanced(PATIENCE_S)
 
+    async def _until_settled(self) -> dict[int, tuple[int, str | None]]:
+        """Owners and epochs once they stay the same: what moves afterwards has another cause."""
+        deadline = time.monotonic() + PATIENCE_S
+        owners = _owners(await self.until_whole())
+        while time.monotonic() < deadline:
+            await asyncio.sleep(HEARTBEAT_TIMEOUT_S)
+            before, owners = owners, _owners(await self.until_whole())
+            if owners == before:
+                return owners
+        raise AssertionError(f"the group did not come to rest within {PATIENCE_S} s")
+
     # ---- victims ----
 
     async def _victim(self, kind: Kind) -> tuple[Worker, GroupView]:
@@ -305,7 +316,7 @@ class Faults:
         stream = self._chance.choice((STREAM, f"KV_{bucket(self._group.name)}", f"KV_{SINK}"))
         await self._until_backlog(range(self._group.partitions))
         async with self._feed.hold:
-            before = _owners(await self.until_whole())
+            before = await self._until_settled()
             acked = dict(self._feed.acked)
             server = await self._target.victim(self._client, stream)
             pid = server.pid

@@ -301,6 +301,7 @@ class Cluster:
         try:
             async with asyncio.timeout(timeout_s):
                 while not is_so():
+                    self.check_alive()
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
@@ -314,6 +315,7 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         view = None
         while time.monotonic() < deadline:
+            self.check_alive()
             try:
                 view = await self.view()
                 if is_so(view):

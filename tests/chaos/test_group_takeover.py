@@ -3,7 +3,6 @@
 The short form of ``python -m tests.chaos.takeover`` and ``python -m tests.chaos.restart``.
 """
 
-import asyncio
 import os
 import signal
 from collections.abc import Iterator
@@ -108,11 +107,8 @@ async def test_a_worker_that_is_asked_to_end_gives_its_partitions_back(server: S
         second = await group.start()
         await group.until_balanced()
 
-        os.kill(first.pid, signal.SIGTERM)
-        async with asyncio.timeout(20):
-            code = await first.process.wait()
+        await group.dismiss(first, 20)
 
-        assert code == 0
         view = await group.until_balanced()
         assert {one.owner for one in view.partitions.values()} == {second.member}
         assert first.member not in view.members
