@@ -15,6 +15,7 @@ from millstream_coordinator.jetstream.pull import Pulls
 from millstream_coordinator.jetstream.watch import Watch
 from millstream_coordinator.jetstream.wire import Wire
 from millstream_coordinator.model import ConfigRecord, MemberSettings
+from millstream_coordinator.partitioning.key import KeyRule
 from millstream_coordinator.ports import Happening, OpenPull, Reply, WriteKey, Written
 from tests.helpers.servers import Server
 
@@ -90,7 +91,7 @@ class Bench:
             self.client,  # type: ignore[arg-type]
             self.api,
             SETTINGS,
-            None,
+            KeyRule.parse("s.*.{key}"),
             self.told.append,
             self._spawn,
         )

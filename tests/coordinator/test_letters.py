@@ -122,6 +122,17 @@ async def test_letters_of_a_key_are_read_in_order_and_some_at_a_time(
     assert [one.message.seq for one in (await read(letters)).letters] == [6, 9]
 
 
+async def test_a_resize_leaves_letters_where_they_are(letters: Letters, name: str) -> None:
+    await letters.store(letter(name, 5))
+
+    finer = ReadLetters(id=8, partition=6, token="k", epoch=9, max_count=1)
+    answer = await letters.read(finer)
+
+    assert isinstance(answer, LettersRead)
+    message = answer.letters[0].message
+    assert (message.partition, message.mark, message.seq) == (6, 2, 5)
+
+
 async def test_a_stale_owner_stores_no_letter(letters: Letters, name: str) -> None:
     await letters.store(letter(name, 5, epoch=4))
 

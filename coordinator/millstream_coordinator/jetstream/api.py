@@ -144,7 +144,11 @@ class Api:
         return stored if self.prefix == API_PREFIX else f"{self.prefix}.{stored}"
 
     async def request(
-        self, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes = b"",
+        headers: dict[str, str] | None = None,
+        timeout_s: float | None = None,
     ) -> bytes:
         """Send one request; raises RequestFailed for anything but an answer.
 
@@ -157,7 +161,7 @@ class Api:
         generation = connection.stats["reconnects"]
         try:
             reply = await connection.request(
-                subject, payload, timeout=self._timeout_s, headers=headers
+                subject, payload, timeout=timeout_s or self._timeout_s, headers=headers
             )
             pass_cancellation()
         except nats.errors.NoRespondersError as error:
@@ -174,10 +178,12 @@ class Api:
             raise RequestFailed(Failure.DISCONNECTED, f"{subject}: {error}") from error
         return reply.data
 
-    async def call(self, name: str, body: object = None) -> dict[str, Any]:
+    async def call(
+        self, name: str, body: object = None, timeout_s: float | None = None
+    ) -> dict[str, Any]:
         """Ask the API's function ``name``; RequestFailed has the code of an error answer."""
         payload = b"" if body is None else _encode(body)
-        return _result(await self.request(self.subject(name), payload), name)
+        return _result(await self.request(self.subject(name), payload, None, timeout_s), name)
 
     async def read(self, bucket: str, key: str) -> Entry:
         """Read a key's newest value from the stream's leader."""

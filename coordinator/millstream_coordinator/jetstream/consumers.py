@@ -1,10 +1,13 @@
 """The consumers of a group's partitions: listed, read, made, deleted.
 
 They are durable with an inactive threshold: they survive a server's restart, and orphans die by
-themselves. On limits streams with several replicas they have one: the truth about a position is in
-the bucket, and making a replicated consumer takes ten times as long.
+themselves. Some are asked for at a time and the others wait: a server makes one after the other,
+and of a thousand requests at once most would be answered too late. On limits streams with several
+replicas they have one: the truth about a position is in the bucket, and making a replicated
+consumer takes ten times as long.
 """
 
+import asyncio
 from typing import Any
 
 from ..model import MemberSettings
@@ -26,6 +29,10 @@ from .streams import Streams
 from .wire import NS
 
 INACTIVE_THRESHOLD_S = 6 * 3600
+AT_ONCE = 32
+"""Requests to make or delete a consumer that are under way at one time."""
+REPLICATED_TIMEOUT_S = 10.0
+"""How long making a consumer with several replicas may take: 70 ms, each after the other."""
 LEVEL = "millstream_partitions"
 """Entry of a consumer's metadata: of how many partitions its one is."""
 
@@ -40,6 +47,7 @@ class Consumers:
         self._settings = settings
         self._rule = rule
         self._streams = streams
+        self._room = asyncio.Semaphore(AT_ONCE)
 
     async def names(self, command: ListConsumers) -> Reply:
         """List all consumers of the stream, the group's and others'."""
@@ -86,11 +94,14 @@ class Consumers:
             config["opt_start_seq"] = command.start_seq
             if self._streams.num_replicas > 1:
                 config["num_replicas"] = 1
+        is_replicated = self._streams.num_replicas > 1 and not self._streams.is_limits
         try:
-            await self._api.call(
-                f"CONSUMER.CREATE.{stream}.{command.name}.{subjects}",
-                {"stream_name": stream, "config": config, "action": "create"},
-            )
+            async with self._room:
+                await self._api.call(
+                    f"CONSUMER.CREATE.{stream}.{command.name}.{subjects}",
+                    {"stream_name": stream, "config": config, "action": "create"},
+                    timeout_s=REPLICATED_TIMEOUT_S if is_replicated else None,
+                )
         except RequestFailed as error:
             if error.code in FILTER_OVERLAP:
                 return Overlap(id=command.id)
@@ -100,7 +111,8 @@ class Consumers:
     async def delete(self, command: DeleteConsumer) -> Reply:
         """Delete a consumer, if it is there."""
         try:
-            await self._api.call(f"CONSUMER.DELETE.{self._streams.of(0)}.{command.name}")
+            async with self._room:
+                await self._api.call(f"CONSUMER.DELETE.{self._streams.of(0)}.{command.name}")
         except RequestFailed as error:
             if error.code != CONSUMER_NOT_FOUND:
                 raise _stream_gone(error) from error

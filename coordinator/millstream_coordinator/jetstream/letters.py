@@ -5,6 +5,8 @@ letter on the subject of its key. Where that one is of a higher epoch the writer
 is of the same or a later message, this letter is there already. Anything else is published with the
 sequence that was seen as the expected one, so that judging and writing are one step.
 
+The subject has the message's mark in it, not its partition: a resize leaves letters where they are.
+
 **Headers.** A letter carries the message's own and those of `naming.LETTER_HEADERS`. Stored
 messages keep headers that mean something to the server (``Nats-Msg-Id``, ``Nats-Expected-…``,
 ``Nats-TTL``, …), and on a second publish they would mean it again; those, and what looks like a
@@ -101,7 +103,7 @@ class Letters:
     async def store(self, command: StoreLetter) -> Reply:
         """Store a message as a letter, unless it is there or its owner is stale."""
         message = command.message
-        subject = naming.dead_letter(self._settings.group, message.partition, command.token)
+        subject = naming.dead_letter(self._settings.group, message.mark, command.token)
         headers = {
             **keep_headers(message.headers),
             naming.LETTER_SUBJECT: message.subject,
@@ -130,7 +132,8 @@ class Letters:
 
     async def read(self, command: ReadLetters) -> Reply:
         """Read the oldest letters of a key."""
-        subject = naming.dead_letter(self._settings.group, command.partition, command.token)
+        mark = command.partition % self._settings.config.partitions
+        subject = naming.dead_letter(self._settings.group, mark, command.token)
         letters: list[Letter] = []
         after = 0
         while len(letters) < command.max_count:
