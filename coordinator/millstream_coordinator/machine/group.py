@@ -174,8 +174,7 @@ class GroupMachine:
         if not is_known:
             self._end(None)
         elif self._keeps_partitions:
-            self.owner.hold_all()
-            self.owner.close()
+            self.owner.put_down()
         else:
             self.context.steps.start("member", self._write_member(), now)
         self._settle_news()
@@ -495,10 +494,7 @@ class GroupMachine:
         if self.phase is not Phase.LEAVING or "leave" in self.context.steps:
             return
         if self._keeps_partitions:
-            is_draining = any(
-                one.state is OwnershipState.DRAINING for one in self.owner.owned.values()
-            )
-            if not self.owner.num_running and not is_draining:
+            if self.owner.is_put_down:
                 self.context.steps.start("leave", self._leave_for_a_while(), self.context.now)
             return
         settings = self.context.settings
