@@ -10,6 +10,7 @@ a partition's consumer                 ``<group>-p<partition>-e<epoch>``
 heartbeats and probes (core NATS)      ``millstream.group.<group>.heartbeat.<member>``,
                                        ``millstream.group.<group>.probe.<member>``
 events of a member (core NATS)         ``millstream.group.<group>.event.<member>``
+a group is being deleted (core NATS)   ``millstream.group.<group>.release``
 dead letters: stream, subject          ``MILLSTREAM_DLQ_<group>``,
                                        ``millstream.dlq.<group>.<partition>.<key token>``
 a group's own work-queue stream        ``MILLSTREAM_WORK_<group>``,
@@ -133,6 +134,11 @@ def probe(group: str, member: str) -> str:
 def event(group: str, member: str) -> str:
     """Subject a member tells its events on; ``*`` as the member is everybody's."""
     return f"millstream.group.{group}.event.{member}"
+
+
+def release(group: str) -> str:
+    """Subject on which coordinators hear that they are to leave the group: it is being deleted."""
+    return f"millstream.group.{group}.release"
 
 
 def dead_letter_stream(group: str) -> str:

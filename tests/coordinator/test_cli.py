@@ -25,7 +25,8 @@ from millstream_coordinator.model import (
     Record,
     encode,
 )
-from millstream_coordinator.operation.cli import MEMBER_COLUMNS, PARTITION_COLUMNS, app
+from millstream_coordinator.operation.cli import app
+from millstream_coordinator.operation.cli_look import MEMBER_COLUMNS, PARTITION_COLUMNS
 from tests.helpers.servers import Server
 
 COMMAND = (sys.executable, "-m", "millstream", "coordinator")
@@ -92,7 +93,8 @@ def test_describe_prints_plain_lines_where_there_is_no_terminal(
     assert lines[1] == [described, "0", "0", "1", "1", "w", "host1", "5", "owned"]
     assert lines[2] == [described, "1", "0", "3", "2", "-", "-", "0", "free"]
     assert lines[4] == list(MEMBER_COLUMNS)
-    assert lines[5] == ["w", "host1", "0", "1", "0", "a=[b]", "member"]
+    assert lines[5] == ["w", "host1", "0", "1", "0", "a=[b]", "-", "silent", "member"]
+    assert out.splitlines()[7] == f"stream {described}, lag 3, nobody leads, on failure: retry"
 
 
 def test_describe_json_is_one_document_with_its_schema(server: Server, described: str) -> None:

@@ -30,7 +30,9 @@ taken place; doing it again does no harm). ::
         print(change)                       # partition 3: running -> paused
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 
 from .. import naming
@@ -41,6 +43,10 @@ from .target import Target, side_by_side, streams
 from .view import GroupView
 
 Value = str | int | None
+
+RELEASE_WAIT_S = 5.0
+"""So long coordinators have to leave a group that is being deleted."""
+_RELEASE_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,14 +308,17 @@ async def delete(
     """Remove the group: its consumers, then its bucket with every position. There is no way back.
 
     ``with_letters``: its dead letters too; ``with_work``: its own work-queue stream too, with what
-    is not handled yet. The streams it reads stay. NotPossible while a member answers: stop the
-    workers first, or they would make the group anew at once.
+    is not handled yet. The streams it reads stay. NotPossible while a worker answers: stop the
+    workers first, or they would make the group anew at once. Coordinators are asked to leave it.
     """
     view = await _open(target)
     answers = await side_by_side(target.is_alive(it) for it in view.members)
     alive = [it for it, is_alive in zip(view.members, answers, strict=True) if is_alive]
-    if alive:
-        raise NotPossible(target.group, f"stop its members first: {', '.join(alive)}")
+    workers = [it for it in alive if view.members[it].capacity]
+    if workers:
+        raise NotPossible(target.group, f"stop its members first: {', '.join(workers)}")
+    if alive and not dry_run:
+        await _release(target, alive)
 
     consumers: list[tuple[str, str]] = []
     for stream in streams(view.config):
@@ -330,6 +339,19 @@ async def delete(
     things.append(f"bucket {target.bucket}")
     changes = tuple(Change(what=it, before="there", after="deleted") for it in things)
     return Outcome(group=target.group, operation="delete", changes=changes, is_dry_run=dry_run)
+
+
+async def _release(target: Target, coordinators: Sequence[str]) -> None:
+    """Have those that only lead the group leave it, as a coordinator service does when asked."""
+    with target.errors():
+        await target.connection.publish(naming.release(target.group))
+        await target.connection.flush()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(RELEASE_WAIT_S):
+            while any(await side_by_side(target.is_alive(it) for it in coordinators)):  # noqa: ASYNC110
+                await asyncio.sleep(_RELEASE_POLL_S)
+            return
+    raise NotPossible(target.group, f"stop its members first: {', '.join(coordinators)}")
 
 
 # ---- common --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ ring, so nothing falls between the two, and tells each numbered event once.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,7 +38,7 @@ async def read_history(target: Target) -> list[Event]:
     return sorted(events, key=lambda event: event.get("number") or 0)
 
 
-async def follow(target: Target, *, with_history: bool = True) -> AsyncIterator[Event]:
+async def follow(target: Target, *, with_history: bool = True) -> AsyncGenerator[Event, None]:
     """The ring (if wanted), then what is told from now on, without end."""
     queue: asyncio.Queue[Event] = asyncio.Queue(BACKLOG_MAX)
 

@@ -23,21 +23,30 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
-import nats.js.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StreamInfo
 
 from .. import naming
-from ..errors import GroupError, GroupMissing, ServerUnreachable, StreamMissing
-from ..jetstream.api import API_PREFIX
-from ..model import PartitionRecord, PartitionState
+from ..errors import GroupError, GroupMissing, NotPossible, ServerUnreachable, StreamMissing
+from ..jetstream.api import (
+    API_PREFIX,
+    CONSUMER_NOT_FOUND,
+    MESSAGE_NOT_FOUND,
+    STREAM_NOT_FOUND,
+    Forbidden,
+    RequestFailed,
+)
+from ..model import PartitionRecord, PartitionState, Retention
 from ..partitioning.layout import Place, place
-from .target import TIMEOUT_S, Target, side_by_side, streams
+from .target import Target, side_by_side, streams
 from .view import GroupView
 
 SCHEMA = "millstream.coordinator.describe/1"
+_PROBE_NS = 5_000_000_000
+"""A consumer that was made to count goes by itself after so long, if its maker dies."""
+_NOT_THERE = (STREAM_NOT_FOUND, CONSUMER_NOT_FOUND, MESSAGE_NOT_FOUND)
 LISTEN_S = 0.6
 """Longer than two heartbeats of the default interval."""
 
@@ -153,6 +162,34 @@ class Overview:
             "partitions": [asdict(row) for row in self.partitions],
             "members": [asdict(row) for row in self.members],
         }
+
+    def members_json(self) -> dict[str, object]:
+        """``{"schema", "group", "leader", "members": […]}``, as ``members --json`` prints it."""
+        return {
+            "schema": "millstream.coordinator.members/1",
+            "group": self.group,
+            "leader": self.leader,
+            "members": [asdict(row) for row in self.members],
+        }
+
+    def lag_json(self) -> dict[str, object]:
+        """``{"schema", "group", "lag", "partitions": [{"partition", "current", "end", "lag"}]}``.
+
+        Raises NotPossible for a group without a stream.
+        """
+        names = ("partition", "current", "end", "lag")
+        return {
+            "schema": "millstream.coordinator.lag/1",
+            "group": self.group,
+            "lag": self.total_lag(),
+            "partitions": [{name: getattr(row, name) for name in names} for row in self.partitions],
+        }
+
+    def total_lag(self) -> int:
+        """The sum over the partitions; NotPossible for a group without a stream."""
+        if self.stream is None:
+            raise NotPossible(self.group, "it has no stream, and so no lag")
+        return sum(row.lag or 0 for row in self.partitions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,19 +328,18 @@ class _StreamReader:
     """Asks the streams and their consumers about one partition after the other."""
 
     def __init__(self, target: Target, view: GroupView) -> None:
-        self._jetstream = target.connection.jetstream(prefix=target.prefix, timeout=TIMEOUT_S)
-        self._group = target.group
+        self._target = target
         self._view = view
         self._work_queues: set[str] = set()
 
     async def open(self) -> None:
         """Look at each stream once. Raises StreamMissing."""
-        infos = await side_by_side(self._stream_info(it) for it in streams(self._view.config))
-        self._work_queues = {
-            info.config.name or ""
-            for info in infos
-            if info.config.retention == RetentionPolicy.WORK_QUEUE
-        }
+        names = streams(self._view.config)
+        for name, info in zip(
+            names, await side_by_side(self._stream_info(it) for it in names), strict=True
+        ):
+            if info["config"].get("retention") == Retention.WORK_QUEUE:
+                self._work_queues.add(name)
 
     async def row(self, number: int) -> PartitionRow:
         """Everything about one partition."""
@@ -342,20 +378,17 @@ class _StreamReader:
 
     async def _position(
         self, where: Place, number: int, record: PartitionRecord
-    ) -> tuple[int, int | None, int]:
+    ) -> tuple[int, int | None, int | None]:
         """``current``, ``end`` and ``lag`` of a partition."""
         current = self._saved_floor(number, record)
-        if record.epoch:
-            name = naming.consumer(self._group, number, record.epoch)
-            try:
-                consumer = await self._jetstream.consumer_info(where.stream, name)
-            except nats.js.errors.NotFoundError:
-                pass
-            else:
-                acked = consumer.ack_floor.stream_seq if consumer.ack_floor else 0
-                lag = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
-                return max(current, acked), await self._last_seq(where), lag
         end = await self._last_seq(where)
+        if record.epoch:
+            name = naming.consumer(self._target.group, number, record.epoch)
+            consumer = await self._ask(f"CONSUMER.INFO.{where.stream}.{name}")
+            if consumer is not None:
+                acked = int(consumer["ack_floor"]["stream_seq"])
+                lag = int(consumer["num_pending"]) + int(consumer["num_ack_pending"])
+                return max(current, acked), end, lag
         if end is None or end <= current:
             return current, end, 0
         return current, end, await self._count(where, current + 1)
@@ -376,35 +409,51 @@ class _StreamReader:
         return floor
 
     async def _last_seq(self, where: Place) -> int | None:
+        wanted = {"last_by_subj": where.filter or ">"}
+        answer = await self._ask(f"STREAM.MSG.GET.{where.stream}", wanted)
+        return None if answer is None else int(answer["message"]["seq"])
+
+    async def _count(self, where: Place, start: int) -> int | None:
+        """How many messages of the partition there are from ``start`` on.
+
+        None for a user who may look and make no consumer.
+        """
+        if where.stream in self._work_queues:
+            info = await self._stream_info(where.stream, where.filter)
+            return sum(map(int, (info["state"].get("subjects") or {}).values()))
+        config: dict[str, object] = {
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": start,
+            "ack_policy": "none",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": _PROBE_NS,
+        }
+        if where.filter is not None:
+            config["filter_subject"] = where.filter
+        body = {"stream_name": where.stream, "config": config}
         try:
-            return (await self._jetstream.get_msg(where.stream, subject=where.filter or ">")).seq
-        except nats.js.errors.NotFoundError:
+            made = await self._target.api.call(f"CONSUMER.CREATE.{where.stream}", body)
+        except Forbidden:
             return None
+        await self._target.delete_consumer(where.stream, made["name"])
+        return int(made["num_pending"])
 
-    async def _count(self, where: Place, start: int) -> int:
-        """How many messages of the partition there are from ``start`` on."""
-        stream, pattern = where.stream, where.filter or ">"
-        if stream in self._work_queues:
-            info = await self._stream_info(stream, pattern)
-            return sum((info.state.subjects or {}).values())
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=start,
-            filter_subject=pattern,
-            ack_policy=AckPolicy.NONE,
-            mem_storage=True,
-            num_replicas=1,
-            inactive_threshold=5,
-        )
-        consumer = await self._jetstream.add_consumer(stream, config)
-        await self._jetstream.delete_consumer(stream, consumer.name)
-        return consumer.num_pending or 0
+    async def _stream_info(self, stream: str, pattern: str | None = None) -> dict[str, Any]:
+        body = None if pattern is None else {"subjects_filter": pattern}
+        answer = await self._ask(f"STREAM.INFO.{stream}", body)
+        if answer is None:
+            raise StreamMissing(stream)
+        return answer
 
-    async def _stream_info(self, stream: str, pattern: str | None = None) -> StreamInfo:
+    async def _ask(self, name: str, body: object = None) -> dict[str, Any] | None:
+        """What JetStream says; None: what was asked for is not there."""
         try:
-            return await self._jetstream.stream_info(stream, subjects_filter=pattern)
-        except nats.js.errors.NotFoundError as error:
-            raise StreamMissing(stream) from error
+            return await self._target.api.call(name, body)
+        except RequestFailed as error:
+            if error.code in _NOT_THERE:
+                return None
+            raise
 
 
 def _member_rows(view: GroupView, leader: str | None, ages: Mapping[str, float]) -> list[MemberRow]:

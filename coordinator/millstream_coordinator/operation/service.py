@@ -5,32 +5,45 @@ come and go all the time: members without capacity, of which one at a time holds
 such processes may lead the same groups; a leader that was replaced can change nothing, as every
 write is compare-and-set, and workers keep their partitions while nobody leads.
 
-`lead` runs one such member for each group on one connection, until it is told to stop or one of
-them fails for good. What a group is (its stream, its partitions, their subjects) is read from its
-bucket; a group that nobody started yet needs all three from the caller.
+A `Service` runs one such member for each group on one connection, until it is told to stop. What a
+group is (its stream, its partitions, their subjects) is read from its bucket; a group that nobody
+started yet needs that from the caller.
+
+* **Named groups**: a group that cannot be led, or whose member ends by itself, ends the service
+  with its error: a supervisor starts it again, and nobody believes that it leads what it does not.
+* **All groups** (``all_groups``): the server is asked every SCAN_S for groups; new ones are led,
+  and one that cannot be led is a trouble that `health` and the metrics tell, tried again after
+  RETRY_S, while the others go on.
+
+A group that is being deleted is left for RELEASE_S (``millstream.group.<group>.release``): a member
+of it would otherwise make its bucket anew.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+import logging
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import nats.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from ..errors import GroupError, GroupMissing, ServerUnreachable
-from ..events import GroupEvent, Joined
+from .. import naming
+from ..errors import GroupError, GroupMissing, MemberReplaced, ServerUnreachable
+from ..events import GroupEvent, Joined, Left
 from ..model import Message
 from ..partitioning.key import KeyRule
 from ..worker import Group
+from .connect import one_error, unless_stopped
 from .settings import CoordinatorSettings
-from .view import read_view
+from .target import Target
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
-_CANCEL_AGAIN_S = 0.05
+SCAN_S = 2.0
+RETRY_S = 5.0
+RELEASE_S = 30.0
 
 EventListener = Callable[[str, GroupEvent], None]
 """Takes the group's name and what happened in it."""
@@ -49,163 +62,233 @@ class NewGroup:
     key: str | None = None
 
 
-@asynccontextmanager
-async def connected(settings: CoordinatorSettings) -> AsyncIterator[Client]:
-    """A connection that stays: it comes back by itself however long the server is away.
+class Service:
+    """One process that leads groups."""
 
-    Only the first connect is bounded, by ``connect_timeout``. Raises ServerUnreachable.
-    """
-    servers = [url.strip() for url in settings.nats_url.split(",")]
-    failures: list[str] = []
+    def __init__(
+        self, connection: Client, settings: CoordinatorSettings, *, new: NewGroup | None = None
+    ) -> None:
+        """Lead ``settings.groups`` or all; ``new`` is for those of them that are not there yet."""
+        self.connection = connection
+        self.settings = settings
+        self.listeners: list[EventListener] = []
+        self.led: dict[str, Group] = {}
+        """Groups this process is a member of, or is joining."""
+        self.troubles: dict[str, str] = {}
+        """Groups it should lead and cannot, and why."""
+        self._new = new
+        self._joined: set[str] = set()
+        self._awaited: set[str] = set()
+        self._released: dict[str, float] = {}
+        self._on_ready: Callable[[], None] = lambda: None
+        self._is_ready = False
 
-    async def on_error(error: Exception) -> None:
-        failures.append(str(error) or type(error).__name__)
+    @property
+    def names(self) -> set[str]:
+        """The groups this process is a member of now."""
+        return set(self._joined)
 
-    timeout_s = settings.connect_timeout.total_seconds()
-    # nats-py types these two as whole seconds and takes fractions.
-    fractions: dict[str, Any] = {"connect_timeout": timeout_s, "reconnect_time_wait": 0.1}
-    connection = Client()
-    try:
-        async with asyncio.timeout(timeout_s):
-            await connection.connect(
-                servers=servers,
-                name="millstream coordinator",
-                max_reconnect_attempts=-1,
-                error_cb=on_error,
-                **fractions,
-            )
-    except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
-        await connection.close()
-        reason = failures[0] if failures else str(error) or "no answer"
-        raise ServerUnreachable(settings.nats_url, reason) from error
-    try:
-        yield connection
-    finally:
-        await connection.close()
+    def target(self, group: str) -> Target:
+        """A group in an operator's hands. Raises BadName."""
+        return Target(self.connection, group, prefix=self.settings.api_prefix)
 
+    def health(self) -> tuple[bool, dict[str, object]]:
+        """Whether all is well, and the document of ``/healthz``."""
+        groups: dict[str, dict[str, object]] = {
+            name: {"joined": name in self._joined, "leads": group.is_leader, "trouble": None}
+            for name, group in self.led.items()
+        }
+        groups |= {
+            name: {"joined": False, "leads": False, "trouble": trouble}
+            for name, trouble in self.troubles.items()
+        }
+        is_connected = self.connection.is_connected
+        is_well = is_connected and all(it["joined"] for it in groups.values())
+        return is_well, {
+            "schema": "millstream.coordinator.healthz/1",
+            "status": "ok" if is_well else "trouble",
+            "connected": is_connected,
+            "groups": dict(sorted(groups.items())),
+        }
 
-async def lead(
-    connection: Client,
-    names: Sequence[str],
-    settings: CoordinatorSettings,
-    *,
-    new: NewGroup | None = None,
-    stopping: asyncio.Event,
-    on_ready: Callable[[], None] = lambda: None,
-    on_event: EventListener = lambda _group, _event: None,
-) -> None:
-    """Lead the named groups until ``stopping`` is set; then leave them and return.
+    async def run(
+        self, stopping: asyncio.Event, *, on_ready: Callable[[], None] = lambda: None
+    ) -> None:
+        """Lead until ``stopping`` is set; then leave the groups and return.
 
-    ``new`` is for groups that are not there yet. ``on_ready`` is called once, when this process is
-    a member of all of them. Raises the first GroupError of any (GroupMissing without ``new``).
-    """
-    groups: list[Group] = []
-    not_joined = set(names)
+        ``on_ready`` is called once, when this process is a member of all groups it could join.
+        Raises the first GroupError of any named group (GroupMissing without ``new``).
+        """
+        self._on_ready = on_ready
+        subject = naming.release("*")
+        releases = await self.connection.subscribe(subject, cb=self._on_release)
+        try:
+            with one_error():
+                async with asyncio.TaskGroup() as tasks:
+                    if self.settings.all_groups:
+                        await self._lead_all(stopping, tasks)
+                    else:
+                        await self._lead_named(stopping, tasks)
+        finally:
+            if not self.connection.is_closed:
+                await releases.unsubscribe()
 
-    def listen(name: str, event: GroupEvent) -> None:
-        on_event(name, event)
-        if isinstance(event, Joined) and name in not_joined:
-            not_joined.remove(name)
-            if not not_joined:
-                on_ready()
+    # ---- named groups ----
 
-    for name in dict.fromkeys(names):
-        wanted = await unless_stopped(stopping, _definition(connection, name, new))
-        if wanted is None:
-            return
+    async def _lead_named(self, stopping: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+        for name in dict.fromkeys(self.settings.groups):
+            group = await unless_stopped(stopping, self._member(name))
+            if group is None:
+                return
+            self.led[name] = group
+        self._awaited = set(self.led)
+        members = [
+            tasks.create_task(self._run(name, stopping), name=f"lead {name}") for name in self.led
+        ]
+        await self._until_stopped(stopping, members)
+
+    async def _run(self, name: str, stopping: asyncio.Event) -> None:
+        """Run a group's member to its end, which must be one that was asked for."""
+        try:
+            await self.led[name].run(handle_signals=False)
+        finally:
+            del self.led[name]
+            self._joined.discard(name)
+        if not stopping.is_set() and name not in self._released:
+            raise GroupError(f"group {name!r}: its coordinator ended without being told to")
+
+    async def _until_stopped(
+        self, stopping: asyncio.Event, members: list[asyncio.Task[None]]
+    ) -> None:
+        await stopping.wait()
+        await asyncio.gather(*(group.stop() for group in list(self.led.values())))
+        if members:
+            await asyncio.wait(members)
+
+    # ---- all groups ----
+
+    async def _lead_all(self, stopping: asyncio.Event, tasks: asyncio.TaskGroup) -> None:
+        members: dict[str, asyncio.Task[None]] = {}
+        is_first = True
+        while not stopping.is_set():
+            try:
+                names = await unless_stopped(stopping, self._names())
+            except ServerUnreachable as error:
+                if is_first:
+                    raise
+                self.log("scan_failed", error=str(error))
+                names = []
+            now = asyncio.get_running_loop().time()
+            self._released = {name: at for name, at in self._released.items() if at > now}
+            members = {name: task for name, task in members.items() if not task.done()}
+            for name in names or ():
+                if name not in members and name not in self._released:
+                    self._awaited.add(name)
+                    work = self._keep_leading(name, stopping)
+                    members[name] = tasks.create_task(work, name=f"lead {name}")
+            is_first = False
+            self._check_ready()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SCAN_S):
+                    await stopping.wait()
+        await self._until_stopped(stopping, list(members.values()))
+
+    async def _names(self) -> list[str]:
+        target = self.target("any")
+        head = f"KV_{naming.bucket('')}"
+        with target.errors():
+            streams = await target.api.stream_names()
+        return sorted(it.removeprefix(head) for it in streams if it.startswith(head))
+
+    async def _keep_leading(self, name: str, stopping: asyncio.Event) -> None:
+        """Lead one of all groups, again and again until it is gone."""
+        while not stopping.is_set() and name not in self._released:
+            try:
+                group = await unless_stopped(stopping, self._member(name))
+                if group is None:
+                    return
+                self.led[name] = group
+                self.troubles.pop(name, None)
+                await self._run(name, stopping)
+            except GroupMissing:
+                break
+            except MemberReplaced:
+                raise
+            except GroupError as error:
+                self.troubles[name] = str(error)
+                self.log("trouble", group=name, error=str(error))
+                self._awaited.discard(name)
+                self._check_ready()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(RETRY_S):
+                        await stopping.wait()
+        self.troubles.pop(name, None)
+        self._awaited.discard(name)
+        self._check_ready()
+
+    # ---- one group ----
+
+    async def _member(self, name: str) -> Group:
+        """A member that only leads: of the group as its bucket says it, or as it is to be."""
+        rule = None
+        try:
+            config = await self.target(name).config()
+        except GroupMissing:
+            if self._new is None:
+                raise
+            partitions, stream = self._new.partitions, self._new.stream
+            rule = KeyRule.parse(self._new.key) if self._new.key is not None else None
+        else:
+            partitions, stream = config.partitions, config.stream
+        settings = self.settings
         group = Group(
-            connection,
-            stream=wanted.stream,
+            self.connection,
+            stream=stream,
             name=name,
-            partitions=wanted.partitions,
+            partitions=partitions,
             member=settings.member,
             capacity=0,
             heartbeat_interval=settings.heartbeat_interval,
             heartbeat_timeout=settings.heartbeat_timeout,
             static_grace=settings.static_grace,
             drain_timeout=settings.drain_timeout,
-            on_event=partial(listen, name),
+            on_event=lambda event: self._on_event(name, event),
         )
-        if wanted.rule is not None:
+        if rule is not None:
             # It has no capacity, so this is never called; the rule says what the group reads.
-            group.handler(wanted.rule)(_handle_nothing)
-        groups.append(group)
-    with _one_error():
-        async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(group.run(handle_signals=False), name=f"lead {group.name}")
-                for group in groups
-            ]
-            await stopping.wait()
-            await asyncio.gather(*(group.stop() for group in groups))
-            await asyncio.wait(running)
+            group.handler(rule)(_handle_nothing)
+        return group
 
+    def _on_event(self, name: str, event: GroupEvent) -> None:
+        group = self.led.get(name)
+        if group is not None and isinstance(event, Joined | Left) and event.member == group.member:
+            (self._joined.add if isinstance(event, Joined) else self._joined.discard)(name)
+            self._awaited.discard(name)
+            self._check_ready()
+        for listener in self.listeners:
+            listener(name, event)
 
-async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` returns; None if ``stopping`` is set before: then it was cancelled.
+    def _check_ready(self) -> None:
+        if not self._awaited and not self._is_ready:
+            self._is_ready = True
+            self._on_ready()
 
-    For what waits for a server, which may never answer. Raises what ``work`` raises.
-    """
-    with _one_error():
-        async with asyncio.TaskGroup() as tasks:
-            working = tasks.create_task(work, name="work")
-            told = tasks.create_task(stopping.wait(), name="wait for the end")
-            await asyncio.wait([working, told], return_when=asyncio.FIRST_COMPLETED)
-            told.cancel()
-            while not working.done():
-                # More than once: wait_for of Python 3.11, which the client uses, drops a
-                # cancellation that comes at the same moment as its result.
-                working.cancel()
-                await asyncio.wait([working], timeout=_CANCEL_AGAIN_S)
-    return None if working.cancelled() else working.result()
+    async def _on_release(self, message: Msg) -> None:
+        """Somebody deletes the group: leave it for a while."""
+        name = message.subject.split(".")[-2]
+        group = self.led.get(name)
+        if group is None:
+            return
+        self._released[name] = asyncio.get_running_loop().time() + RELEASE_S
+        self.log("released", group=name)
+        await group.stop()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Definition:
-    """What a member has to say about its group: the same as all others."""
-
-    partitions: int
-    stream: str | None
-    rule: KeyRule | None
-
-
-async def _definition(connection: Client, name: str, new: NewGroup | None) -> _Definition:
-    """What the group is by its own bucket, else what it is to be. Raises GroupMissing."""
-    try:
-        config = (await read_view(connection, name)).config
-    except GroupMissing:
-        if new is None:
-            raise
-        rule = KeyRule.parse(new.key) if new.key is not None else None
-        return _Definition(partitions=new.partitions, stream=new.stream, rule=rule)
-    # Only the subjects are known, not how the workers find keys in them; no key is asked for here.
-    rule = KeyRule.for_function(_no_key, config.filter) if config.filter is not None else None
-    return _Definition(partitions=config.partitions, stream=config.stream, rule=rule)
+    def log(self, event: str, **facts: Any) -> None:
+        """Tell something of the service itself."""
+        words = " ".join(f"{name}={value}" for name, value in facts.items())
+        extra = {"event": event, "facts": facts}
+        logger.info("coordinator %s: %s", event.replace("_", " "), words, extra=extra)
 
 
 async def _handle_nothing(message: Message) -> None:
     raise AssertionError(f"a member without capacity got message {message.seq}")
-
-
-def _no_key(_subject: str, _headers: Mapping[str, str], _payload: bytes) -> bytes | None:
-    return None
-
-
-@contextmanager
-def _one_error() -> Iterator[None]:
-    """Raise the first GroupError of a task group's in place of the group, if it holds no others.
-
-    No ``except*``: what is raised inside one comes out in another group before Python 3.11.4.
-    """
-    try:
-        yield
-    except BaseExceptionGroup as errors:
-        ours, others = errors.split(GroupError)
-        if ours is None or others is not None:
-            raise
-        raise _first(ours) from errors
-
-
-def _first(errors: BaseExceptionGroup[GroupError]) -> GroupError:
-    found = errors.exceptions[0]
-    return _first(found) if isinstance(found, BaseExceptionGroup) else found

@@ -1,11 +1,30 @@
-"""Settings of ``millstream coordinator``: environment variables, overridden by the command line."""
+"""Settings of ``millstream coordinator``: a file, environment variables, the command line.
 
+Each overrides the one before. The file is TOML with the names below (``--config FILE``, or
+``MILLSTREAM_COORDINATOR_CONFIG``)::
+
+    nats_url = "nats://n1:4222,nats://n2:4222"
+    creds = "/etc/millstream/coordinator.creds"
+    groups = ["delays", "billing"]
+    http = "0.0.0.0:9464"
+    heartbeat_timeout = 1.5
+"""
+
+import tomllib
 from datetime import timedelta
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ..jetstream.api import api_prefix
 
 
 def _seconds(value: object) -> object:
@@ -36,14 +55,46 @@ class CoordinatorSettings(BaseSettings):
 
     nats_url: str = Field("nats://127.0.0.1:4222", min_length=1)
     """One URL, or several separated by commas; user and password, or a token, may be in it."""
+    creds: Path | None = None
+    """File with a user's JWT and seed."""
+    nkey: Path | None = None
+    """File with a user's nkey seed."""
+    tls_ca: Path | None = None
+    """PEM file with the certificates to trust in place of the system's."""
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """PEM files of this client's certificate and key."""
+    domain: str | None = None
+    """JetStream domain to ask."""
+    js_prefix: str | None = None
+    """What JetStream's API subjects begin with, where an import changed it; not with `domain`."""
     connect_timeout: Duration = timedelta(seconds=2)
     member: str | None = None
     """Name of this coordinator in its groups; a random one if not set."""
+    groups: tuple[str, ...] = ()
+    """The groups to lead where the command line names none."""
+    all_groups: bool = False
+    """Lead every group of the account, also those that come later."""
+    http: str | None = None
+    """``HOST:PORT`` to serve ``/metrics`` and ``/healthz`` on; port 0 takes a free one."""
+    log_json: bool = False
+    """Tell each event as one JSON object per line."""
     heartbeat_interval: Duration = timedelta(milliseconds=250)
     heartbeat_timeout: Duration = timedelta(seconds=1)
     static_grace: Grace = timedelta(0)
     """How long a dead member with a name of its own keeps its partitions."""
     drain_timeout: Duration = timedelta(seconds=30)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @field_validator("nats_url")
     @classmethod
@@ -54,3 +105,66 @@ class CoordinatorSettings(BaseSettings):
             if not parts.hostname or (parts.port is not None and parts.port < 1):
                 raise ValueError(f"{url!r} has no host")
         return value
+
+    @field_validator("creds", "nkey", "tls_ca", "tls_cert", "tls_key")
+    @classmethod
+    def _is_readable(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            try:
+                value.open("rb").close()
+            except OSError as error:
+                raise ValueError(f"cannot read {value}: {error.strerror or error}") from None
+        return value
+
+    @field_validator("http")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            http_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CoordinatorSettings":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        api_prefix(self.domain, self.js_prefix)
+        return self
+
+    @property
+    def api_prefix(self) -> str:
+        """What JetStream's API subjects begin with."""
+        return api_prefix(self.domain, self.js_prefix)
+
+
+def load(file: Path | None, **given: Any) -> CoordinatorSettings:
+    """Read the settings; ``given`` is what the command line says (None or no items: nothing).
+
+    Raises ValueError (pydantic's ValidationError is one) for a value or a file that is wrong.
+    """
+    options = {name: value for name, value in given.items() if value not in (None, [])}
+    if file is None:
+        return CoordinatorSettings(**options)
+    try:
+        tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is no TOML: {error}") from None
+
+    class FromFile(CoordinatorSettings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    return FromFile(**options)
+
+
+def http_address(text: str) -> tuple[str, int]:
+    """Read ``HOST:PORT``; a host of IPv6 is in brackets. Raises ValueError."""
+    try:
+        parts = urlsplit(f"//{text}")
+        port = parts.port
+    except ValueError:
+        port = None
+        parts = None
+    if parts is None or port is None or not parts.hostname or parts.path or parts.username:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return parts.hostname, port

@@ -18,13 +18,21 @@ import nats.js.errors
 from nats.aio.client import Client
 
 from .. import naming
-from ..errors import Contended, GroupMissing, NotPossible, ServerUnreachable, StreamMissing
+from ..errors import (
+    Contended,
+    GroupMissing,
+    NotPossible,
+    PermissionMissing,
+    ServerUnreachable,
+    StreamMissing,
+)
 from ..jetstream.api import (
     API_PREFIX,
     CONSUMER_NOT_FOUND,
     STREAM_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     Api,
+    Forbidden,
     RequestFailed,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
@@ -157,6 +165,8 @@ class Target:
         """Raise what went wrong as what it means: no group (or no ``stream``), or no server."""
         try:
             yield
+        except Forbidden as error:
+            raise PermissionMissing(self.group, [f"publish to {error.subject!r}"]) from error
         except RequestFailed as error:
             if error.code == STREAM_NOT_FOUND:
                 raise (StreamMissing(stream) if stream else GroupMissing(self.group)) from error

@@ -1,0 +1,378 @@
+"""Commands that change a group: ``create pause resume drain move resize reset delete``."""
+
+import json
+import re
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import GroupError
+from ..partitioning.create import Action, apply, plan
+from ..partitioning.topic import Start, read_description
+from . import admin
+from .admin import Outcome
+from .connect import connected
+from .console import (
+    AsJson,
+    DryRun,
+    GroupName,
+    Yes,
+    change,
+    command,
+    confirm,
+    exit_with,
+    fail,
+    show_json,
+)
+from .positions import reset as set_positions
+from .process import DONE, USAGE_ERROR
+from .settings import CoordinatorSettings
+from .target import Target
+
+Partitions = Annotated[
+    list[str] | None,
+    typer.Option("--partition", "-p", metavar="N", help="Such as 3, or 0-3,7; all if not given."),
+]
+Member = Annotated[str, typer.Argument(metavar="MEMBER", help="Its name.", show_default=False)]
+
+_RANGE = re.compile(r"(0|[1-9][0-9]{0,5})(?:-(0|[1-9][0-9]{0,5}))?")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    _register_create(app)
+    _register_flow(app)
+    _register_members(app)
+    _register_positions(app)
+
+
+def _register_create(app: typer.Typer) -> None:
+    @command(
+        app,
+        "create",
+        examples="""
+create orders.toml --dry-run
+create orders.toml --yes
+""",
+    )
+    def create(
+        settings: CoordinatorSettings,
+        file: Annotated[
+            Path, typer.Argument(metavar="FILE", help="Description in TOML.", show_default=False)
+        ],
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Make or check streams and groups from a description.
+
+        Says each difference between what is described and what is there. New things are made at
+        once, existing ones changed after a question; nothing is ever deleted. Done twice it changes
+        nothing.
+        """
+        work = _create(settings, file, dry_run=dry_run, yes=yes, as_json=as_json)
+        exit_with("create", work)
+
+
+def _register_flow(app: typer.Typer) -> None:
+    @command(app, "pause", examples="pause delays\npause delays --partition 3")
+    def pause(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        partition: Partitions = None,
+        dry_run: DryRun = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Hand no more messages out; owners stay owners.
+
+        Handler calls that are running end. Nothing moves.
+        """
+        numbers = _numbers("pause", partition)
+        change(
+            "pause",
+            settings,
+            group,
+            lambda target: admin.pause(target, partitions=numbers, dry_run=dry_run),
+            as_json=as_json,
+        )
+
+    @command(
+        app,
+        "resume",
+        examples="""
+resume delays
+resume delays --partition 3           # tries the message again that stopped it
+resume delays --partition 3 --skip    # makes it a dead letter and goes on
+""",
+    )
+    def resume(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        partition: Partitions = None,
+        skip: Annotated[
+            bool, typer.Option("--skip", help="Dead-letter the message that stopped a partition.")
+        ] = False,
+        dry_run: DryRun = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Take back a pause; let stopped partitions go on.
+
+        The message that stopped a partition is tried again, or with --skip becomes a dead letter.
+        """
+        numbers = _numbers("resume", partition)
+        change(
+            "resume",
+            settings,
+            group,
+            lambda target: admin.resume(target, partitions=numbers, skip=skip, dry_run=dry_run),
+            as_json=as_json,
+        )
+
+
+def _register_members(app: typer.Typer) -> None:
+    @command(
+        app,
+        "drain",
+        examples="""
+drain delays worker-3           # before its machine goes down
+drain delays worker-3 --undo
+""",
+    )
+    def drain(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        member: Member,
+        undo: Annotated[bool, typer.Option("--undo", help="Let it own partitions again.")] = False,
+        dry_run: DryRun = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Have a member own nothing until --undo.
+
+        What it owns is drained and given to others; it stays a member. For a member with a name of
+        its own that also holds after a restart.
+        """
+        operation = admin.undrain if undo else admin.drain
+        change(
+            "drain",
+            settings,
+            group,
+            lambda target: operation(target, member, dry_run=dry_run),
+            as_json=as_json,
+        )
+
+    @command(
+        app,
+        "move",
+        examples="""
+move delays 3 --to worker-2
+move delays 0-3,7 --to worker-2
+move delays 3 --unpin           # lets it be balanced again
+""",
+    )
+    def move(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        partitions: Annotated[
+            list[str],
+            typer.Argument(metavar="N…", help="Such as 3, or 0-3,7.", show_default=False),
+        ],
+        to: Annotated[
+            str | None, typer.Option("--to", metavar="MEMBER", help="Who gets them.")
+        ] = None,
+        unpin: Annotated[bool, typer.Option("--unpin", help="Take a move back.")] = False,
+        dry_run: DryRun = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Give partitions to a member, and keep them there.
+
+        They stay as long as the member lives, or until --unpin; the others are balanced around.
+        """
+        numbers = _numbers("move", partitions) or []
+        if (to is None) is not unpin:
+            fail("move", "say either --to MEMBER or --unpin", USAGE_ERROR)
+
+        def operation(target: Target) -> Awaitable[Outcome]:
+            if to is None:
+                return admin.unpin(target, numbers, dry_run=dry_run)
+            return admin.move(target, numbers, to, dry_run=dry_run)
+
+        change("move", settings, group, operation, as_json=as_json)
+
+
+def _register_positions(app: typer.Typer) -> None:
+    @command(app, "resize", examples="resize delays 32 --dry-run\nresize delays 32 --yes")
+    def resize(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        partitions: Annotated[int, typer.Argument(min=1, metavar="N", show_default=False)],
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Split or merge the partitions; the order of each key holds.
+
+        Every partition stands still while the leader carries it out. N is one of the numbers the
+        subjects carry a token for; the number there is now calls off a resize that is under way.
+        """
+        if not dry_run:
+            question = f"Stop all partitions of {group} and go on with {partitions}?"
+            confirm("resize", question, yes=yes)
+        change(
+            "resize",
+            settings,
+            group,
+            lambda target: admin.resize(target, partitions, dry_run=dry_run),
+            as_json=as_json,
+        )
+
+    @command(
+        app,
+        "reset",
+        examples="""
+reset delays --to earliest --dry-run
+reset delays --to time:2026-01-31T00:00:00Z --yes
+reset delays --partition 3 --to sequence:5001 --yes
+reset delays --positions cutover.json --yes    # {"0": 5001, "1": "latest"}
+""",
+    )
+    def reset(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        to: Annotated[
+            str | None,
+            typer.Option(
+                "--to",
+                metavar="POSITION",
+                help="earliest, latest, sequence:N (the first wanted) or time:RFC3339.",
+            ),
+        ] = None,
+        partition: Partitions = None,
+        positions: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", help="A position for each partition, as JSON."),
+        ] = None,
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Set from where partitions are handled.
+
+        Of a group that runs, or of one that never ran (create it first). Backwards, messages are
+        handled again: a fenced sink refuses what it has seen, any other repeats the effect.
+        Forwards, messages are never handled.
+        """
+        if (to is None) == (positions is None):
+            fail("reset", "say either --to POSITION or --positions FILE", USAGE_ERROR)
+        if positions is not None and partition:
+            fail("reset", "--partition goes with --to", USAGE_ERROR)
+        numbers = _numbers("reset", partition)
+        try:
+            start = Start.parse(to) if to is not None else _read_positions(positions)
+        except ValueError as error:
+            fail("reset", str(error), USAGE_ERROR)
+        if not dry_run:
+            confirm("reset", f"Set other positions for {group}?", yes=yes)
+        change(
+            "reset",
+            settings,
+            group,
+            lambda target: set_positions(target, start, partitions=numbers, dry_run=dry_run),
+            as_json=as_json,
+        )
+
+    @command(app, "delete", examples="delete delays --dry-run\ndelete delays --dead-letters --yes")
+    def delete(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        dead_letters: Annotated[
+            bool, typer.Option("--dead-letters", help="Its dead letters too.")
+        ] = False,
+        work_stream: Annotated[
+            bool, typer.Option("--work-stream", help="Its own work-queue stream too.")
+        ] = False,
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        as_json: AsJson = False,
+    ) -> None:
+        """Remove a group without workers, and its positions.
+
+        Its consumers and its bucket go; the streams it reads stay. Coordinators that lead it leave.
+        """
+        if not dry_run:
+            confirm("delete", f"Delete group {group} with all its positions?", yes=yes)
+        change(
+            "delete",
+            settings,
+            group,
+            lambda target: admin.delete(
+                target, with_letters=dead_letters, with_work=work_stream, dry_run=dry_run
+            ),
+            as_json=as_json,
+        )
+
+
+# ---- common --------------------------------------------------------------------------------------
+
+
+async def _create(
+    settings: CoordinatorSettings, file: Path, *, dry_run: bool, yes: bool, as_json: bool
+) -> int:
+    description = read_description(file)
+    async with connected(settings) as connection:
+        wanted = await plan(connection, description, prefix=settings.api_prefix)
+        if as_json:
+            show_json({**wanted.as_json(), "schema": "millstream.coordinator.create/1"})
+        else:
+            for step in wanted.steps:
+                typer.echo(str(step))
+        if wanted.is_refused:
+            refused = sum(step.action is Action.REFUSE for step in wanted.steps)
+            raise GroupError(
+                f"{refused} of {len(wanted.steps)} cannot be as described: nothing done"
+            )
+        if dry_run or wanted.is_done:
+            return DONE
+        changed = [step for step in wanted.steps if step.action is Action.UPDATE]
+        if changed:
+            names = ", ".join(step.name for step in changed)
+            confirm("create", f"Change what is there ({names})?", yes=yes)
+        await apply(connection, wanted, prefix=settings.api_prefix)
+    return DONE
+
+
+def _numbers(name: str, texts: list[str] | None) -> list[int] | None:
+    """Read ``3``, ``0-3,7`` and so on; None when nothing is given. Exit 2 for what is none."""
+    if not texts:
+        return None
+    numbers: set[int] = set()
+    for text in (part.strip() for one in texts for part in one.split(",")):
+        found = _RANGE.fullmatch(text)
+        if found is None or int(found[2] or found[1]) < int(found[1]):
+            fail(name, f"{text!r} is no partition and no range of them", USAGE_ERROR)
+        numbers.update(range(int(found[1]), int(found[2] or found[1]) + 1))
+    return sorted(numbers)
+
+
+def _read_positions(file: Path | None) -> dict[int, Start]:
+    """Read ``{"0": 5001, "1": "latest"}``; ValueError says what is wrong with it."""
+    assert file is not None
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"cannot read {file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise ValueError(f"{file} is no JSON: {error}") from None
+    if not isinstance(document, dict) or not document:
+        raise ValueError(f'{file} is no object of partitions, such as {{"0": 5001}}')
+    starts = {}
+    for number, position in document.items():
+        if not number.isdecimal():
+            raise ValueError(f"{file}: {number!r} is no partition")
+        text = f"sequence:{position}" if isinstance(position, int) else str(position)
+        try:
+            starts[int(number)] = Start.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{file}: partition {number}: {error}") from None
+    return starts

@@ -1,0 +1,128 @@
+"""An operator's connection: bounded at first, patient afterwards; what waits can be told to end.
+
+What a connection needs (TLS, credentials, nkeys) comes from the settings; users of the library
+bring a connection of their own.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+import nats.errors
+from nats.aio.client import Client
+
+from ..errors import GroupError, ServerUnreachable
+from .settings import CoordinatorSettings
+
+T = TypeVar("T")
+
+_CANCEL_AGAIN_S = 0.05
+
+
+@asynccontextmanager
+async def connected(
+    settings: CoordinatorSettings, *, name: str = "millstream coordinator"
+) -> AsyncIterator[Client]:
+    """A connection that stays: it comes back by itself however long the server is away.
+
+    Only the first connect is bounded, by ``connect_timeout``. Raises ServerUnreachable, and
+    GroupError for credentials or certificates that cannot be used.
+    """
+    servers = [url.strip() for url in settings.nats_url.split(",")]
+    failures: list[str] = []
+
+    async def on_error(error: Exception) -> None:
+        failures.append(str(error) or type(error).__name__)
+
+    timeout_s = settings.connect_timeout.total_seconds()
+    # nats-py types these two as whole seconds and takes fractions.
+    options: dict[str, Any] = {"connect_timeout": timeout_s, "reconnect_time_wait": 0.1}
+    options |= _identity(settings)
+    connection = Client()
+    try:
+        async with asyncio.timeout(timeout_s):
+            await connection.connect(
+                servers=servers,
+                name=name,
+                max_reconnect_attempts=-1,
+                error_cb=on_error,
+                **options,
+            )
+    except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
+        await connection.close()
+        reason = failures[0] if failures else str(error) or "no answer"
+        raise ServerUnreachable(without_password(settings.nats_url), reason) from error
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _identity(settings: CoordinatorSettings) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if settings.creds is not None:
+        options["user_credentials"] = str(settings.creds)
+    if settings.nkey is not None:
+        options["nkeys_seed"] = str(settings.nkey)
+    if settings.tls_ca is not None or settings.tls_cert is not None:
+        try:
+            context = ssl.create_default_context(cafile=settings.tls_ca)
+            if settings.tls_cert is not None:
+                context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            file = settings.tls_cert or settings.tls_ca
+            raise GroupError(f"certificate {file} cannot be used: {error}") from error
+        options["tls"] = context
+    return options
+
+
+def without_password(urls: str) -> str:
+    """The URLs as they may be shown: what stands before ``@`` is left out."""
+    shown = []
+    for url in urls.split(","):
+        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+        host = parts.netloc.rpartition("@")[2]
+        shown.append(urlunsplit((parts.scheme, host, parts.path, "", "")))
+    return ",".join(shown)
+
+
+async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` returns; None if ``stopping`` is set before: then it was cancelled.
+
+    For what waits for a server, which may never answer. Raises what ``work`` raises.
+    """
+    with one_error():
+        async with asyncio.TaskGroup() as tasks:
+            working = tasks.create_task(work, name="work")
+            told = tasks.create_task(stopping.wait(), name="wait for the end")
+            await asyncio.wait([working, told], return_when=asyncio.FIRST_COMPLETED)
+            told.cancel()
+            while not working.done():
+                # More than once: wait_for of Python 3.11, which the client uses, drops a
+                # cancellation that comes at the same moment as its result.
+                working.cancel()
+                await asyncio.wait([working], timeout=_CANCEL_AGAIN_S)
+    return None if working.cancelled() else working.result()
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Raise the first GroupError of a task group's in place of the group, if it holds no others.
+
+    No ``except*``: what is raised inside one comes out in another group before Python 3.11.4.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        ours, others = errors.split(GroupError)
+        if ours is None or others is not None:
+            raise
+        raise _first(ours) from errors
+
+
+def _first(errors: BaseExceptionGroup[GroupError]) -> GroupError:
+    found = errors.exceptions[0]
+    return _first(found) if isinstance(found, BaseExceptionGroup) else found

@@ -1,0 +1,228 @@
+"""What the commands have in common at their edge: options, tables, errors, questions.
+
+A command is a function of settings and its own parameters, made one with `command`: that adds the
+options every command has (where the server is, who we are), reads the settings, and hands them in.
+
+People get tables on a terminal and aligned plain lines elsewhere; programs get one JSON document
+with ``--json``. An error is one line on standard error and an exit code (`process`).
+"""
+
+import asyncio
+import inspect
+import json
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import GroupError, ServerUnreachable
+from ..naming import check_name
+from .admin import Outcome
+from .connect import connected
+from .process import INTERRUPTED, UNREACHABLE, USAGE_ERROR
+from .settings import CoordinatorSettings, load
+from .target import Target
+
+Cells = tuple[str, ...]
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+NUMBERS = frozenset(
+    {"PARTITION", "CURRENT", "END", "LAG", "EPOCH", "PID", "CAPACITY", "PARTITIONS", "MEMBERS"}
+    | {"LETTER", "MESSAGE", "ATTEMPTS", "BYTES"}
+)
+"""Columns of numbers, on the right in a table."""
+
+
+def option(kind: object, text: str, *names: str, env: list[str] | None = None, **more: Any) -> Any:
+    """An option's annotation, for those that are settings."""
+    return Annotated[kind, typer.Option(*names, help=text, envvar=env, **more)]
+
+
+_COMMON: dict[str, Any] = {
+    "nats_url": option(
+        str | None,
+        "Server(s), separated by commas.",
+        *("--nats", "--server", "-s"),
+        metavar="URL",
+        env=["MILLSTREAM_COORDINATOR_NATS_URL", "NATS_URL"],
+    ),
+    "creds": option(Path | None, "Credentials file.", "--creds", metavar="FILE"),
+    "nkey": option(Path | None, "File with an nkey seed.", "--nkey", metavar="FILE"),
+    "tls_ca": option(Path | None, "Certificates to trust.", "--tlsca", metavar="FILE"),
+    "tls_cert": option(Path | None, "Own certificate.", "--tlscert", metavar="FILE"),
+    "tls_key": option(Path | None, "Its key.", "--tlskey", metavar="FILE"),
+    "domain": option(str | None, "JetStream domain.", "--js-domain", metavar="NAME"),
+    "config": option(
+        Path | None,
+        "Settings in a TOML file.",
+        "--config",
+        metavar="FILE",
+        env=["MILLSTREAM_COORDINATOR_CONFIG"],
+    ),
+}
+
+GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="Its name.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+def command(
+    app: typer.Typer, name: str, *, examples: str, settings: Mapping[str, Any] = NOTHING
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function ``f(settings, …)`` a command of ``app``; ``examples`` end its help.
+
+    ``settings``: annotations of parameters that go into the settings and not to the function.
+    """
+    into_settings = {**settings, **_COMMON}
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        common = [
+            inspect.Parameter(it, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+            for it, kind in into_settings.items()
+        ]
+
+        def run(**options: Any) -> None:
+            given = {it: options.pop(it) for it in into_settings}
+            if "group" in options:
+                check_group(name, options["group"])
+            function(read_settings(given.pop("config"), **given), **options)
+
+        parameters = [it.replace(kind=inspect.Parameter.KEYWORD_ONLY) for it in own] + common
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__doc__ = function.__doc__
+        run.__name__ = function.__name__
+        run.__annotations__ = {it.name: it.annotation for it in parameters}
+        epilog = "Examples:\n\n\b\n" + "\n".join(
+            f"  millstream coordinator {line}" for line in examples.strip().splitlines()
+        )
+        app.command(name, epilog=epilog)(run)
+        return function
+
+    return register
+
+
+def read_settings(file: Path | None = None, **given: Any) -> CoordinatorSettings:
+    """The settings, with what the command line says in front. One line and exit 2 if wrong."""
+    try:
+        return load(file, **given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        text = str(first["msg"]).removeprefix("Value error, ")
+        fail("settings", f"{name}: {text}" if name else text, USAGE_ERROR)
+    except ValueError as error:
+        fail("settings", str(error), USAGE_ERROR)
+
+
+def change(
+    name: str,
+    settings: CoordinatorSettings,
+    group: str,
+    operation: Callable[[Target], Awaitable[Outcome]],
+    *,
+    as_json: bool,
+) -> NoReturn:
+    """Connect, carry an operation out, show what changed."""
+
+    async def work() -> int:
+        async with connected(settings) as connection:
+            outcome = await operation(Target(connection, group, prefix=settings.api_prefix))
+        return show_outcome(outcome, as_json=as_json)
+
+    exit_with(name, work())
+
+
+def exit_with(command: str, work: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run a command to its exit code; a GroupError is one line on standard error."""
+    try:
+        raise typer.Exit(asyncio.run(work))
+    except ServerUnreachable as error:
+        fail(command, str(error), UNREACHABLE)
+    except GroupError as error:
+        fail(command, str(error), USAGE_ERROR)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def check_group(command: str, group: str) -> None:
+    """Exit 2 for a name no group can have, before anything is asked of a server."""
+    try:
+        check_name("group", group)
+    except GroupError as error:
+        fail(command, str(error), USAGE_ERROR)
+
+
+def fail(command: str, text: str, code: int) -> NoReturn:
+    """One line on standard error, and the exit code."""
+    typer.echo(f"millstream coordinator {command}: {' '.join(text.split())}", err=True)
+    raise typer.Exit(code)
+
+
+def confirm(command: str, question: str, *, yes: bool) -> None:
+    """Go on only when somebody says so: with ``--yes``, or here and now on a terminal."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(command, f"{question} Say --yes to do it, --dry-run to see it.", USAGE_ERROR)
+    if not typer.confirm(question, err=True):
+        fail(command, "nothing was changed", USAGE_ERROR)
+
+
+def show_json(document: object) -> None:
+    """One document, as ``--json`` prints it."""
+    typer.echo(json.dumps(document, indent=2))
+
+
+def show_table(columns: Cells, rows: Sequence[Cells]) -> None:
+    """A table on a terminal, plain aligned lines elsewhere."""
+    console = Console()
+    if console.is_terminal:
+        console.print(table(columns, rows))
+    else:
+        typer.echo("\n".join(lines([columns, *rows])))
+
+
+def show_outcome(outcome: Outcome, *, as_json: bool) -> int:
+    """What an operation did or would do; returns the exit code."""
+    if as_json:
+        show_json(outcome.as_json())
+        return 0
+    for change in outcome.changes:
+        typer.echo(f"{'would change ' if outcome.is_dry_run else ''}{change}")
+    if not outcome.changes:
+        typer.echo("nothing to change: it is so already")
+    return 0
+
+
+def cell(value: object) -> str:
+    """What is not there is ``-``, as in Kafka's own listing."""
+    return "-" if value is None or value == "" else str(value)
+
+
+def table(columns: Cells, rows: Sequence[Cells]) -> Table:
+    """Rows as rich draws them."""
+    drawn = Table(box=None, pad_edge=False)
+    for column in columns:
+        is_number = column in NUMBERS
+        drawn.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(escape, row))
+    return drawn
+
+
+def lines(rows: Sequence[Cells]) -> list[str]:
+    """Columns as wide as their widest cell, two spaces between."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

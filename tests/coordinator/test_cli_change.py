@@ -1,0 +1,419 @@
+"""The commands that look at and change a group: what they print, ask, refuse, and leave alone."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import nats
+import pytest
+from nats.aio.client import Client
+from typer.testing import CliRunner
+
+from millstream_coordinator import naming
+from millstream_coordinator.events import Joined, encode_events, event_object
+from millstream_coordinator.model import (
+    ControlRecord,
+    LetterReason,
+    MemberRecord,
+    ParkedRecord,
+    PartitionRecord,
+    PartitionState,
+)
+from millstream_coordinator.operation.cli import app
+from millstream_coordinator.operation.cli_look import ranges
+from millstream_coordinator.operation.target import Target
+from tests.coordinator.made_group import control, make_group, make_letters, make_stream, partition
+from tests.helpers.servers import Server
+
+T = TypeVar("T")
+
+DESCRIPTION = """
+[topic.{name}]
+subject = "{name}.{{partition}}.{{key}}"
+partitions = 2
+
+[group.{name}]
+"""
+
+
+def on(server: Server, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Do something on a connection of its own."""
+
+    async def run() -> T:
+        client = await nats.connect(server.url)
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def coordinator(server: Server, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of ``millstream coordinator``."""
+    result = CliRunner().invoke(app, [*arguments, "--nats", server.url])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def group(server: Server, name: str) -> str:
+    """Two partitions, one served and one stopped; five messages, two letters, one event."""
+
+    async def make(client: Client) -> None:
+        await make_stream(client, name, ["0.a", "1.x", "0.b", "1.y", "0.c"])
+        stopped = PartitionRecord(epoch=2, owner="b", stopped_seq=4, stopped_error="ValueError: x")
+        target = await make_group(
+            client,
+            name,
+            {
+                naming.member_key("a"): MemberRecord(instance="1", software="millstream 1.2"),
+                naming.member_key("b"): MemberRecord(instance="2"),
+                naming.partition_key(0): PartitionRecord(
+                    epoch=5, owner="a", instance="1", floor=1, state=PartitionState.OWNED
+                ),
+                naming.partition_key(1): stopped,
+                naming.parked_key(0): ParkedRecord(keys={"p": 12}),
+            },
+            partitions=2,
+        )
+        await make_letters(client, name, "k")
+        await make_letters(client, name, "p", reason=LetterReason.PARK)
+        event = event_object(Joined(member="a"), group=name, member="a", at_ns=10**18, number=0)
+        bucket = await client.jetstream().key_value(target.bucket)
+        await bucket.put(naming.event_key(0), encode_events([event]))
+
+    on(server, make)
+    return name
+
+
+LOOKING = (
+    ("ls",),
+    ("describe", "GROUP"),
+    ("members", "GROUP"),
+    ("lag", "GROUP"),
+    ("events", "GROUP"),
+    ("dlq", "ls", "GROUP"),
+    ("dlq", "show", "GROUP", "1"),
+)
+CHANGING = (
+    ("pause", "GROUP"),
+    ("resume", "GROUP", "-p", "1"),
+    ("drain", "GROUP", "a"),
+    ("move", "GROUP", "1", "--to", "a"),
+    ("reset", "GROUP", "--to", "latest", "--yes"),
+    ("delete", "GROUP", "--yes"),
+    ("dlq", "replay", "GROUP", "--all"),
+    ("dlq", "drop", "GROUP", "1", "--yes"),
+)
+
+
+def named(command: tuple[str, ...], group: str) -> list[str]:
+    return [group if it == "GROUP" else it for it in command]
+
+
+def words(command: tuple[str, ...]) -> str:
+    return ".".join(command[: 2 if command[0] == "dlq" else 1])
+
+
+@pytest.mark.parametrize("command", [*LOOKING, *CHANGING], ids=words)
+def test_each_command_prints_a_document_with_its_schema(
+    server: Server, group: str, command: tuple[str, ...]
+) -> None:
+    code, out, err = coordinator(server, *named(command, group), "--json")
+
+    assert (code, err) == (0, "")
+    assert json.loads(out)["schema"] == f"millstream.coordinator.{words(command)}/1"
+
+
+@pytest.mark.parametrize("command", CHANGING, ids=words)
+def test_a_dry_run_says_what_would_change(
+    server: Server, group: str, command: tuple[str, ...]
+) -> None:
+    dry, out, _ = coordinator(server, *named(command, group), "--dry-run")
+    again, told, _ = coordinator(server, *named(command, group))
+
+    assert (dry, again) == (0, 0)
+    assert out.replace("would change ", "") == told
+    assert out.startswith("would change ")
+
+
+@pytest.mark.parametrize(
+    "command", [it for it in CHANGING if "--yes" in it] + [("resize", "GROUP", "4")], ids=words
+)
+def test_what_cannot_be_undone_is_done_with_yes_only(
+    server: Server, group: str, command: tuple[str, ...]
+) -> None:
+    arguments = [it for it in named(command, group) if it != "--yes"]
+
+    code, out, err = coordinator(server, *arguments)
+
+    assert (code, out) == (2, "")
+    assert err.endswith("Say --yes to do it, --dry-run to see it.\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [*LOOKING[1:], *CHANGING], ids=words)
+def test_a_group_that_is_not_there_is_one_line_and_exit_2_for_each_command(
+    server: Server, name: str, command: tuple[str, ...]
+) -> None:
+    code, out, err = coordinator(server, *named(command, name))
+
+    assert (code, out) == (2, "")
+    spoken = words(command).replace(".", " ")
+    assert err == f"millstream coordinator {spoken}: group {name!r} not found\n"
+
+
+@pytest.mark.parametrize(
+    "command", [*LOOKING, *CHANGING, ("create", "f"), ("resize", "g", "4"), ("run",)], ids=words
+)
+def test_each_commands_help_ends_with_examples_of_it(command: tuple[str, ...]) -> None:
+    name = words(command).split(".")
+
+    result = CliRunner().invoke(app, [*name, "--help"])
+
+    assert result.exit_code == 0
+    _, _, examples = result.stdout.partition("Examples:")
+    assert f"  millstream coordinator {' '.join(name)}" in examples
+
+
+# ---- each
+
+
+def test_ls_shows_what_each_group_is_doing(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "ls")
+
+    lines = [line.split(maxsplit=5) for line in out.splitlines()]
+    assert lines[0] == ["GROUP", "STREAM", "PARTITIONS", "MEMBERS", "LEADER", "STATE"]
+    assert [group, group, "2", "2", "-", "1 partition stopped"] in lines
+
+
+def test_describe_says_why_a_partition_is_stopped(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "describe", group)
+
+    assert out.splitlines()[-2:] == [
+        f"stream {group}, lag 4, nobody leads, on failure: retry, 2 dead letters",
+        "partition 1 stopped at message 4: ValueError: x",
+    ]
+
+
+def test_members_show_their_version(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "members", group)
+
+    assert out.splitlines()[1].split()[6] == "1.2"
+
+
+@pytest.mark.parametrize(("most", "code"), [("3", 1), ("4", 0)])
+def test_lag_above_what_may_be_is_exit_1(server: Server, group: str, most: str, code: int) -> None:
+    assert coordinator(server, "lag", group, "--max", most)[0] == code
+
+
+def test_lag_ends_with_the_sum(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "lag", group)
+
+    assert out.splitlines()[-1].split() == ["all", "4"]
+
+
+def test_events_are_one_line_each(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "events", group)
+
+    assert out.count("\n") == 1
+    assert out.endswith(" joined: member=a\n")
+
+
+def test_new_events_without_following_are_a_mistake(server: Server, group: str) -> None:
+    code, _, err = coordinator(server, "events", group, "--new")
+
+    assert code == 2
+    assert "--new goes with --follow" in err
+
+
+def test_pause_takes_numbers_and_ranges(server: Server, group: str) -> None:
+    code, out, _ = coordinator(server, "pause", group, "-p", "0-1", "--partition", "1,0")
+
+    assert code == 0
+    assert out.splitlines() == [f"partition {it}: running -> paused" for it in (0, 1)]
+
+
+@pytest.mark.parametrize("text", ["x", "3-1", "-1", "1-", ""])
+def test_what_is_no_partition_is_said(server: Server, group: str, text: str) -> None:
+    code, _, err = coordinator(server, "pause", group, f"--partition={text}")
+
+    assert code == 2
+    assert f"{text!r} is no partition" in err
+
+
+def test_what_is_so_already_is_said(server: Server, group: str) -> None:
+    coordinator(server, "pause", group)
+
+    code, out, _ = coordinator(server, "pause", group)
+
+    assert (code, out) == (0, "nothing to change: it is so already\n")
+
+
+def test_resume_with_skip_leaves_a_dead_letter_to_the_owner(server: Server, group: str) -> None:
+    coordinator(server, "resume", group, "--skip")
+
+    record = on(server, lambda client: partition(Target(client, group), 1))
+    assert (record.stopped_seq, record.skip_seq) == (None, 4)
+
+
+def test_a_drain_is_undone(server: Server, group: str) -> None:
+    coordinator(server, "drain", group, "a")
+    coordinator(server, "drain", group, "b")
+    coordinator(server, "drain", group, "a", "--undo")
+
+    assert on(server, lambda client: control(Target(client, group))) == ControlRecord(
+        draining=("b",)
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--to", "a", "--unpin")])
+def test_a_move_is_to_somebody_or_taken_back(
+    server: Server, group: str, options: tuple[str, ...]
+) -> None:
+    code, _, err = coordinator(server, "move", group, "0", *options)
+
+    assert code == 2
+    assert "either --to MEMBER or --unpin" in err
+
+
+def test_a_move_is_taken_back(server: Server, group: str) -> None:
+    coordinator(server, "move", group, "0-1", "--to", "a")
+    coordinator(server, "move", group, "0", "--unpin")
+
+    assert on(server, lambda client: control(Target(client, group))).pins == {1: "a"}
+
+
+def test_positions_come_from_a_file(server: Server, group: str, tmp_path: Path) -> None:
+    file = tmp_path / "cutover.json"
+    file.write_text('{"0": 3, "1": "latest"}')
+
+    code, _, err = coordinator(server, "reset", group, "--positions", str(file), "--yes")
+
+    assert (code, err) == (0, "")
+
+    async def floors(client: Client) -> list[int]:
+        return [(await partition(Target(client, group), it)).floor for it in (0, 1)]
+
+    assert on(server, floors) == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "is no object of partitions"),
+        ("{", "is no JSON"),
+        ('{"x": 1}', "'x' is no partition"),
+        ('{"0": "soon"}', "partition 0: 'soon' is none of"),
+        ('{"0": 0}', "partition 0: 'sequence:0' is none of"),
+    ],
+)
+def test_a_file_that_holds_no_positions_is_said(
+    server: Server, group: str, tmp_path: Path, text: str, reason: str
+) -> None:
+    file = tmp_path / "cutover.json"
+    file.write_text(text)
+
+    code, _, err = coordinator(server, "reset", group, "--positions", str(file), "--yes")
+
+    assert code == 2
+    assert reason in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ((), "either --to POSITION or --positions FILE"),
+        (("--to", "soon"), "'soon' is none of"),
+        (("--positions", "nowhere"), "cannot read nowhere"),
+        (("--positions", "f", "-p", "1"), "--partition goes with --to"),
+    ],
+)
+def test_a_reset_that_says_no_position_is_exit_2(
+    server: Server, group: str, options: tuple[str, ...], reason: str
+) -> None:
+    code, _, err = coordinator(server, "reset", group, *options, "--yes")
+
+    assert code == 2
+    assert reason in err
+
+
+@pytest.mark.parametrize("options", [(), ("--all", "1"), ("--all", "--key", "k")])
+def test_which_letters_has_to_be_said(server: Server, group: str, options: tuple[str, ...]) -> None:
+    code, _, err = coordinator(server, "dlq", "replay", group, *options)
+
+    assert code == 2
+    assert "say which" in err
+
+
+def test_letters_are_listed_with_the_keys_that_are_parked(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "dlq", "ls", group)
+
+    lines = out.splitlines()
+    assert lines[1].split()[:6] == ["1", "0", "k", "11", "dead-letter", "5"]
+    assert lines[2].split()[:6] == ["2", "0", "p", "11", "parked", "5"]
+    assert lines[-1] == "partition 0 has 1 parked: p"
+
+
+def test_a_letter_is_shown_with_its_headers_and_body(server: Server, group: str) -> None:
+    _, out, _ = coordinator(server, "dlq", "show", group, "1")
+
+    assert "error:     ValueError: odd\n" in out
+    assert "header:    Colour: red\n" in out
+    assert out.endswith("body:      7 bytes\nbody 11\n")
+
+
+def test_create_makes_what_is_described_once(server: Server, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "topic.toml"
+    file.write_text(DESCRIPTION.format(name=name))
+
+    dry, would, _ = coordinator(server, "create", str(file), "--dry-run")
+    first, _, _ = coordinator(server, "create", str(file))
+    second, out, _ = coordinator(server, "create", str(file), "--json")
+
+    assert (dry, first, second) == (0, 0, 0)
+    assert f"create stream {name}" in would
+    assert json.loads(out)["is_done"]
+    assert json.loads(out)["schema"] == "millstream.coordinator.create/1"
+
+
+def test_a_description_that_is_none_is_one_line_and_exit_2(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "topic.toml"
+    file.write_text("[topic.X]\ncolour = 1\n")
+
+    code, out, err = coordinator(server, "create", str(file))
+
+    assert (code, out) == (2, "")
+    assert err.startswith(f"millstream coordinator create: {file}: ")
+    assert err.count("\n") == 1
+
+
+def test_a_position_can_be_set_before_a_group_ever_ran(
+    server: Server, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "topic.toml"
+    file.write_text(DESCRIPTION.format(name=name))
+    coordinator(server, "create", str(file))
+
+    code, out, _ = coordinator(server, "reset", name, "--to", "latest", "--yes")
+
+    assert code == 0
+    assert out.splitlines()[0] == "partition 0 handled up to: 0 -> 0"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((), ""),
+        ((4,), "4"),
+        ((0, 1, 2, 7, 8), "0-2,7-8"),
+        (tuple(range(0, 40, 2)), "0,2,4,6,8,10,12,14,… (20)"),
+    ],
+)
+def test_many_partitions_are_told_in_few_words(numbers: tuple[int, ...], text: str) -> None:
+    assert ranges(numbers) == text
