@@ -36,7 +36,7 @@ POLL_S = 0.025
 
 def proxied(module: Any, paramstyle: str) -> types.SimpleNamespace:
     """The module under another of the paramstyles that it takes."""
-    names = ("apilevel", "Error", "IntegrityError")
+    names = ("apilevel", "Error", "IntegrityError", "OperationalError")
     return types.SimpleNamespace(
         paramstyle=paramstyle, **{name: getattr(module, name) for name in names}
     )
@@ -472,6 +472,24 @@ async def test_an_effects_own_database_error_reaches_the_caller(
 
     with pytest.raises(database.module.Error, match="nowhere"):
         await sink.apply(Delivery(), effect)
+
+
+async def test_an_effect_that_lost_against_another_transaction_is_tried_again(
+    database: Database, two: tuple[SqlSink, SqlSink]
+) -> None:
+    sink, _ = two
+    calls = 0
+
+    def effect(cursor: Any) -> None:
+        nonlocal calls
+        calls += 1
+        database.insert(cursor, b"N14228", "1")
+        if calls < 3:
+            raise database.module.OperationalError("deadlock detected")
+
+    assert await sink.apply(Delivery(), effect) is Verdict.APPLY
+    assert calls == 3
+    assert database.texts() == ["1"]
 
 
 async def test_async_effects_are_refused(database: Database, two: tuple[SqlSink, SqlSink]) -> None:

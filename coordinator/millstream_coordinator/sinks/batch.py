@@ -51,7 +51,6 @@ room for until then, and a batch that finds no room is tried again after a momen
 
 import asyncio
 import base64
-import random
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -83,6 +82,7 @@ from .contract import (
     StaleEpoch,
     Unconfirmed,
     admits,
+    pause_s,
 )
 from .mark import (
     MARK_HEADER,
@@ -109,7 +109,6 @@ _NOT_STORED = (10176, 10210)
 """The batch was not complete, or there was no room for one more: nothing of it is stored."""
 _NEVER = (10054, 10097, 10165, 10166, 10168, 10177, 10199, 10201)
 """Sizes, headers and message ids that are refused whenever they come."""
-_PAUSE_MIN_S, _PAUSE_MAX_S = 0.002, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,8 +239,7 @@ class BatchSink:
                 self._fences.pop(message.partition, None)
             except _NotStored as error:
                 reason = str(error)
-                pause_s = min(_PAUSE_MIN_S * 2**attempt, _PAUSE_MAX_S)
-                await asyncio.sleep(pause_s * random.random())  # noqa: S311 - jitter
+                await asyncio.sleep(pause_s(attempt))
             else:
                 self.counters.applied += 1
                 return Verdict.APPLY

@@ -19,6 +19,7 @@ and its bookkeeping of refusals, and `testing` is the contract as tests, to be r
             return Verdict.APPLY
 """
 
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from typing import Protocol, TypeVar
 
 from ..errors import GroupError
 from .mark import Fenced, Mark, Verdict, judge
+
+_PAUSE_MIN_S, _PAUSE_MAX_S = 0.002, 0.25
 
 Update = Callable[[bytes | None], bytes | None]
 """The value before (None: there is none) to the value after (None: delete it, the mark stays).
@@ -164,6 +167,12 @@ def refused_stale(message: Fenced, seen_epoch: int, counters: SinkCounters) -> S
     """Count a stale effect; the error to raise."""
     counters.refused_stale += 1
     return StaleEpoch(message.partition, message.epoch, seen_epoch)
+
+
+def pause_s(attempt: int) -> float:
+    """How long to wait after attempt 0, 1, … met another's: at most a quarter of a second."""
+    longest_s: float = min(_PAUSE_MIN_S * 2**attempt, _PAUSE_MAX_S)
+    return longest_s * random.random()  # noqa: S311 - jitter
 
 
 class Unconfirmed:

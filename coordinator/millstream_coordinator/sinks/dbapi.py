@@ -75,8 +75,12 @@ class Module(Protocol):
     def IntegrityError(self) -> type[Exception]:  # noqa: N802 - PEP 249's name
         """Raised, for one, for a primary key that is there already."""
 
+    @property
+    def OperationalError(self) -> type[Exception]:  # noqa: N802 - PEP 249's name
+        """Raised for what may pass: deadlocks, other transactions, lost connections."""
 
-MODULE_NAMES = ("apilevel", "paramstyle", "Error", "IntegrityError")
+
+MODULE_NAMES = ("apilevel", "paramstyle", "Error", "IntegrityError", "OperationalError")
 
 
 class Statements:

@@ -14,7 +14,7 @@ With PostgreSQL and psycopg 3 (the extra ``postgres``)::
 ``effect`` is a plain function. It runs in a thread, inside the transaction, and may run again when
 the transaction has to be repeated: what it does through its cursor counts once, and it should do
 nothing else. It neither commits nor rolls back. What it raises reaches the caller, with everything
-taken back.
+taken back; the module's OperationalError (a deadlock, a serialization failure) after some attempts.
 
 **The table.** One for each group (`table_of`), made if it is missing, with a row for each key, each
 message without a key, and each partition's fence::
@@ -60,6 +60,7 @@ from .contract import (
     StaleEpoch,
     Unconfirmed,
     admits,
+    pause_s,
 )
 from .dbapi import (
     MODULE_NAMES,
@@ -147,7 +148,7 @@ class SqlSink:
     """
 
     def __init__(
-        self, module: Module, sessions: Sessions, table: str, *, attempts_max: int = 8
+        self, module: Module, sessions: Sessions, table: str, *, attempts_max: int = 16
     ) -> None:
         self.name = f"sql:{table}"
         self.table = table
@@ -170,7 +171,7 @@ class SqlSink:
         group: str,
         table: str | None = None,
         connections_max: int = 4,
-        attempts_max: int = 8,
+        attempts_max: int = 16,
     ) -> Self:
         """Make the sink of a group, with its table if that is missing.
 
@@ -200,13 +201,18 @@ class SqlSink:
         self.counters.attempts += 1
         where = entry_key(message)
         reason = ""
-        for _ in range(self._attempts_max):
+        for attempt in range(self._attempts_max):
+            if attempt:
+                await asyncio.sleep(pause_s(attempt))
             try:
                 seen = await self._transaction(where, message, effect)
             except _Contended:
                 continue
             except _EffectRaised as raised:
-                raise raised.error from None
+                is_last = attempt == self._attempts_max - 1
+                if is_last or not isinstance(raised.error, self._module.OperationalError):
+                    raise raised.error from None
+                continue
             except (ConnectionLost, self._module.Error) as error:
                 reason = _reason(error)
                 continue
