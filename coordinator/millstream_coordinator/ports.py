@@ -194,9 +194,9 @@ class StoreLetter:
 
     An effect like any other, so at most once and fenced: the last letter on the subject
     ``dead_letter(group, message.mark, token)`` (the mark: a resize changes no subject) carries the
-    sequence and epoch of its message. A higher epoch there is answered by ``Stale``; a sequence there that is not below
-    ``message.seq`` by ``Done`` (the letter is there); else the letter is published with the
-    expected last subject sequence, and after a conflict all of it is done again.
+    sequence and epoch of its message. A higher epoch there is answered by ``Stale``; a sequence
+    there that is not below ``message.seq`` by ``Done`` (the letter is there); else the letter is
+    published with the expected last subject sequence, and after a conflict all is done again.
     """
 
     id: int
@@ -217,7 +217,7 @@ class ReadLetters:
     """Read up to ``max_count`` letters of a key, oldest first: ``Letters``.
 
     Their messages are as they were delivered (subject, data, headers without the letter's own, key,
-    ``seq``, ``timestamp_ns``), of ``partition`` under ``epoch``; ``num_delivered`` is 1 and ``reply``
+    ``seq``, ``timestamp_ns``), of ``partition`` under ``epoch``; ``num_delivered`` is 1, ``reply``
     empty. They are on the subject of the partition's mark.
     """
 

@@ -1,0 +1,351 @@
+"""What becomes of a message whose handler fails, by the group's policy; in virtual time."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+
+from millstream_coordinator.events import (
+    KeyReplayed,
+    MessageGivenUp,
+    MessageRetried,
+    PartitionResumed,
+    PartitionStopped,
+)
+from millstream_coordinator.machine.failure import retry_delay_s
+from millstream_coordinator.memory import MemoryServer
+from millstream_coordinator.model import (
+    ControlRecord,
+    LetterReason,
+    ParkedRecord,
+    PartitionRecord,
+    Timing,
+)
+
+from .group_in_memory import Log, make, open_server, publish, read, running, virtual, write
+
+
+def stopped_seq(server: MemoryServer) -> int | None:
+    is_there = server.value("g", "part.0") is not None
+    return read(server, PartitionRecord, "part.0").stopped_seq if is_there else None
+
+
+def test_the_backoff_doubles_is_bounded_and_spreads_what_failed_together() -> None:
+    timing = Timing(retry_min_s=0.1, retry_max_s=10.0)
+
+    delays = [retry_delay_s(timing, attempt, seq=7) for attempt in range(1, 12)]
+    beside = {round(retry_delay_s(timing, 3, seq), 4) for seq in range(100)}
+
+    assert all(later >= sooner for sooner, later in pairwise(delays))
+    assert 0.09 <= delays[0] <= 0.11
+    assert delays[-1] <= 11.0
+    assert retry_delay_s(timing, 10**6, seq=1) <= 11.0
+    assert len(beside) > 90
+
+
+@virtual
+async def test_a_message_that_fails_is_tried_again_and_only_its_key_waits() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "bad", number)
+        publish(server, "good", number)
+    log.fails = lambda message: message.key == b"bad" and message.attempt < 4
+    group, events = make(server, log)
+
+    async with running(group):
+        await server.until(lambda: len(log.handled) == 6)
+
+    assert log.of(b"bad") == log.of(b"good") == [0, 1, 2]
+    assert log.handled.index((b"good", 2)) < log.handled.index((b"bad", 0))
+    assert sum(isinstance(event, MessageRetried) for event in events) == 9
+
+
+@virtual
+async def test_a_dead_letter_is_stored_once_before_its_ack_and_its_key_goes_on() -> None:
+    server, log = open_server(), Log()
+    for number in range(4):
+        publish(server, "k", number)
+    log.fails = lambda message: message.data == b"1"
+    group, events = make(server, log, on_failure="dead-letter", max_attempts=3)
+
+    async with running(group):
+        await server.until(lambda: len(log.handled) == 3)
+
+    (letter,) = server.letters("g")
+    assert log.of(b"k") == [0, 2, 3]
+    assert [attempt for _, number, attempt in log.calls if number == 1] == [1, 2, 3]
+    assert (letter.message.data, letter.token, letter.attempts) == (b"1", "k", 3)
+    assert (letter.reason, letter.error) == (
+        LetterReason.DEAD_LETTER,
+        "ValueError: cannot handle 1",
+    )
+    (told,) = [event for event in events if isinstance(event, MessageGivenUp)]
+    assert (told.seq, told.reason) == (2, "dead-letter")
+    assert group.stats().dead_letters == 1
+
+
+@virtual
+async def test_messages_without_a_key_become_letters_one_by_one() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "%null", number)
+    log.fails = lambda message: message.data != b"1"
+    group, _ = make(server, log, on_failure="dead-letter", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 2)
+
+    assert sorted(letter.token for letter in server.letters("g")) == ["%null.1", "%null.3"]
+    assert log.of(b"k") == []
+    assert log.handled == [(None, 1)]
+
+
+@virtual
+async def test_a_parked_key_keeps_its_later_messages_in_order_and_others_go_on() -> None:
+    server, log = open_server(), Log()
+    for number in range(4):
+        publish(server, "bad", number)
+        publish(server, "good", number)
+    log.fails = lambda message: message.key == b"bad" and message.data == b"1"
+    group, _ = make(server, log, on_failure="park", max_attempts=2)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 3 and len(log.handled) == 5)
+        publish(server, "bad", 4)
+        await server.until(lambda: len(server.letters("g")) == 4)
+
+    assert log.of(b"bad") == [0]
+    assert log.of(b"good") == [0, 1, 2, 3]
+    assert [letter.message.data for letter in server.letters("g")] == [b"1", b"2", b"3", b"4"]
+    assert read(server, ParkedRecord, "parked.0").keys == {"bad": 3}
+    assert group.stats().parked == 4
+
+
+@virtual
+async def test_a_new_owner_knows_what_is_parked_before_its_first_message() -> None:
+    server, log = open_server(), Log()
+    publish(server, "bad", 0)
+    log.fails = lambda message: message.data == b"0"
+    first, _ = make(server, log, on_failure="park", max_attempts=1)
+    async with running(first):
+        await server.until(lambda: len(server.letters("g")) == 1)
+    publish(server, "bad", 1)
+
+    second, _ = make(server, log, on_failure="park", max_attempts=1, member="b")
+    async with running(second):
+        await server.until(lambda: len(server.letters("g")) == 2)
+
+    assert log.handled == []
+    assert [number for _, number, _ in log.calls] == [0]
+
+
+@virtual
+async def test_a_replay_handles_the_letters_in_order_before_what_came_later() -> None:
+    server, log = open_server(), Log()
+    is_mended = False
+    for number in range(5):
+        publish(server, "bad", number)
+    log.fails = lambda message: not is_mended and message.data != b"0"
+    group, events = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 4)
+        is_mended = True
+        write(
+            server,
+            "parked.0",
+            replace(read(server, ParkedRecord, "parked.0"), replay=("bad",)),
+        )
+        for number in range(5, 9):
+            publish(server, "bad", number)
+        await server.until(lambda: len(log.of(b"bad")) == 9)
+        await server.until(lambda: not read(server, ParkedRecord, "parked.0").keys)
+
+    assert log.of(b"bad") == list(range(9))
+    assert server.letters("g") == []
+    assert KeyReplayed(partition=0, key="bad", count=4, is_parked=False) in events
+
+
+@virtual
+async def test_a_replay_that_fails_again_leaves_the_key_parked_and_nothing_lost() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "bad", number)
+    log.fails = lambda message: message.data == b"1" or len(log.calls) < 2
+    group, events = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 3)
+        record = read(server, ParkedRecord, "parked.0")
+        write(server, "parked.0", replace(record, replay=("bad",)))
+        await server.until(lambda: any(isinstance(event, KeyReplayed) for event in events))
+
+    assert log.of(b"bad") == [0]
+    assert [letter.message.data for letter in server.letters("g")] == [b"1", b"2"]
+    assert read(server, ParkedRecord, "parked.0").keys == {"bad": 1}
+    assert read(server, ParkedRecord, "parked.0").replay == ()
+
+
+@virtual
+async def test_a_replay_asked_for_while_nobody_works_is_done_by_the_next_owner() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "bad", number)
+    log.fails = lambda message: len(log.calls) < 2
+    first, _ = make(server, log, on_failure="park", max_attempts=1)
+    async with running(first):
+        await server.until(lambda: len(server.letters("g")) == 3)
+    record = read(server, ParkedRecord, "parked.0")
+    write(server, "parked.0", replace(record, replay=("bad",)))
+
+    second, _ = make(server, log, on_failure="park", max_attempts=1, member="b")
+    async with running(second):
+        publish(server, "bad", 3)
+        await server.until(lambda: len(log.handled) == 4)
+
+    assert log.of(b"bad") == [0, 1, 2, 3]
+
+
+@virtual
+async def test_too_many_parked_keys_stop_the_partition() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, f"bad{number}", number)
+    log.fails = lambda _: True
+    group, events = make(
+        server, log, on_failure="park", max_attempts=1, max_parked_keys=2, max_lanes=1
+    )
+
+    async with running(group):
+        await server.until(lambda: any(isinstance(event, PartitionStopped) for event in events))
+        await server.until(lambda: stopped_seq(server) is not None)
+
+    assert len(read(server, ParkedRecord, "parked.0").keys) == 2
+
+
+@virtual
+async def test_a_stopped_partition_hands_nothing_out_until_it_is_resumed() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "a", number)
+    log.fails = lambda message: message.data == b"1" and len(log.calls) < 4
+    group, events = make(server, log, on_failure="stop", max_attempts=2)
+
+    async with running(group):
+        await server.until(lambda: stopped_seq(server) == 2)
+        publish(server, "b", 9)
+        await asyncio.sleep(60)
+        calls = len(log.calls)
+        record = read(server, PartitionRecord, "part.0")
+        write(server, "part.0", replace(record, stopped_seq=None, stopped_error=""))
+        await server.until(lambda: len(log.handled) == 4)
+
+    assert record.stopped_error == "ValueError: cannot handle 1"
+    assert calls == 3
+    assert log.of(b"a") == [0, 1, 2]
+    assert PartitionResumed(partition=0) in events
+
+
+@virtual
+async def test_a_stopped_partition_stays_stopped_at_its_next_owner() -> None:
+    server, log = open_server(), Log()
+    publish(server, "a", 0)
+    log.fails = lambda _: True
+    first, _ = make(server, log, on_failure="stop", max_attempts=1)
+    async with running(first):
+        await server.until(lambda: stopped_seq(server) == 1)
+
+    second, _ = make(server, log, on_failure="stop", max_attempts=1, member="b")
+    async with running(second):
+        await server.until(lambda: second.partitions == {0: second.partitions.get(0)})
+        await asyncio.sleep(60)
+
+    assert len(log.calls) == 1
+
+
+@virtual
+async def test_a_message_that_is_to_be_skipped_becomes_a_letter_without_a_call() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "a", number)
+    log.fails = lambda message: message.data == b"1"
+    group, _ = make(server, log, on_failure="stop", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: stopped_seq(server) == 2)
+        record = read(server, PartitionRecord, "part.0")
+        skip = replace(record, stopped_seq=None, stopped_error="", skip_seq=2)
+        write(server, "part.0", skip)
+        await server.until(lambda: log.of(b"a") == [0, 2])
+        await server.until(lambda: read(server, PartitionRecord, "part.0").skip_seq is None)
+
+    (letter,) = server.letters("g")
+    assert (letter.message.data, letter.reason) == (b"1", LetterReason.SKIP)
+    assert [number for _, number, _ in log.calls].count(1) == 1
+
+
+@virtual
+async def test_a_paused_partition_is_kept_and_hands_nothing_out() -> None:
+    server, log = open_server(), Log()
+    publish(server, "a", 0)
+    group, _ = make(server, log, partitions=2)
+
+    async with running(group):
+        await server.until(lambda: len(log.handled) == 1)
+        write(server, "ctl", ControlRecord(paused=(0,)))
+        await server.until(lambda: group.stats().partitions[0].is_paused)
+        epoch = group.partitions[0]
+        publish(server, "a", 1)
+        publish(server, "b", 2, partition=1)
+        await server.until(lambda: len(log.handled) == 2)
+        await asyncio.sleep(60)
+        during = list(log.handled)
+        write(server, "ctl", ControlRecord())
+        await server.until(lambda: len(log.handled) == 3)
+
+        assert group.partitions[0] == epoch
+
+    assert during == [(b"a", 0), (b"b", 2)]
+    assert log.of(b"a") == [0, 1]
+
+
+@virtual
+async def test_a_message_published_again_for_another_group_is_acked_and_skipped() -> None:
+    server, log = open_server(), Log()
+    publish(server, "a", 0)
+    publish(server, "a", 1, headers={"Millstream-Replay": "other"})
+    publish(server, "a", 2, headers={"Millstream-Replay": "g"})
+    publish(server, "a", 3)
+    group, _ = make(server, log)
+
+    async with running(group):
+        await server.until(lambda: len(log.handled) == 3)
+
+    assert log.of(b"a") == [0, 2, 3]
+    assert read(server, PartitionRecord, "part.0").floor == 4
+
+
+@virtual
+async def test_a_letter_under_a_higher_epoch_raises_the_owners_and_is_not_overwritten() -> None:
+    server, log = open_server(), Log()
+    publish(server, "a", 0)
+    publish(server, "a", 1)
+    log.fails = lambda message: True
+    first, _ = make(server, log, on_failure="dead-letter", max_attempts=1)
+    async with running(first):
+        await server.until(lambda: len(server.letters("g")) == 2)
+    epoch = server.letters("g")[-1].message.epoch
+    server.delete_bucket("g")
+    for name in list(server.streams["G"].consumers):
+        server.delete_consumer("G", name)
+    publish(server, "a", 2)
+
+    second, _ = make(
+        server, log, on_failure="dead-letter", max_attempts=1, retry_min=timedelta(seconds=0.01)
+    )
+    async with running(second):
+        await server.until(lambda: len(server.letters("g")) == 3)
+
+    numbers = [int(letter.message.data) for letter in server.letters("g")]
+    assert numbers == [0, 1, 2]
+    assert server.letters("g")[-1].message.epoch >= epoch
