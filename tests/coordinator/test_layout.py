@@ -13,6 +13,7 @@ from millstream_coordinator.partitioning.layout import (
     Change,
     Difference,
     Place,
+    ServerTraits,
     WantedStream,
     check_partitions,
     config_record,
@@ -360,7 +361,31 @@ def test_more_room_for_consumers_than_needed_is_kept() -> None:
 
     assert differences(stream, config) == ()
     assert updated(stream, config)["max_consumers"] == 64
-    assert updated(stream, {**config, "max_consumers": -1})["max_consumers"] == 1000
+    assert updated(stream, {**config, "max_consumers": -1})["max_consumers"] == -1
+    assert updated(stream, {**config, "max_consumers": 63})["max_consumers"] == 1000
+
+
+def test_servers_differ_in_the_room_for_consumers() -> None:
+    text = TOKEN.replace("{partition:16}", "{partition:400}").replace("level = 16", "level = 400")
+    stream, unlimited = found("ORDERS", text, max_consumers=-1)
+    _, limited = found("ORDERS", text, max_consumers=9)
+
+    def judged(config: dict[str, Any], *version: int) -> list[Change]:
+        server = ServerTraits.of(*version)
+        return [it.change for it in differences(stream, config, server=server)]
+
+    assert judged(unlimited, 2, 15) == judged(limited, 2, 12) == [Change.UPDATE]
+    assert judged(unlimited, 2, 14) == []
+    assert judged(limited, 2, 11) == [Change.REPLACE]
+
+
+@pytest.mark.parametrize(("version", "window"), [((2, 13), 10**8), ((2, 14), 0), ((0, 0), 0)])
+def test_a_sourced_stream_drops_no_repeated_message_id_where_the_server_lets_it(
+    version: tuple[int, int], window: int
+) -> None:
+    streams = wanted_streams(parse_description(SOURCED), server=ServerTraits.of(*version))
+
+    assert {stream.config["duplicate_window"] for stream in streams} == {window}
 
 
 def test_the_update_is_what_was_asked_for() -> None:

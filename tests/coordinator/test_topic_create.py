@@ -406,6 +406,20 @@ async def test_a_group_gets_a_work_queue_from_a_stream_that_is_not_touched(
     assert (await plan(client, described(SOURCED, name))).is_done
 
 
+async def test_a_work_queue_gets_messages_whose_id_the_origin_took_again(
+    client: Client, name: str
+) -> None:
+    config = {"name": name, "subjects": [f"{name}.>"], "duplicate_window": 100_000_000}
+    await call(client, f"STREAM.CREATE.{name}", config)
+    async with asyncio.timeout(20):
+        while (await call(client, f"STREAM.INFO.{name}"))["state"]["messages"] < 3:
+            await client.jetstream().publish(f"{name}.c.x", b"", headers={"Nats-Msg-Id": "1"})
+
+    await made(client, described(SOURCED, name))
+
+    assert len(await messages_in(client, naming.work_stream(name), 3)) == 3
+
+
 async def test_a_replay_can_be_published_into_a_groups_own_stream(
     client: Client, name: str
 ) -> None:

@@ -42,6 +42,7 @@ from .key import overlap, stored_subjects
 from .layout import (
     Change,
     Difference,
+    ServerTraits,
     WantedStream,
     differences,
     dropped,
@@ -249,6 +250,7 @@ class _Planner:
     def __init__(self, api: Api, description: Description) -> None:
         self.api = api
         self._description = description
+        self._server = ServerTraits()
         self._generations: dict[str, int] = {}
         self._wanted: dict[str, WantedStream] = {}
         self._found: dict[str, dict[str, Any] | None] = {}
@@ -263,14 +265,15 @@ class _Planner:
             ) from error
         self._has_ttl = info.get("api", {}).get("level", 0) >= 1
         version = self.api.connection.connected_server_version
-        if (version.major, version.minor) < OLDEST_SERVER:
+        if (0, 0) < (version.major, version.minor) < OLDEST_SERVER:
             raise StreamUnfit(
                 next(iter(self._description.topics)),
                 f"the server is {version.major}.{version.minor}, and its transforms need 2.10",
             )
+        self._server = server_traits(self.api)
         for group in self._description.groups.values():
             self._generations[group.name] = await self._generation(group)
-        wanted = wanted_streams(self._description, self._generations)
+        wanted = wanted_streams(self._description, self._generations, self._server)
         self._wanted = {stream.name: stream for stream in wanted}
         steps = [
             await self._origin(topic.name)
@@ -317,11 +320,13 @@ class _Planner:
         if reason:
             return replace(step, action=Action.REFUSE, reason=reason)
         if info is None:
-            if wanted.source is not None:
-                wanted = await self._begun(wanted)
-            return replace(step, body=wanted.config)
+            if wanted.source is None:
+                return replace(step, body=wanted.config)
+            reason = "" if self._server.has_zero_window else _WINDOW
+            return replace(step, body=(await self._begun(wanted)).config, reason=reason)
         found = info["config"]
-        unlike = differences(wanted, found, messages=info["state"]["messages"])
+        messages = info["state"]["messages"]
+        unlike = differences(wanted, found, messages=messages, server=self._server)
         if not unlike:
             return replace(step, action=Action.KEEP)
         if any(difference.change is Change.REPLACE for difference in unlike):
@@ -340,7 +345,8 @@ class _Planner:
         info = await self._look(wanted.source)
         if group.start.kind is not StartKind.LATEST or info is None:
             return wanted
-        return work_stream(group, wanted.source, start_seq=info["state"]["last_seq"] + 1)
+        start_seq = info["state"]["last_seq"] + 1
+        return work_stream(group, wanted.source, start_seq=start_seq, server=self._server)
 
     async def _why_not(self, wanted: WantedStream, info: Mapping[str, Any] | None) -> str:
         """Why the server would refuse the stream, or nothing would ever be in it; "" if not so."""
@@ -481,6 +487,10 @@ class _Planner:
         return entry.value is not None
 
 
+_WINDOW = (
+    "of messages that repeat a Nats-Msg-Id while they are sourced one is kept (nats-server from 2.14"
+    " on keeps all)"
+)
 _ANOTHER = "a group is one reading of one topic; give another name"
 _CONFIG_FIELDS = (
     ("stream", Change.REPLACE, _ANOTHER),
@@ -544,6 +554,12 @@ async def stream_info(api: Api, stream: str) -> dict[str, Any] | None:
         if error.code == STREAM_NOT_FOUND:
             return None
         raise
+
+
+def server_traits(api: Api) -> ServerTraits:
+    """What the connected server is like, by its version."""
+    version = api.connection.connected_server_version
+    return ServerTraits.of(version.major, version.minor)
 
 
 def unreachable(api: Api, error: RequestFailed) -> GroupError:

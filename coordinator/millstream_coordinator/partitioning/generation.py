@@ -43,7 +43,7 @@ from ..jetstream.api import (
     parse_headers,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
-from .create import TIMEOUT_S, stream_info, unreachable
+from .create import TIMEOUT_S, server_traits, stream_info, unreachable
 from .key import KeyRule
 from .layout import WantedStream, copied_from, group_config, work_stream
 from .topic import Description, GroupDescription, Layout, work_tokens
@@ -260,6 +260,7 @@ class _Change:
             raise NotPossible(name, f"{self._old!r} is not sourced from {self._origin!r}")
         if await stream_info(self._api, self._new) is not None:
             raise NotPossible(name, f"stream {self._new!r} is there, of somebody else's making")
+        await self._place(old)
 
     async def _stream(self, stream: str) -> dict[str, Any]:
         info = await stream_info(self._api, stream)
@@ -384,7 +385,11 @@ class _Change:
 
     def _wanted(self, start_seq: int | None = None) -> WantedStream:
         return work_stream(
-            self._group, self._origin, generation=self._generation, start_seq=start_seq
+            self._group,
+            self._origin,
+            generation=self._generation,
+            start_seq=start_seq,
+            server=server_traits(self._api),
         )
 
     async def _switch(self) -> None:

@@ -16,6 +16,11 @@ listens on its form for the same reason.
 one's), and counts with its finest level, which a resize may bring. A stream is given room for all
 its groups and for `SPARE_CONSUMERS` of others, never less than the server's own default.
 
+**No window of duplicates** on a group's own stream: it would drop a message of the origin whose
+``Nats-Msg-Id`` came before, though the origin took both (seen on all versions; when a backlog is
+sourced they come within milliseconds). Servers before 2.14 cannot do without; there it is the
+shortest that they take, and the plan says so.
+
 **What may change** (`differences`): limits and replicas can be updated. What decides where a key's
 messages are cannot, once there are messages: what is stored keeps its old subjects, and a key's
 order would be spread over two partitions. Retention and storage the server itself does not change
@@ -51,6 +56,7 @@ from .topic import (
 CONSUMERS_MAX: Final = 1000
 """What a stream takes where its own limit says nothing (nats-server 2.15.1, error 10026)."""
 SPARE_CONSUMERS: Final = 100
+SHORTEST_WINDOW_NS: Final = 100_000_000
 LEVELS_KEY: Final = "millstream.levels"
 PARTITIONER_KEY: Final = "millstream.partitioner"
 
@@ -58,6 +64,33 @@ _PARTITION = re.compile(r"\{\{[Pp]artition\(([0-9]+)(?:,[0-9]+)*\)\}\}")
 _UNLIMITED = -1
 _NS = 1_000_000_000
 _DUPLICATE_WINDOW = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTraits:
+    """What differs between the servers that can carry a group (all seen, 2.10.26 to 2.15.1)."""
+
+    has_zero_window: bool = True
+    """A sourced stream can be without a window of duplicates (2.14)."""
+    changes_max_consumers: bool = True
+    """An update may do so (2.12)."""
+    default_max_consumers: int | None = CONSUMERS_MAX
+    """What -1 means (2.15; none before)."""
+
+    @classmethod
+    def of(cls, major: int, minor: int) -> "ServerTraits":
+        """The traits of a version; of one that says 0.0, the newest."""
+        version = (major, minor)
+        if version == (0, 0):
+            return cls()
+        return cls(
+            has_zero_window=version >= (2, 14),
+            changes_max_consumers=version >= (2, 12),
+            default_max_consumers=CONSUMERS_MAX if version >= (2, 15) else None,
+        )
+
+
+NEWEST: Final = ServerTraits()
 
 
 class Change(StrEnum):
@@ -186,7 +219,9 @@ def group_arguments(description: Description, name: str, generation: int = 1) ->
 
 
 def wanted_streams(
-    description: Description, generations: Mapping[str, int] | None = None
+    description: Description,
+    generations: Mapping[str, int] | None = None,
+    server: ServerTraits = NEWEST,
 ) -> tuple[WantedStream, ...]:
     """Every stream the description asks for, origins before what is sourced from them.
 
@@ -198,10 +233,9 @@ def wanted_streams(
         if topic.rule is not None:
             streams += _topic_streams(topic, groups)
         if topic.layout is Layout.SOURCED:
-            streams += [
-                work_stream(group, topic.name, generation=(generations or {}).get(group.name, 1))
-                for group in groups
-            ]
+            for group in groups:
+                generation = (generations or {}).get(group.name, 1)
+                streams.append(work_stream(group, topic.name, generation=generation, server=server))
     for group in description.groups.values():
         if group.on_failure is not FailurePolicy.RETRY:
             config = dead_letter_config(group.name, group.dead_letters)
@@ -250,13 +284,13 @@ def work_stream(
     origin: str,
     *,
     generation: int = 1,
-    first_seq: int | None = None,
     start_seq: int | None = None,
+    server: ServerTraits = NEWEST,
 ) -> WantedStream:
     """A group's own work-queue stream, sourced from the stream ``origin``.
 
-    ``start_seq`` is the origin's sequence to begin with, instead of the group's ``start``;
-    ``first_seq`` the sequence of the first message here. Both count when it is made, never later.
+    ``start_seq`` is the origin's sequence to begin with, instead of the group's ``start``; it
+    counts when the stream is made, never later.
     """
     name = naming.work_stream(group.name, generation)
     source: dict[str, Any] = {
@@ -279,14 +313,12 @@ def work_stream(
         "name": name,
         "subjects": [group.rule.subject_filter()],
         **_limits(group.options),
-        "duplicate_window": 0,
+        "duplicate_window": 0 if server.has_zero_window else SHORTEST_WINDOW_NS,
         "retention": str(Retention.WORK_QUEUE),
         "max_consumers": _room(needed),
         "sources": [source],
         "metadata": _metadata(group.rule, group.partitions, "nats"),
     }
-    if first_seq is not None:
-        config["first_seq"] = first_seq
     return WantedStream(name=name, config=config, needed_consumers=needed, source=origin)
 
 
@@ -422,7 +454,11 @@ _WHERE_KEYS_ARE = ("subject_transform", "sources", LEVELS_KEY, PARTITIONER_KEY)
 
 
 def differences(
-    wanted: WantedStream, found: Mapping[str, Any], *, messages: int = 0
+    wanted: WantedStream,
+    found: Mapping[str, Any],
+    *,
+    messages: int = 0,
+    server: ServerTraits = NEWEST,
 ) -> tuple[Difference, ...]:
     """Compare a described stream with its configuration on the server, which has ``messages``."""
     fields: list[Difference] = []
@@ -434,11 +470,14 @@ def differences(
         reason = "producers would not learn what was stored"
         fields.append(_difference("no_ack", True, False, Change.UPDATE, reason))
     limit = found.get("max_consumers", _UNLIMITED)
-    room = limit if limit > 0 else CONSUMERS_MAX
-    if room < wanted.needed_consumers:
+    room = limit if limit > 0 else server.default_max_consumers
+    if room is not None and room < wanted.needed_consumers:
         reason = f"its groups need {wanted.needed_consumers}"
         asked = wanted.config["max_consumers"]
-        fields.append(_difference("max_consumers", limit, asked, Change.UPDATE, reason))
+        change = Change.UPDATE
+        if not server.changes_max_consumers:
+            change, reason = Change.REPLACE, f"{reason}, and servers before 2.12 do not change it"
+        fields.append(_difference("max_consumers", limit, asked, change, reason))
     for field, value in _compared(wanted.config).items():
         there = _compared(found).get(field, _DEFAULTS.get(field))
         if there != value:
@@ -450,8 +489,9 @@ def updated(wanted: WantedStream, found: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration for ``STREAM.UPDATE``: what was found, with what the description says."""
     config = {**found, **wanted.config}
     config["metadata"] = {**(found.get("metadata") or {}), **wanted.config.get("metadata", {})}
-    if "max_consumers" in wanted.config and found.get("max_consumers", 0) > 0:
-        config["max_consumers"] = max(found["max_consumers"], wanted.needed_consumers)
+    limit = found.get("max_consumers", _UNLIMITED)
+    if (limit if limit > 0 else CONSUMERS_MAX) >= wanted.needed_consumers:
+        config["max_consumers"] = limit
     if found.get("sources") and "sources" in wanted.config:
         config["sources"] = found["sources"]
     config["first_seq"] = found.get("first_seq", 0)
