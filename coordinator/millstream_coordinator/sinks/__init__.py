@@ -19,8 +19,8 @@ sink             an effect is, and what it needs              what holds beside 
 
 All of them: `Sink.apply(message, effect)` returns a `Verdict`, raises `StaleEpoch` for a replaced
 owner and `SinkError` when nothing is known (apply again); ``name`` and ``counters``
-(`SinkCounters`) are there for metrics. Theory in `mark`, the protocol in `contract`, the contract as
-tests for sinks of your own in `testing`.
+(`SinkCounters`) are there for metrics. Theory in `mark`, the protocol in `contract`, and the
+contract as tests for sinks of your own in `testing`.
 
 `SqlSink` and `BatchSink` have a fence for each partition. A new owner's first effect raises it; to
 have it raised before the first message is handed out, hang it on the group::
