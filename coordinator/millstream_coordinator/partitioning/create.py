@@ -35,7 +35,7 @@ from ..jetstream.api import (
     Api,
     RequestFailed,
 )
-from ..jetstream.keys import bucket_config
+from ..jetstream.keys import MADE_KEY, bucket_config
 from ..model import ConfigRecord, PartitionRecord, Retention, decode, encode
 from ..ports import Failure
 from .key import overlap, stored_subjects
@@ -488,8 +488,8 @@ class _Planner:
 
 
 _WINDOW = (
-    "of messages that repeat a Nats-Msg-Id while they are sourced one is kept (nats-server from 2.14"
-    " on keeps all)"
+    "of messages that repeat a Nats-Msg-Id while they are sourced one is kept"
+    " (nats-server from 2.14 on keeps all)"
 )
 _ANOTHER = "a group is one reading of one topic; give another name"
 _CONFIG_FIELDS = (
@@ -513,6 +513,8 @@ async def _carry_out(api: Api, step: Step) -> None:
                 if step.kind is StepKind.BUCKET and error.code == STREAM_NAME_IN_USE:
                     return  # a member that joined meanwhile made it
                 raise
+            if step.kind is StepKind.BUCKET and not step.body.get("allow_msg_ttl"):
+                await _make_room(api, step)
             lost = dropped(step.body, answer["config"])
             if lost:
                 reason = f"the server did not take over {', '.join(lost)}: is it too old?"
@@ -526,6 +528,16 @@ async def _carry_out(api: Api, step: Step) -> None:
         case StepKind.CONFIG:
             assert step.record is not None
             await _write(api, step, naming.CONFIG_KEY, encode(step.record), step.revision)
+
+
+async def _make_room(api: Api, step: Step) -> None:
+    """Have a key without meaning be the first in a bucket of nats-server 2.10, and no more there.
+
+    What stays at the first sequence of such a stream is lost at a restart (``jetstream/keys.py``).
+    """
+    bucket = naming.bucket(step.name)
+    revision = await api.write(bucket, MADE_KEY, b"", 0, {})
+    await api.write(bucket, MADE_KEY, b"", revision, {})
 
 
 async def _write(api: Api, step: Step, key: str, value: bytes, revision: int) -> None:
