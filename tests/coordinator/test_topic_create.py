@@ -613,6 +613,24 @@ async def test_a_member_joins_the_group_that_was_made_and_handles_everything_in_
     assert (await plan(client, description)).is_done
 
 
+@pytest.mark.parametrize("stopped_after", range(5))
+@pytest.mark.parametrize("layout", LAYOUTS)
+async def test_a_plan_that_stopped_after_any_step_is_made_whole_by_the_next(
+    client: Client, name: str, layout: str, stopped_after: int
+) -> None:
+    text = f"[topic.{name}]\n" + LAYOUTS[layout].replace("NAME", name)
+    description = parse_description(text + "\non_failure='park'\nstart='sequence:2'")
+    planned = await plan(client, description)
+    assert len(planned.steps) == 5
+    await apply(client, replace(planned, steps=planned.steps[:stopped_after]))
+
+    await apply(client, await plan(client, description))
+
+    again = await plan(client, description)
+    assert again.is_done
+    assert len(again.steps) == len(planned.steps) - (layout == "token")
+
+
 async def test_each_step_is_told_when_it_is_done(client: Client, name: str) -> None:
     told: list[Step] = []
     planned = await plan(client, described(TOKEN, name))
