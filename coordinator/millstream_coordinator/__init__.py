@@ -28,8 +28,12 @@ if TYPE_CHECKING:
         assign,
         moved_partitions,
     )
+    from .memory import (
+        MemoryServer,
+    )
     from .model import (
         Message,
+        Retention,
     )
     from .operation.view import (
         GroupView,
@@ -66,6 +70,11 @@ if TYPE_CHECKING:
         Verdict,
         judge,
     )
+    from .virtual import (
+        Stalled,
+        VirtualLoop,
+        run_virtual,
+    )
     from .worker import (
         Group,
     )
@@ -86,12 +95,14 @@ __all__ = [
     "KvSink",
     "Mark",
     "MemberReplaced",
+    "MemoryServer",
     "MemorySink",
     "Message",
     "Output",
     "Partitioner",
     "PublishSink",
     "Publisher",
+    "Retention",
     "ServerUnreachable",
     "Sink",
     "SinkCounters",
@@ -99,10 +110,12 @@ __all__ = [
     "SinkUnfit",
     "SqlSink",
     "StaleEpoch",
+    "Stalled",
     "Step",
     "StreamMissing",
     "StreamUnfit",
     "Verdict",
+    "VirtualLoop",
     "assign",
     "describe",
     "from_token",
@@ -111,6 +124,7 @@ __all__ = [
     "moved_partitions",
     "partition_for",
     "read_view",
+    "run_virtual",
     "to_token",
 ]
 
@@ -130,12 +144,14 @@ _HOMES = {
     "KvSink": "sinks",
     "Mark": "sinks",
     "MemberReplaced": "errors",
+    "MemoryServer": "memory",
     "MemorySink": "sinks",
     "Message": "model",
     "Output": "sinks",
     "Partitioner": "partitioning.partition",
     "PublishSink": "sinks",
     "Publisher": "partitioning.publisher",
+    "Retention": "model",
     "ServerUnreachable": "errors",
     "Sink": "sinks",
     "SinkCounters": "sinks",
@@ -143,10 +159,12 @@ _HOMES = {
     "SinkUnfit": "sinks",
     "SqlSink": "sinks",
     "StaleEpoch": "sinks",
+    "Stalled": "virtual",
     "Step": "sinks",
     "StreamMissing": "errors",
     "StreamUnfit": "errors",
     "Verdict": "sinks",
+    "VirtualLoop": "virtual",
     "assign": "machine.assign",
     "describe": "events",
     "from_token": "partitioning.key",
@@ -155,6 +173,7 @@ _HOMES = {
     "moved_partitions": "machine.assign",
     "partition_for": "partitioning.partition",
     "read_view": "operation.view",
+    "run_virtual": "virtual",
     "to_token": "partitioning.key",
 }
 

@@ -9,7 +9,7 @@ message, a heartbeat) goes to the client's ``send``.
 A whole group in a test, in virtual time, without a server (`run_virtual` is ``asyncio.run`` whose
 clock jumps):
 
-    from millstream import Group, MemoryServer, run_virtual
+    from millstream_coordinator import Group, MemoryServer, Message, run_virtual
 
     def test_every_leg_is_followed() -> None:
         async def main() -> None:
@@ -20,7 +20,7 @@ clock jumps):
             legs: list[int] = []
 
             async def follow(message: Message) -> None:
-                await asyncio.sleep(60)  # a minute of virtual time
+                await asyncio.sleep(1)  # a second of virtual time
                 legs.append(int(message.data))
 
             async with asyncio.timeout(3600), asyncio.TaskGroup() as tasks:
@@ -111,8 +111,10 @@ Send = Callable[[Happening | Reply], None]
 
 WATCH_SILENCE_S = 3.0
 """A watch on a bucket that is gone falls silent; so long it takes to look."""
-TICK_S = 0.25
+TICK_S = 1.0
+"""As often as a server sends idle heartbeats."""
 POLL_S = 0.01
+POLL_MAX_S = 0.25
 DELAY_S = 0.002
 """Mean of what takes a moment, with a ``seed``."""
 
@@ -260,9 +262,11 @@ class MemoryServer:
                 client.cut(duration_s)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so, by looking; put a timeout around it."""
-        while not is_so():  # noqa: ASYNC110 - what a group shows is polled
-            await asyncio.sleep(POLL_S)
+        """Wait until something is so, by looking now and then; put a timeout around it."""
+        pause_s = POLL_S
+        while not is_so():
+            await asyncio.sleep(pause_s)
+            pause_s = min(POLL_MAX_S, pause_s * 1.5)
 
     def letters(self, group: str) -> list[MemoryLetter]:
         """Return the group's dead letters and parked messages, oldest first."""
@@ -331,7 +335,8 @@ class MemoryServer:
             case ReadKey() | WriteKey() | DeleteKey() | ListKeys() | Prepare() | Watch():
                 self._execute_on_bucket(client, command)
             case StoreLetter() | ReadLetters() | DeleteLetter():
-                reply = self._letters_of(client.settings.group).execute(command)
+                letters = self._letters_of(client.settings.group)
+                reply = letters.execute(command, client.settings.config.partitions)
                 if isinstance(command, StoreLetter):
                     self._observer.stored(client, command, reply)
                 client.send(reply)

@@ -1,4 +1,7 @@
-"""A group's dead letters in memory: stored at most once and fenced, read, deleted."""
+"""A group's dead letters in memory: stored at most once and fenced, read, deleted.
+
+They are kept by `Message.mark`, so a resize leaves them where they are.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -33,27 +36,25 @@ class MemoryLetters:
         """Return every letter that is there."""
         return list(self._letters.values())
 
-    def execute(self, command: StoreLetter | ReadLetters | DeleteLetter) -> Reply:
-        """Carry out a command."""
+    def execute(self, command: StoreLetter | ReadLetters | DeleteLetter, partitions: int) -> Reply:
+        """Carry out a command of a group that began with so many partitions."""
         match command:
             case StoreLetter():
                 return self._store(command)
             case ReadLetters():
-                return self._read(command)
+                return self._read(command, command.partition % partitions)
             case DeleteLetter():
                 self._letters.pop(command.letter_seq, None)
                 return Done(id=command.id)
 
-    def _of_key(self, partition: int, token: str) -> list[MemoryLetter]:
+    def _of_key(self, mark: int, token: str) -> list[MemoryLetter]:
         return [
-            one
-            for one in self._letters.values()
-            if one.message.partition == partition and one.token == token
+            one for one in self._letters.values() if one.message.mark == mark and one.token == token
         ]
 
     def _store(self, command: StoreLetter) -> Reply:
         message = command.message
-        before = self._of_key(message.partition, command.token)
+        before = self._of_key(message.mark, command.token)
         if before and before[-1].message.epoch > message.epoch:
             return Stale(id=command.id, seen_epoch=before[-1].message.epoch)
         if not before or before[-1].message.seq < message.seq:
@@ -69,13 +70,14 @@ class MemoryLetters:
             )
         return Done(id=command.id)
 
-    def _read(self, command: ReadLetters) -> Reply:
-        found = self._of_key(command.partition, command.token)[: command.max_count]
+    def _read(self, command: ReadLetters, mark: int) -> Reply:
+        found = self._of_key(mark, command.token)[: command.max_count]
         letters = tuple(
             Letter(
                 one.seq,
                 replace(
                     one.message,
+                    partition=command.partition,
                     epoch=command.epoch,
                     num_delivered=1,
                     reply="",

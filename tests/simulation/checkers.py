@@ -123,6 +123,8 @@ class Checkers(Observer):
         self._records: dict[int, PartitionRecord] = {}
         self._over_at: dict[tuple[int, int], float] = {}
         """(partition, epoch) → when a higher epoch was written."""
+        self._is_lost: set[int] = set()
+        """Partitions whose record somebody wrote over."""
         self._made_at: dict[str, float] = {}
         self._served: dict[tuple[str, str], list[tuple[float, bytes | None]]] = {}
         """(who read, which key) → when, and what it was given: progress only."""
@@ -288,6 +290,7 @@ class Checkers(Observer):
     def loses_bucket(self) -> None:
         """Forget what rested on the bucket: it is gone."""
         self._records.clear()
+        self._is_lost.clear()
         self._written_at.clear()
         self._expected.clear()
         self._owners.clear()
@@ -296,6 +299,7 @@ class Checkers(Observer):
     def loses_record(self, partition: int) -> None:
         """Forget what a partition's record pointed to: somebody wrote over it."""
         self._expected.pop(partition, None)
+        self._is_lost.add(partition)
 
     def loses_progress(self) -> None:
         """Forget what was saved: somebody else wrote over it."""
@@ -319,6 +323,9 @@ class Checkers(Observer):
     ) -> None:
         if record.epoch < before.epoch:
             self.fail(f"{who} lets the epoch of partition {partition} fall from {before.epoch}")
+        if partition in self._is_lost and record.epoch == before.epoch:
+            self.fail(f"{who} makes the record of partition {partition} anew under its old epoch")
+        self._is_lost.discard(partition)
         is_same = (record.owner, record.instance) == (before.owner, before.instance)
         if record.epoch == before.epoch and not is_same:
             self.fail(
