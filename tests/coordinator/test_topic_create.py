@@ -590,6 +590,9 @@ LAYOUTS = {
     "sourced": (
         "layout='sourced'\nsubject='NAME.{customer}'\n[group.NAME]\npartitions=4\nlevels=[8]"
     ),
+    "streams": (
+        "layout='streams'\nsubject='NAME.{partition}.{customer}'\npartitions=2\n[group.NAME]"
+    ),
 }
 
 
@@ -601,7 +604,7 @@ async def test_a_member_joins_the_group_that_was_made_and_handles_everything_in_
     text += "\non_failure='dead-letter'\nmax_attempts=3\nmax_ack_pending=10"
     description = parse_description(text)
     await apply(client, await plan(client, description))
-    publisher = Publisher(client, f"{name}.{{partition}}.{{key}}", partitions=4)
+    publisher = Publisher(client, f"{name}.{{partition}}.{{key}}", partitions=2)
     for number in range(40):
         if layout == "streams":
             await publisher.publish(f"c{number % 5}", b"%d" % number)
@@ -621,14 +624,16 @@ async def test_a_plan_that_stopped_after_any_step_is_made_whole_by_the_next(
     text = f"[topic.{name}]\n" + LAYOUTS[layout].replace("NAME", name)
     description = parse_description(text + "\non_failure='park'\nstart='sequence:2'")
     planned = await plan(client, description)
-    assert len(planned.steps) == 5
-    await apply(client, replace(planned, steps=planned.steps[:stopped_after]))
+    steps = planned.steps[:stopped_after]
+    assert len(planned.steps) > stopped_after
+    await apply(client, replace(planned, steps=steps))
 
     await apply(client, await plan(client, description))
 
     again = await plan(client, description)
     assert again.is_done
-    assert len(again.steps) == len(planned.steps) - (layout == "token")
+    places = [step for step in planned.steps if step.kind is not StepKind.START]
+    assert [step.name for step in again.steps] == [step.name for step in places]
 
 
 async def test_each_step_is_told_when_it_is_done(client: Client, name: str) -> None:
