@@ -221,7 +221,7 @@ def test_events_are_one_line_each(server: Server, group: str) -> None:
     _, out, _ = coordinator(server, "events", group)
 
     assert out.count("\n") == 1
-    assert out.endswith(" joined: member=a\n")
+    assert out.endswith(" a: a joined\n")
 
 
 def test_new_events_without_following_are_a_mistake(server: Server, group: str) -> None:

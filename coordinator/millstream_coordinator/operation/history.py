@@ -69,24 +69,60 @@ async def follow(target: Target, *, with_history: bool = True) -> AsyncGenerator
             await subscription.unsubscribe()
 
 
+_WORDS = {
+    "joined": "{member} joined",
+    "left": "{member} left",
+    "leader_changed": "{leader} leads",
+    "member_dead": "{member} is dead: {reason}",
+    "partition_moved": "partition {partition} from {previous} to {owner}, epoch {epoch}: {cause}",
+    "partition_assigned": (
+        "partition {partition} served, epoch {epoch}: {cause}, still for {stopped_s} s"
+    ),
+    "partition_revoked": "partition {partition} given away, epoch {epoch}",
+    "partition_lost": "partition {partition} taken away, epoch {epoch}",
+    "fenced": "{member} is not sure of what it owns: nothing is handed out",
+    "unfenced": "{member} is sure again",
+    "paused": "paused: {partitions}",
+    "resumed": "resumed: {partitions}",
+    "resizing": "resizing from {partitions} to {resize_to} partitions",
+    "resized": "resized from {previous} to {partitions} partitions",
+    "message_retried": "partition {partition} message {seq} again in {delay_s} s: {error}",
+    "message_given_up": "partition {partition} message {seq} given up ({reason}): {error}",
+    "partition_stopped": "partition {partition} stopped at message {seq}: {error}",
+    "partition_resumed": "partition {partition} goes on",
+    "consumer_reconciled": "deleted consumer {consumer}, whose epoch is over",
+}
+"""How an event is told to people; one that is not here is told by its fields."""
+
+
 def describe(event: Event) -> str:
-    """One line: when, what, its facts, and who tells it when that is not in the facts."""
+    """One line: when, who tells it, what."""
     at = datetime.fromtimestamp(event.get("at_ns", 0) / 1e9, UTC).astimezone()
-    facts = {name: value for name, value in event.items() if name not in _COMMON}
-    words = " ".join(f"{name}={_value(value)}" for name, value in facts.items())
-    teller = event.get("teller", "?")
-    by = "" if teller in facts.values() else f" ({teller})"
-    name = str(event.get("event", "?")).replace("_", " ")
-    return f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d} {name}: {words}{by}"
+    when = f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}"
+    facts = {name: _value(name, it) for name, it in event.items() if name not in _COMMON}
+    name = str(event.get("event", "?"))
+    try:
+        told = _WORDS[name].format(**facts)
+    except KeyError:  # a newer member's event, or one without the fields it has today
+        words = " ".join(f"{name}={value}" for name, value in facts.items())
+        told = f"{name.replace('_', ' ')}: {words}"
+    return f"{when} {event.get('teller', '?')}: {told}"
 
 
-def _value(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    text = str(value)
-    return f'"{text}"' if " " in text else text
+def _value(name: str, value: object) -> str:
+    match name, value:
+        case "partitions", None:
+            return "all partitions"
+        case (("leader" | "owner" | "previous"), None):
+            return "nobody"
+        case _, None:
+            return "?"
+        case _, float():
+            return f"{value:.3f}"
+        case _, [*numbers]:
+            return f"partition {', '.join(map(str, numbers))}"
+        case _:
+            return " ".join(str(value).split())
 
 
 def _decoded(value: bytes) -> list[Event]:
