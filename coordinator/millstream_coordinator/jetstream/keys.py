@@ -102,7 +102,13 @@ class Bucket:
         except RequestFailed as error:
             if error.code != STREAM_NAME_IN_USE:
                 raise
-        return await self._api.call(f"STREAM.INFO.{self.stream}")
+        try:
+            return await self._api.call(f"STREAM.INFO.{self.stream}")
+        except RequestFailed as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            # A cluster that deletes it at this moment may say both (seen on 2.15.1): ask again.
+            raise RequestFailed(Failure.TIMEOUT, error.detail) from error
 
     async def _make_room(self, info: dict[str, Any]) -> None:
         """See to it that the first sequence is not the oldest message any more."""
