@@ -17,6 +17,7 @@ from nats.aio.client import Client
 
 from millstream_coordinator import GroupView
 from millstream_coordinator.naming import bucket
+from millstream_coordinator.operation import admin, target as operated
 from tests.chaos.feed import Feed
 from tests.chaos.group_cluster import STREAM, Cluster, Worker, entries_at
 from tests.chaos.target import Target
@@ -55,6 +56,8 @@ class Kind(StrEnum):
     """SIGKILL and restart; on a cluster of the node that leads a stream."""
     BUCKET = "bucket"
     """The group's bucket is deleted."""
+    RESIZE = "resize"
+    """Every partition is split in two, or merged again; sometimes the leader dies in the middle."""
 
 
 TAKEOVER_GROUPS = {
@@ -115,6 +118,7 @@ class Faults:
             Kind.LEAVE: self._leave,
             Kind.SERVER: self._server,
             Kind.BUCKET: self._bucket,
+            Kind.RESIZE: self._resize,
         }
 
     async def strike(self, kind: Kind) -> None:
@@ -175,8 +179,9 @@ class Faults:
         raise self.Missed(f"no worker leads within {PATIENCE_S} s")
 
     async def _until_backlog(self, partitions: Iterable[int]) -> None:
+        first = {one % self._group.partitions for one in partitions}
         await self._group.until(
-            lambda: all(self._feed.backlog(one) >= BACKLOG_MIN for one in partitions),
+            lambda: all(self._feed.backlog(one) >= BACKLOG_MIN for one in first),
             PATIENCE_S,
             f"a backlog in {partitions}",
         )
@@ -344,7 +349,7 @@ class Faults:
     async def _bucket(self, kind: Kind) -> None:
         await self._until_backlog(range(self._group.partitions))
         before = await self.until_whole()
-        jetstream = self._client.jetstream()
+        jetstream = self._client.jetstream(timeout=PATIENCE_S)
         stream = f"KV_{bucket(self._group.name)}"
         created = (await jetstream.stream_info(stream)).created
         await jetstream.delete_stream(stream)
@@ -352,11 +357,30 @@ class Faults:
         if (await jetstream.stream_info(stream)).created == created:
             raise self.Missed("the bucket was not deleted")
         for number, record in before.partitions.items():
-            if after.partitions[number].epoch <= record.epoch:
+            if number in after.partitions and after.partitions[number].epoch <= record.epoch:
                 raise AssertionError(
                     f"epoch {after.partitions[number].epoch} of partition {number} in the new"
                     f" bucket is not above {record.epoch}"
                 )
+
+    async def _resize(self, kind: Kind) -> None:
+        await self._until_backlog(range(self._group.partitions))
+        before = (await self.until_whole()).config.active
+        wanted = self._group.partitions * (2 if before == self._group.partitions else 1)
+        await admin.resize(operated.Target(self._client, self._group.name), wanted)
+        if self._chance.random() < 0.5:
+            await asyncio.sleep(self._chance.uniform(0.0, 0.1))
+            leader = (await self._group.view()).leader
+            for worker in self._group.running():
+                if leader is not None and leader.member == worker.member:
+                    await self._group.kill(worker)
+                    await self._group.start()
+                    self.tally.leaders_hit += 1
+        await self._group.until_view(
+            lambda view: view.config.active == wanted and view.config.resize_to is None,
+            PATIENCE_S,
+            f"{wanted} partitions in place of {before}",
+        )
 
 
 def _owned(view: GroupView, worker: Worker) -> list[int]:

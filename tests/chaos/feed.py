@@ -22,7 +22,10 @@ _LOOK_S = 0.05
 
 
 class Feed:
-    """Publishes ``flights.<partition>.k<key>`` for as long as `run` runs."""
+    """Publishes ``flights.<partition>.<partition of twice as many>.k<key>`` while `run` runs.
+
+    Partitions are those of the first level here.
+    """
 
     def __init__(self, client: Client, group: Cluster, keys: int) -> None:
         self._jetstream = client.jetstream(timeout=2)
@@ -55,16 +58,19 @@ class Feed:
         number = self._published
         self._published += 1
         spread = self._keys // self._group.partitions
-        key = f"k{partition + self._group.partitions * (number % spread)}"
+        key = partition + self._group.partitions * (number % spread)
+        place = key % (2 * self._group.partitions)
         data = b"%d" % number
         seq = None
         while seq is None:
             try:
                 ack = await self._jetstream.publish(
-                    f"flights.{partition}.{key}", data, headers={"Nats-Msg-Id": str(number)}
+                    f"flights.{partition}.{place}.k{key}",
+                    data,
+                    headers={"Nats-Msg-Id": str(number)},
                 )
                 seq = ack.seq
             except (nats.errors.Error, nats.js.errors.Error, OSError):
                 await asyncio.sleep(_LOOK_S)
-        self.messages[key].append((seq, data))
+        self.messages[f"k{key}"].append((seq, data))
         self.acked[partition] += 1

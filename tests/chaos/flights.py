@@ -158,14 +158,15 @@ async def run(
         target.url,
         GROUP,
         PARTITIONS,
-        *("--sink", SINK, "--key-rule", RULE),
+        *("--sink", SINK),
+        rule=RULE,
         module="tests.chaos.flights_worker",
     )
     tasks: list[asyncio.Task[None]] = []
     try:
         client = await group.connect()
         await target.until_ready(client)
-        await group.open(replicas=target.replicas, subject="flights.*.*.*")
+        await group.open(replicas=target.replicas)
         await client.jetstream(timeout=10).create_key_value(
             KeyValueConfig(bucket=SINK, replicas=target.replicas)
         )

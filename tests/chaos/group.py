@@ -40,6 +40,7 @@ from tests.chaos.target import KINDS, Target, opened
 from tests.helpers.servers import EMBEDDED
 
 PARTITIONS = 8
+RULE = "flights.{partition}.{partition:16}.{key}"
 KEYS = 32
 WORKERS = 4
 HANDLER_MS = 40
@@ -96,6 +97,7 @@ async def under_load(
         PARTITIONS,
         *("--handler-ms", str(HANDLER_MS), "--max-lanes", str(LANES)),
         *("--sink", SINK, "--sink-kind", sink_kind),
+        rule=RULE,
         is_proxied=True,
     )
     feeding: asyncio.Task[None] | None = None
@@ -319,6 +321,7 @@ async def run_pullers(target: Target, seed: int, stops: int) -> Outcome:
         PARTITIONS,
         *("--handler-ms", str(HANDLER_MS), "--sink", SINK),
         module="tests.chaos.puller",
+        rule=RULE,
         is_proxied=True,
     )
     feeding: asyncio.Task[None] | None = None

@@ -5,6 +5,7 @@ Each worker may be reached through a `Proxy` of its own, so that it can be cut o
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ from tests.helpers.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 STREAM = "FLIGHTS"
+RULE = "flights.{partition}.{key}"
 KEYS = 50
 START_TIMEOUT_S = 30.0
 STORY_MAX = 400
@@ -76,6 +78,7 @@ class Cluster:
         partitions: int,
         *arguments: str,
         module: str = "tests.chaos.group_worker",
+        rule: str = RULE,
         is_proxied: bool = False,
     ) -> None:
         self.url = url
@@ -83,11 +86,12 @@ class Cluster:
         self.partitions = partitions
         self._arguments = arguments
         self._module = module
+        self._rule = rule
         self._is_proxied = is_proxied
         self.workers: list[Worker] = []
         self.coordinators: list[Worker] = []
         self.entered: defaultdict[int, set[int]] = defaultdict(set)
-        """Partition → sequences a handler was called for."""
+        """Partition (at the first level) → sequences a handler was called for."""
         self.done: defaultdict[int, set[int]] = defaultdict(set)
         """Partition → sequences whose effect is there."""
         self._news = asyncio.Event()
@@ -110,13 +114,12 @@ class Cluster:
         *,
         replicas: int = 1,
         retention: RetentionPolicy = RetentionPolicy.LIMITS,
-        subject: str = "flights.*.*",
     ) -> None:
         """Connect, and make the stream."""
         client = self.client or await self.connect()
         await client.jetstream().add_stream(
             name=STREAM,
-            subjects=[subject],
+            subjects=[re.sub(r"\{[^}]*\}", "*", self._rule)],
             num_replicas=replicas,
             retention=retention,
             max_consumers=max(1000, 2 * self.partitions + 100),
@@ -173,7 +176,7 @@ class Cluster:
             sys.executable,
             *("-m", self._module, url),
             *("--stream", STREAM, "--name", self.name, "--partitions", str(self.partitions)),
-            *("--member", member),
+            *("--member", member, "--key-rule", self._rule),
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -197,7 +200,7 @@ class Cluster:
                     sys.executable,
                     *("-m", "millstream", "coordinator", "run", self.name, "--end-with-stdin"),
                     *("--nats", self.url, "--member", member, "--stream", STREAM),
-                    *("--partitions", str(self.partitions), "--key", "flights.*.{key}"),
+                    *("--partitions", str(self.partitions), "--key", self._rule),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     cwd=ROOT,
@@ -219,12 +222,12 @@ class Cluster:
                 case "handle":
                     partition, epoch, seq = (int(fact) for fact in facts)
                     worker.calls.append((float(at), partition, epoch, seq))
-                    self.entered[partition].add(seq)
+                    self.entered[partition % self.partitions].add(seq)
                 case "applied" | "repeat" | "stale" | "failed":
                     partition, epoch, seq = (int(fact) for fact in facts[:3])
                     worker.effects.append((float(at), kind, partition, epoch, seq))
                     if kind in ("applied", "repeat"):
-                        self.done[partition].add(seq)
+                        self.done[partition % self.partitions].add(seq)
                 case _:
                     worker.lines.append(Line(kind, float(at), tuple(facts)))
             self._news.set()
@@ -328,15 +331,14 @@ class Cluster:
     async def until_balanced(self, timeout_s: float = 20.0) -> GroupView:
         """Until every running worker owns its share and nothing moves."""
         members = {worker.member for worker in self.running()}
-        return await self.until_view(
-            lambda view: is_balanced(view, self.partitions, members), timeout_s, "balanced"
-        )
+        return await self.until_view(lambda view: is_balanced(view, members), timeout_s, "balanced")
 
 
-def is_balanced(view: GroupView, partitions: int, members: Iterable[str]) -> bool:
+def is_balanced(view: GroupView, members: Iterable[str]) -> bool:
     """Whether exactly these members own all partitions, within one of each other."""
     counts = dict.fromkeys(members, 0)
-    if len(view.partitions) != partitions or not counts:
+    is_resizing = view.config.resize_to is not None
+    if is_resizing or len(view.partitions) != view.config.active or not counts:
         return False
     for record in view.partitions.values():
         if record.owner not in counts or record.next is not None:

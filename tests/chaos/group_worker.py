@@ -43,7 +43,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--handler-ms", type=float, default=10.0)
     parser.add_argument("--max-lanes", type=int, default=4)
     parser.add_argument("--static-grace", type=float, default=0.0, help="seconds")
-    parser.add_argument("--key-rule", default="flights.*.{key}")
+    parser.add_argument("--key-rule", required=True)
     parser.add_argument("--sink", default=None, help="bucket to keep the chains in")
     parser.add_argument("--sink-kind", choices=(FENCED, PLAIN), default=FENCED)
     return parser.parse_args()

@@ -22,7 +22,7 @@ ACK_WAIT_S = 1.0
 
 async def _pull(client: Client, given: argparse.Namespace, partition: int, apply: Apply) -> None:
     subscription = await client.jetstream().pull_subscribe(
-        f"flights.{partition}.*",
+        f"flights.{partition}.>",
         durable=f"{given.name}-{partition}",
         stream=given.stream,
         config=ConsumerConfig(ack_wait=ACK_WAIT_S, max_ack_pending=1),
@@ -35,7 +35,7 @@ async def _pull(client: Client, given: argparse.Namespace, partition: int, apply
         seq = message.metadata.sequence.stream
         say("handle", partition, 0, seq)
         await asyncio.sleep(given.handler_ms / 1000)
-        await apply(message.subject.split(".")[2], seq, message.data, None)
+        await apply(message.subject.rpartition(".")[2], seq, message.data, None)
         await message.ack()
         say("applied", partition, 0, seq)
 
@@ -43,7 +43,7 @@ async def _pull(client: Client, given: argparse.Namespace, partition: int, apply
 async def _main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
-    for name in ("--stream", "--name", "--member", "--sink"):
+    for name in ("--stream", "--name", "--member", "--sink", "--key-rule"):
         parser.add_argument(name, required=True)
     parser.add_argument("--partitions", type=int, required=True)
     parser.add_argument("--handler-ms", type=float, required=True)
