@@ -1,10 +1,10 @@
 """Handler calls: a bounded set of long-lived tasks takes what the machine hands out.
 
-There is no task and no machine step per message. A **runner** takes the next message, asks the
-machine whether the call may still begin (the fence, once more), awaits the handler, and reports;
-the machine answers a good report with the next message at once, and gathers the acks until the
-loop's round ends. One runner is woken when there is work; when a round of the loop passes in which
-no call ended and work is left, the others are woken as well. So handlers that never wait are served
+There is no task and no machine step per message. A **runner** takes the next message from the
+machine, which looks at the fence before it gives one, awaits the handler, and reports; the machine
+answers a good report with the next message at once, and gathers the acks until the loop's round
+ends. One runner is woken when there is work; when a round of the loop passes in which no call ended
+and work is left, others are woken as well. So handlers that never wait are served
 by one runner in turn, and those that do run beside each other one round later. After SLICE_S
 without a wait a runner lets the loop run, so that heartbeats go out however fast handlers are.
 
@@ -50,8 +50,14 @@ class Desk(Protocol):
     def now(self) -> float:
         """The machine's clock."""
 
+    def num_callable(self) -> int:
+        """How many calls there is work and room for."""
+
+    def next_call(self, now: float) -> tuple[Message, ...] | None:
+        """Take the messages of a call that begins now."""
+
     def may_begin(self, message: Message, now: float) -> bool:
-        """Whether a call may still begin."""
+        """Whether a call that was handed out may still begin."""
 
     def handled(self, message: Message, now: float) -> Message | None:
         """Take a good report; the answer is the next message, if there is one."""
@@ -104,20 +110,25 @@ class Calls:
         self._loop = asyncio.get_running_loop()
 
     def add(self, messages: tuple[Message, ...]) -> None:
-        """Take messages for one call."""
+        """Take messages for one call that the machine handed out by itself."""
         self._todo.append(messages)
-        if not self._is_watching:
+        self.notice()
+
+    def notice(self) -> None:
+        """See whether there is something to do."""
+        if not self._is_watching and (self._todo or self._desk.num_callable()):
             self._is_watching = True
             self._wake()
             self._loop.call_soon(self._watch, self._num_ended)
 
     def _watch(self, num_ended: int) -> None:
         """See, once per round of the loop, whether what there is to do gets done."""
-        if not self._todo:
+        num_left = len(self._todo) + self._desk.num_callable()
+        if not num_left:
             self._is_watching = False
             return
         if num_ended == self._num_ended:
-            for _ in range(len(self._todo)):
+            for _ in range(num_left):
                 if not self._wake():
                     break
         self._loop.call_soon(self._watch, self._num_ended)
@@ -141,25 +152,30 @@ class Calls:
         return True
 
     async def _run(self) -> None:
+        desk, todo = self._desk, self._todo
         while True:
-            while not self._todo:
-                waiting = self._loop.create_future()
-                self._idle.append(waiting)
-                await waiting
-            since = self._desk.now()
-            while self._todo:
-                since = await self._serve(self._todo.popleft(), since)
+            at = desk.now()
+            if todo:
+                messages = todo.popleft()
+                if desk.may_begin(messages[0], at):
+                    await self._serve(messages, at)
+                else:
+                    desk.report(Handled(message=messages[0], is_called=False))
+                continue
+            given = desk.next_call(at)
+            if given is not None:
+                await self._serve(given, at)
+                continue
+            waiting = self._loop.create_future()
+            self._idle.append(waiting)
+            await waiting
 
-    async def _serve(self, messages: tuple[Message, ...], since: float) -> float:
+    async def _serve(self, messages: tuple[Message, ...], at: float) -> None:
         """Call the handler, and go on with what the machine gives for each good call."""
         desk, handler, counters = self._desk, self._handler, self._counters
-        at = since
-        is_asked = False
+        since = at
         while True:
             message = messages[0]
-            if not is_asked and not desk.may_begin(message, at):
-                desk.report(Handled(message=message, is_called=False))
-                return at
             began = at
             event = None
             if self._has_calls:
@@ -178,16 +194,17 @@ class Calls:
                 self._mark(messages, None)
             if event is not None or self._is_batch:
                 desk.report(event or Handled(message=message))
-                return at
+                return
             following = desk.handled(message, at)
             if following is None:
-                return at
+                return
             messages = (following,)
-            # What the machine hands out now may begin now.
-            is_asked = at - since <= SLICE_S
-            if not is_asked:
+            if at - since > SLICE_S:
                 await asyncio.sleep(0)
                 since = at = desk.now()
+                if not desk.may_begin(following, at):
+                    desk.report(Handled(message=following, is_called=False))
+                    return
 
     def _mark(self, messages: tuple[Message, ...], call: "_Call | None") -> None:
         for message in messages:

@@ -334,6 +334,9 @@ class MemberSettings:
     has_hooks: bool = False
     """Whether the edge is asked before a partition's first message, and before it is given away
     (``Enter``, ``Flush``)."""
+    takes_calls: bool = False
+    """Whether the edge takes handler calls by ``GroupMachine.next_call``; else they come as
+    ``Handle``, one by one."""
 
 
 @dataclass(slots=True)

@@ -230,6 +230,8 @@ class Group:
 
     def _register(self, key: str | KeyRule, deadline: timedelta | None) -> Callable[[H], H]:
         rule = KeyRule.parse(key) if isinstance(key, str) else key
+        if not isinstance(rule, KeyRule):
+            raise ValueError(f"the key is a rule's text or a KeyRule, not {key!r}")  # noqa: TRY004
         if deadline is not None and deadline <= timedelta(0):
             raise ValueError("a deadline must be above 0")
 
@@ -427,6 +429,7 @@ class Group:
             timing=self._timing,
             limits=self._limits,
             has_hooks=self._has_hooks,
+            takes_calls=True,
         )
 
     def _spawn(self, task: Coroutine[None, None, None], name: str) -> None:
@@ -486,6 +489,8 @@ class Group:
                     self._stopped.set()
                 case _:
                     self._port.execute(command)
+        if self._calls is not None:
+            self._calls.notice()
         if not self._is_timing:
             self._is_timing = True
             asyncio.get_running_loop().call_soon(self._set_timer)
@@ -534,13 +539,27 @@ class Group:
         assert self._machine is not None
         return self._machine.may_begin(message, now)
 
+    def num_callable(self) -> int:
+        """How many calls there is work and room for (for ``calls.py``)."""
+        assert self._machine is not None
+        return self._machine.num_callable
+
+    def next_call(self, now: float) -> tuple[Message, ...] | None:
+        """Take the messages of a call that begins now (for ``calls.py``)."""
+        assert self._machine is not None
+        self._flush_soon()
+        return self._machine.next_call(now)
+
     def handled(self, message: Message, now: float) -> Message | None:
         """Take a call that returned (for ``calls.py``); returns the next message."""
         assert self._machine is not None
+        self._flush_soon()
+        return self._machine.handled(message, now)
+
+    def _flush_soon(self) -> None:
         if not self._is_flushing:
             self._is_flushing = True
             asyncio.get_running_loop().call_soon(self._flush_handled)
-        return self._machine.handled(message, now)
 
     def _flush_handled(self) -> None:
         self._is_flushing = False

@@ -458,10 +458,12 @@ def test_a_setting_out_of_range_is_refused_at_once(wrong: dict[str, object]) -> 
         make(open_server(), Log(), **wrong)
 
 
-def test_a_batch_of_one_or_a_deadline_of_nothing_is_refused_at_once() -> None:
+def test_a_batch_of_one_a_deadline_of_nothing_and_no_key_are_refused_at_once() -> None:
     group = Group(open_server(), stream=STREAM, name=NAME, partitions=1)
 
     with pytest.raises(ValueError, match="max_messages"):
         group.batch_handler(key=RULE, max_messages=1)
     with pytest.raises(ValueError, match="deadline"):
         group.handler(key=RULE, deadline=timedelta(0))
+    with pytest.raises(ValueError, match="not None"):
+        group.handler(key=None)  # type: ignore[arg-type]

@@ -247,12 +247,13 @@ class Window:
         """Whether less than half is free."""
         return self.pending_bytes * 2 > self._max_bytes()
 
-    def add(self, message: Message) -> None:
-        """Note a delivery; a repeated one counts once."""
-        if message.seq not in self._sizes:
-            size = len(message.data) + _OVERHEAD_BYTES
-            self._sizes[message.seq] = size
-            self.pending_bytes += size
+    def add(self, messages: Iterable[Message]) -> None:
+        """Note deliveries; a repeated one counts once."""
+        sizes = self._sizes
+        for message in messages:
+            if message.seq not in sizes:
+                size = sizes[message.seq] = len(message.data) + _OVERHEAD_BYTES
+                self.pending_bytes += size
 
     def remove(self, message: Message) -> None:
         """Note an ack."""
@@ -338,7 +339,7 @@ class _PartitionPull:
         )
         self._wire = wire
         self._buffer: list[Message] = []
-        self._num_pending = 0
+        self._last_pending = "0"
         rule = wire.rule
         self._key_of = rule.reader()
         partitions = wire.settings.config.partitions
@@ -356,36 +357,38 @@ class _PartitionPull:
         if not self._buffer:
             self._wire.soon(self._flush)
         self._buffer.append(message)
-        self.window.add(message)
 
     def _message(self, received: Msg) -> Message:
-        # As `parse_ack`, without making anything of it: this runs for every message.
-        tokens = received.reply.split(".")
+        # As `parse_ack`, without making anything of it, and by place: this runs for every message.
+        reply = received.reply
+        tokens = reply.split(".")
         first = 4 if len(tokens) == 9 else 6
-        self._num_pending = int(tokens[first + 4])
         headers = received.headers or NO_HEADERS
-        command = self.command
-        finest = None if self._finest_of is None else self._finest_of(received.subject)
+        subject, data, command = received.subject, received.data, self.command
+        finest = None if self._finest_of is None else self._finest_of(subject)
+        self._last_pending = tokens[first + 4]
         return Message(
-            subject=received.subject,
-            data=received.data,
-            headers=headers,
-            key=self._key_of(received.subject, headers, received.data),
-            partition=command.partition,
-            seq=int(tokens[first + 1]),
-            epoch=command.epoch,
-            num_delivered=int(tokens[first]),
-            timestamp_ns=int(tokens[first + 3]),
-            reply=received.reply,
-            consumer_seq=int(tokens[first + 2]),
-            mark=self._mark,
-            finest=command.partition if finest is None else finest,
+            subject,
+            data,
+            headers,
+            self._key_of(subject, headers, data),
+            command.partition,
+            int(tokens[first + 1]),
+            command.epoch,
+            int(tokens[first]),
+            int(tokens[first + 3]),
+            reply,
+            int(tokens[first + 2]),
+            1,
+            self._mark,
+            command.partition if finest is None else finest,
         )
 
     def _flush(self) -> None:
         messages, self._buffer = tuple(self._buffer), []
+        self.window.add(messages)
         if messages and not self.is_closed:
-            self._wire.tell(Delivered(self.command.pull, messages, self._num_pending))
+            self._wire.tell(Delivered(self.command.pull, messages, int(self._last_pending)))
 
     def _on_idle(self, consumer_seq: int) -> None:
         self._flush()

@@ -37,6 +37,7 @@ from ..errors import (
     StreamUnfit,
 )
 from ..events import (
+    Cause,
     GroupEvent,
     Joined,
     LeaderChanged,
@@ -70,6 +71,7 @@ from ..naming import (
 )
 from ..ports import (
     Alive,
+    Announced,
     Beat,
     Broken,
     BucketGone,
@@ -199,7 +201,7 @@ class GroupMachine:
             if self._beat_at < now:
                 self._beat_at = now + timing.heartbeat_interval_s
             if self.context.is_connected:
-                self.context.out.append(Beat(sent_at=now, deaf_s=self._deaf_s))
+                self.context.out.append(Beat(sent_at=now, deaf_s=self.context.deaf_s))
         if now >= self._renew_at and self.context.is_connected:
             self._renew_at = now + timing.lease_s / 3
             self.context.steps.start("member", self._write_member(), now)
@@ -215,6 +217,19 @@ class GroupMachine:
         """Whether a handler call that was handed out may still begin."""
         self.context.now = now
         return self.phase is not Phase.GONE and self.owner.may_begin(message)
+
+    def next_call(self, now: float) -> tuple[Message, ...] | None:
+        """Take the messages of a handler call that begins now; None: there is none to make.
+
+        What else comes of it is let out by `flush`, soon.
+        """
+        self.context.now = now
+        return None if self.phase is Phase.GONE else self.owner.next_call()
+
+    @property
+    def num_callable(self) -> int:
+        """How many handler calls could begin."""
+        return 0 if self.phase is Phase.GONE else self.owner.num_callable
 
     def handled(self, message: Message, now: float) -> Message | None:
         """Take a call that returned; the next message, if one is to be handled at once.
@@ -260,12 +275,6 @@ class GroupMachine:
         if wall_ns:
             self.context.wall_ns = wall_ns
 
-    @property
-    def _deaf_s(self) -> float:
-        """How long ago the newest of the own heartbeats that came back was sent; 0: none yet."""
-        confirmed_at = self.context.confirmed_at
-        return 0.0 if confirmed_at == float("-inf") else self.context.now - confirmed_at
-
     # ---- what comes in ----
 
     def _take(self, event: Happening | Reply) -> None:
@@ -276,6 +285,9 @@ class GroupMachine:
                 self.context.note(event.key, event.value, event.revision)
             case Heard():
                 self._on_heard(event)
+            case Announced():
+                if self.leader is not None:
+                    self.leader.chronicle.hear(event.value)
             case WatchCaughtUp():
                 self._on_caught_up()
             case Disconnected():
@@ -686,7 +698,8 @@ class GroupMachine:
                     cause=record.cause,
                 )
                 self.context.tell(event)
-                if self.leader is not None and known is not None:
+                is_start = known is None and record.cause == Cause.JOINED
+                if self.leader is not None and not is_start:
                     self.leader.keep(event)
         if record is None or record.state is not PartitionState.MOVING:
             self.context.note_draining(partition, is_draining=False)
@@ -698,7 +711,7 @@ class GroupMachine:
 
     def _watch_others(self) -> None:
         judge = self.leader if self.leader is not None else self.election
-        probes, verdicts = judge.detector.tick(self.context.now)
+        probes, verdicts = judge.detector.tick(self.context.now, self.context.deaf_s)
         for member in probes:
             id_ = self.context.steps.take_id()
             self._probes[id_] = member

@@ -71,6 +71,11 @@ class Lanes:
         return bool(self._ready)
 
     @property
+    def num_ready(self) -> int:
+        """How many lanes have a head that may be started."""
+        return len(self._ready)
+
+    @property
     def next_wake_s(self) -> float | None:
         """When the first sleeping lane wakes; None if none sleeps."""
         return self._asleep[0][0] if self._asleep else None

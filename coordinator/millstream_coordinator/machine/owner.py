@@ -16,10 +16,9 @@ pull put that one partition in the same doubt.
 last said of partitions given away, as long as their records point here.
 
 **Handler calls.** `dispatch` hands out what is ready, as far as there is room for calls. An edge
-that handles many messages between two steps uses the short way: `may_begin` before each call (the
-fence once more), `handled` after it, which books the message and gives the next one, and `dispatch`
-once per round of its loop, which lets the acks go out together. Neither touches the rest of the
-machine.
+that handles many messages between two steps takes them instead (``takes_calls``): `next_call` gives
+what may begin now, `handled` books what returned and gives the next one, and `dispatch` once per
+round of its loop lets the acks go out together. None of that touches the rest of the machine.
 
 **Detours.** A message of a parked key, one that an operator wants skipped, and one whose key is
 being replayed do not go to the handler (failure.py, parking.py). A paused partition has no pull and
@@ -392,14 +391,38 @@ class Owner:
         """Start handler calls while there is room and no doubt; let out what was gathered."""
         self._send_acks()
         self._release_drained()
-        if self.context.is_fenced:
+        if self.context.is_fenced or self.context.settings.takes_calls:
             return
+        while (messages := self._next_messages()) is not None:
+            self.context.out.append(Handle(messages=messages))
+
+    @property
+    def num_callable(self) -> int:
+        """How many calls there is work and room for."""
+        room = self.context.settings.limits.max_lanes - self._num_running
+        if room <= 0 or self._is_fenced:
+            return 0
+        count = 0
+        for one in self._ready:
+            count += one.lanes.num_ready
+            if count >= room:
+                return room
+        return count
+
+    def next_call(self) -> tuple[Message, ...] | None:
+        """Take the messages of a call that begins now; None: there is none, or no room.
+
+        What it changes goes out with the next `dispatch`, as with `handled`.
+        """
+        if self.context.is_fenced is not self._is_fenced:
+            self._fence()
+        return None if self._is_fenced else self._next_messages()
+
+    def _next_messages(self) -> tuple[Message, ...] | None:
         if self.context.settings.limits.batch_messages > 1:
-            while (batch := self._next_batch()) is not None:
-                self.context.out.append(Handle(messages=batch))
-            return
-        while (message := self._next()) is not None:
-            self.context.out.append(Handle(messages=(message,)))
+            return self._next_batch()
+        message = self._next()
+        return None if message is None else (message,)
 
     def may_begin(self, message: Message) -> bool:
         """Whether a call that was handed out may still begin."""
@@ -547,17 +570,22 @@ class Owner:
         if not self._acks:
             return
         acks, self._acks = self._acks, []
-        may_go = []
+        is_fenced = self.context.is_fenced
+        may_go: list[Message] = []
+        one: Ownership | None = None
+        partition = -1
         for message in acks:
-            one = self.owned.get(message.partition)
-            if one is not None and one.epoch == message.epoch:
-                if self._may_not_ack(one):
-                    one.held_acks.append(message)
-                    continue
+            if message.partition != partition:
+                partition = message.partition
+                one = self.owned.get(partition)
+            if one is None or one.epoch != message.epoch:
+                if not is_fenced:
+                    may_go.append(message)
+            elif is_fenced or one.is_held:
+                one.held_acks.append(message)
+            else:
                 one.last_acked = message
-            elif self.context.is_fenced:
-                continue
-            may_go.append(message)
+                may_go.append(message)
         if may_go:
             self.context.out.append(Acks(tuple(may_go)))
 
