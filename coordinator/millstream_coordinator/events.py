@@ -12,8 +12,9 @@ edge is in ``ports.py``. ``describe`` gives the one-line text used by logs and p
 rest are the event's own fields. Each member publishes what it tells on `naming.event`, a subject of
 core NATS. What concerns the group (GROUP_EVENTS) is published by the leader alone, and kept by it
 in the group's bucket: entries ``event.<i>`` are JSON arrays of up to EVENTS_PER_ENTRY events each,
-the entry after the 256th overwrites the first. ``number`` grows by one with each event kept,
-whoever leads; it is null in what only one member tells.
+the entry after the 256th overwrites the first. So is, as its owner told it, how long a partition
+stood still. ``number`` grows by one with each event kept, whoever leads; it is null in what a
+member announces for itself.
 """
 
 import re
@@ -279,9 +280,10 @@ GROUP_EVENTS = (
 _encoder = msgspec.json.Encoder()
 
 
-def event_name(event: GroupEvent) -> str:
+def event_name(event: GroupEvent | type[GroupEvent]) -> str:
     """``PartitionMoved`` is called ``partition_moved`` on the wire."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", type(event).__name__).lower()
+    kind = event if isinstance(event, type) else type(event)
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def event_object(

@@ -162,6 +162,8 @@ class DoubleAck:
 class Listen:
     """Hear heartbeats of one member, or with None of everybody; replaces the one before.
 
+    With None also what members announce is heard.
+
     A member hears its own in any case.
     """
 
@@ -349,6 +351,8 @@ class Prepared:
     id: int
     has_key_ttl: bool = True
     """Whether keys written with a time to live go by themselves (not before server 2.11)."""
+    warnings: tuple[str, ...] = ()
+    """What the streams may do to messages that nobody has handled, one line each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -510,6 +514,13 @@ class Heard:
     deaf_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """What a member announced (`Announce`), its own included; to who listens to everybody."""
+
+    value: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """Messages of a pull, in the order of delivery.
@@ -591,6 +602,7 @@ Happening = (
     | BucketGone
     | Broken
     | Heard
+    | Announced
     | Delivered
     | PullIdle
     | PullEnded

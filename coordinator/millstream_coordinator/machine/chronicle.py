@@ -2,7 +2,8 @@
 
 Entry e is the value of ``event.<e mod 256>``: a JSON array of up to EVENTS_PER_ENTRY events with
 numbers that grow by one. One write is under way at a time, and what happens meanwhile goes into the
-next entry together, so a thousand partitions that move at once are a few writes.
+next entry together, so a thousand partitions that move at once are a few writes. Of what members
+announce, only how long a partition stood still is kept beside the leader's own.
 
 A new leader must find where the one before it stopped. The ring needs no pointer for that: from
 slot 0 on, the entries of the current lap come first and then what is left of the lap before, so the
@@ -13,7 +14,14 @@ apart by compare-and-set: who meets a conflict looks for the end anew.
 from collections import deque
 from collections.abc import Generator
 
-from ..events import EVENTS_PER_ENTRY, GroupEvent, decode_events, encode_events
+from ..events import (
+    EVENTS_PER_ENTRY,
+    GroupEvent,
+    PartitionAssigned,
+    decode_events,
+    encode_events,
+    event_name,
+)
 from ..naming import EVENTS_KEPT, event_key
 from ..ports import Announce, Command, KeyRead, ReadKey, Reply, WriteKey, Written
 from .context import Context
@@ -22,6 +30,8 @@ from .steps import Pause, Script
 
 WAITING_MAX = EVENTS_KEPT * EVENTS_PER_ENTRY
 """Events that wait to be kept; more would overwrite each other anyway."""
+
+_ASSIGNED = event_name(PartitionAssigned)
 
 Read = Generator[Command | Pause, Reply, KeyRead | None]
 
@@ -39,9 +49,22 @@ class Chronicle:
 
     def keep(self, event: GroupEvent) -> None:
         """Keep an event, with the time it has now."""
-        self._waiting.append(self._context.event_object(event))
+        self._add(self._context.event_object(event))
+
+    def _add(self, event: dict[str, object]) -> None:
+        self._waiting.append(event)
         if ("lead", "chronicle") not in self._context.steps:
             self._context.steps.start(("lead", "chronicle"), self._write(), self._context.now)
+
+    def hear(self, value: bytes) -> None:
+        """Keep what a member announced, if it tells how long a partition stood still."""
+        try:
+            events = decode_events(value)
+        except ValueError:
+            return
+        for event in events:
+            if event["event"] == _ASSIGNED and event.get("stopped_s") is not None:
+                self._add(event)
 
     def _write(self) -> Script:
         context = self._context
@@ -71,7 +94,8 @@ class Chronicle:
                 continue
             for event in events:
                 self._waiting.popleft()
-                context.out.append(Announce(value=encode_events(event)))
+                if event["event"] != _ASSIGNED:  # who told it has announced it
+                    context.out.append(Announce(value=encode_events(event)))
             self._entry += 1
             self._number += count
 
@@ -81,12 +105,12 @@ class Chronicle:
         if first is None:
             return False
         low, high, last = 0, EVENTS_KEPT, first
-        while high - low > 1:
+        while first >= 0 and high - low > 1:
             middle = (low + high) // 2
             number = yield from self._last_number(middle)
             if number is None:
                 return False
-            if number >= first and first >= 0:
+            if number >= first:
                 low, last = middle, number
             else:
                 high = middle

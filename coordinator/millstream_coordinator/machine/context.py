@@ -14,7 +14,7 @@ compare-and-set. No two clocks are compared.
 from collections.abc import Generator
 
 from ..events import GROUP_EVENTS, GroupEvent, MessageRetried, encode_events, event_object
-from ..model import ConfigRecord, MemberSettings, PartitionRecord
+from ..model import ConfigRecord, MemberSettings, PartitionRecord, Record, encode
 from ..naming import (
     CONFIG_KEY,
     LEADER_KEY,
@@ -23,7 +23,7 @@ from ..naming import (
     consumer,
     partition_key,
 )
-from ..ports import Announce, Command, KeyRead, ReadKey, Reply, Tell
+from ..ports import Announce, Command, DeleteKey, KeyRead, ReadKey, Reply, Tell, WriteKey, Written
 from .book import Book, numbered
 from .steps import Pause, Steps
 
@@ -91,6 +91,11 @@ class Context:
     def is_fenced(self) -> bool:
         """Whether this member's ownership could not be confirmed within the timeout."""
         return self.now - self.confirmed_at > self.settings.timing.heartbeat_timeout_s
+
+    @property
+    def deaf_s(self) -> float:
+        """How long ago the newest of its own heartbeats that came back was sent; 0: none yet."""
+        return 0.0 if self.confirmed_at == float("-inf") else self.now - self.confirmed_at
 
     def consumer(self, partition: int, epoch: int) -> str:
         """Name of this group's consumer."""
@@ -161,6 +166,25 @@ class Context:
             self.book.reset(key)
         self.note(key, reply.value, reply.revision)
         return True
+
+    def write(self, key: str, record: Record) -> Part:
+        """Compare-and-set against what the book knows, which is right afterwards."""
+        value = encode(record)
+        reply = yield WriteKey(
+            id=self.steps.take_id(), key=key, value=value, revision=self.book.revision(key)
+        )
+        if isinstance(reply, Written):
+            self.note(key, value, reply.revision)
+            return True
+        return (yield from self.refresh_key(key)) and False
+
+    def delete(self, key: str) -> Part:
+        """Compare-and-delete against what the book knows."""
+        revision = self.book.revision(key)
+        reply = yield DeleteKey(id=self.steps.take_id(), key=key, revision=revision)
+        if isinstance(reply, Written):
+            self.note(key, None, reply.revision)
+        return isinstance(reply, Written)
 
     # ---- telling ----
 

@@ -19,7 +19,8 @@ anew.
 
 And one thing must not look like life: a member that can send and hears nothing (half a connection
 is dead) beats on, though it has fenced itself. So each heartbeat says how long its sender has been
-**deaf**, and one whose sender did not hear its own last beat is not counted.
+**deaf**, and one whose sender did not hear its own last beat is not counted. Nor does who is deaf
+judge the silence of others; when it hears again, everyone's time starts anew.
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from ..model import Timing
 
 DEAF_INTERVALS = 1.5
 """A sender whose own heartbeats have not come back for so many intervals is deaf."""
+DEAF_JUDGE_INTERVALS = 2.2
+"""So many, and it judges nobody: one heartbeat may get lost."""
 
 
 class _Suspicion(Enum):
@@ -147,11 +150,16 @@ class Detector:
             one.next_at = now + self._timing.reconnect_grace_s
         return None
 
-    def tick(self, now: float) -> tuple[list[str], list[Verdict]]:
+    def may_judge(self, deaf_s: float) -> bool:
+        """Whether who has not heard itself for so long may say of others that they are silent."""
+        return deaf_s <= DEAF_JUDGE_INTERVALS * self._timing.heartbeat_interval_s
+
+    def tick(self, now: float, deaf_s: float = 0.0) -> tuple[list[str], list[Verdict]]:
         """Return whom to probe now and who has been silent for too long."""
         timing = self._timing
         last, self._ticked_at = self._ticked_at, now
-        if last is not None and now - last > timing.heartbeat_timeout_s / 2:
+        is_late = last is not None and now - last > timing.heartbeat_timeout_s / 2
+        if is_late or not self.may_judge(deaf_s):
             self._restart(now)
         if not self._is_connected:
             return [], []

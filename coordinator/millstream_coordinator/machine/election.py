@@ -86,6 +86,9 @@ class Election:
             return
         if now < self._campaign_at:
             return
+        if not self.detector.may_judge(self.context.deaf_s):
+            self._campaign_at = now + self.context.settings.timing.heartbeat_interval_s
+            return
         self._campaign_at = now + self.context.settings.timing.heartbeat_timeout_s
         if "campaign" not in self.context.steps:
             self.context.steps.start("campaign", self._campaign(), now)

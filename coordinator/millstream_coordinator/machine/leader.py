@@ -12,7 +12,7 @@ the record says                        the leader
 ====================================== =========================================================
 there is none, or it is of another     makes one: after a resize from what was handed on, else
 number of partitions                   above every epoch it knows of from a record that was lost
-                                       or from consumers that are left over (`_survey`)
+                                       or from what is left over (``survey.py``)
 nobody owns it                         gives it to the target (`take_away` from nobody)
 owner alive and the target             nothing; calls off a move that is under way
 owner alive and not the target         writes ``next``; the owner drains and gives it away.
@@ -35,7 +35,7 @@ from what the bucket says:
 
 1. every partition is drained, and released to nobody; a dead owner's is taken away to nobody;
 2. when all are free, what their owners saved is turned into what the new partitions begin with
-   (``resize.py``) and written under keys of its own;
+   (``resize.py``) and written under keys of its own (``barrier.py``);
 3. ``cfg`` says the new number and a ``base_epoch`` above every epoch there was. This one
    compare-and-set decides; before it the old partitions can be given out again as if nothing had
    been, after it their records are of another number of partitions and so nobody's;
@@ -51,7 +51,6 @@ from dataclasses import dataclass, replace
 
 from ..events import (
     Cause,
-    ConsumerReconciled,
     GroupEvent,
     Joined,
     LeaderChanged,
@@ -60,51 +59,31 @@ from ..events import (
 )
 from ..model import (
     ControlRecord,
-    DonePosition,
-    DoneRecord,
     MemberRecord,
     PartitionRecord,
     PartitionState,
-    Record,
-    encode,
 )
 from ..naming import (
     CONFIG_KEY,
     CONTROL_KEY,
-    DONE_PREFIX,
     LEADER_KEY,
-    PARTITION_PREFIX,
-    done_key,
-    handed_on,
     member_key,
-    parked_key,
-    parse_consumer,
     partition_key,
 )
 from ..ports import (
-    ConsumerNames,
-    ConsumerRead,
-    DeleteConsumer,
-    DeleteKey,
-    Done,
-    KeyNames,
-    KeyRead,
-    ListConsumers,
     Listen,
-    ListKeys,
-    ReadConsumer,
-    ReadKey,
-    WriteKey,
-    Written,
 )
 from .assign import Candidate, assign
+from .barrier import Barrier
 from .chronicle import Chronicle
 from .context import Context, Part
 from .detector import Detector, Verdict
 from .election import claim
-from .handoff import RETRY_S, saved_positions, take_away, write_partition
-from .resize import CHUNK, hand_on, hand_on_parked, position_of
+from .handoff import RETRY_S, take_away, write_partition
+from .reconciler import Reconciler
+from .resize import CHUNK
 from .steps import Pause, Script
+from .survey import Survey
 
 NEVER = float("inf")
 _CAUSES = {"no responders": Cause.NO_RESPONDERS, "silent": Cause.MISSED_HEARTBEATS}
@@ -149,13 +128,9 @@ class Leader:
         """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
         self._moving_since: dict[int, tuple[int, float]] = {}
-        self._floors: dict[int, int] | None = None
-        """Floors of consumers from before the bucket was made; None: not looked for yet."""
-        self._base_epoch = 0
-        self._handed_on: dict[str, dict[int, DonePosition]] = {}
-        """Holder → what a resize handed on to the partitions of its chunk."""
-        self._old_progress: dict[str, int] = {}
-        """Keys of saved progress nobody needs, as of the last look → their revisions."""
+        self._survey = Survey(context)
+        self._barrier = Barrier(context)
+        self._reconciler = Reconciler(context, self.keep)
         self._reconcile_at = now + context.settings.timing.reconcile_interval_s / 5
         self._renew_at = now + context.settings.timing.lease_s / 3
         context.out.append(Listen(member=None))
@@ -285,7 +260,7 @@ class Leader:
         if now >= self._reconcile_at:
             self._reconcile_at = now + timing.reconcile_interval_s
             self._drop_lapsed()
-            context.steps.start(("lead", "reconcile"), self._reconcile(), now)
+            context.steps.start(("lead", "reconcile"), self._reconciler.look(), now)
         if now >= self._renew_at:
             self._renew_at = now + timing.lease_s / 3
             context.steps.start(("lead", "renew"), self._renew(), now)
@@ -388,7 +363,7 @@ class Leader:
             )
         self._is_short = len(self._target) < count
         if all(number in book.partitions for number in range(count)):
-            self._floors = None  # a record that is missing later was lost; look again then
+            self._survey.forget()
         self._touched.update(range(count), book.partitions)
 
     def _candidates(self) -> list[Candidate]:
@@ -420,16 +395,9 @@ class Leader:
             )
 
     def _bury_script(self, member: str) -> Script:
-        if not (yield from self._delete(member_key(member))):
+        if not (yield from self.context.delete(member_key(member))):
             yield Pause(RETRY_S)
             self._plan_now(self._cause)
-
-    def _delete(self, key: str) -> Part:
-        revision = self.context.book.revision(key)
-        reply = yield DeleteKey(id=self.context.steps.take_id(), key=key, revision=revision)
-        if isinstance(reply, Written):
-            self.context.note(key, None, reply.revision)
-        return isinstance(reply, Written)
 
     def _drop_lapsed(self) -> None:
         for member in self.context.book.members:
@@ -450,20 +418,8 @@ class Leader:
         while (control := _without(context.book.control, member)) != context.book.control:
             if member in context.book.members:
                 return
-            if not (yield from self._write_record(CONTROL_KEY, control)):
+            if not (yield from context.write(CONTROL_KEY, control)):
                 yield Pause(RETRY_S)
-
-    def _write_record(self, key: str, record: Record) -> Part:
-        """Compare-and-set against what the book knows, which is right afterwards."""
-        context = self.context
-        value = encode(record)
-        reply = yield WriteKey(
-            id=context.steps.take_id(), key=key, value=value, revision=context.book.revision(key)
-        )
-        if isinstance(reply, Written):
-            context.note(key, value, reply.revision)
-            return True
-        return (yield from context.refresh_key(key)) and False
 
     # ---- one partition ----
 
@@ -608,269 +564,38 @@ class Leader:
             self._run(partition, self._drop_script(partition))
 
     def _drop_script(self, partition: int) -> Script:
-        if not (yield from self._delete(partition_key(partition))):
+        if not (yield from self.context.delete(partition_key(partition))):
             yield Pause(RETRY_S)
             yield from self.context.refresh(partition)
 
     def _create(self, partition: int, target: str | None, instance: str | None) -> None:
         context = self.context
-        base_epoch = context.config.base_epoch
-        holder = handed_on(base_epoch, partition // CHUNK)
-        if base_epoch and holder not in self._handed_on:
-            key = ("lead", "handed on", holder)
-            if key not in context.steps:
-                context.steps.start(key, self._read_handed_on(holder), context.now)
+        if not self._barrier.is_known(partition):
+            self._look_up(("lead", "handed on", partition // CHUNK), self._barrier.read(partition))
             return
-        position = self._handed_on[holder].get(partition) if base_epoch else None
-        if position is None and self._floors is None:
-            if ("lead", "survey") not in context.steps:
-                context.steps.start(("lead", "survey"), self._survey(), context.now)
+        record = self._barrier.first_record(partition)
+        if record is None and not self._survey.is_done:
+            self._look_up(("lead", "survey"), self._survey.run())
             return
-        new = PartitionRecord(
-            epoch=max(base_epoch, self._base_epoch) + 1,
-            owner=target,
-            instance=instance,
-            state=PartitionState.FREE if target is None else PartitionState.OWNED,
-            cause=Cause.JOINED,
-            level=context.config.level,
-        )
-        if position is not None:
-            has_more = bool(position.done or position.children)
-            new = replace(
-                new,
-                floor=position.floor,
-                done_from=holder if has_more else None,
-                cause=Cause.RESIZED,
-                stopped_ns=context.wall_ns,
-            )
-        else:
-            assert self._floors is not None
-            new = replace(new, floor=self._floors.get(partition, 0))
-            new = self._made_anew(new, context.last_known.get(partition))
+        state = PartitionState.FREE if target is None else PartitionState.OWNED
+        record = record or self._survey.first_record(partition)
+        new = replace(record, owner=target, instance=instance, state=state)
         revision = context.book.revision(partition_key(partition))
         self._run(partition, _no_result(context, partition, new, revision))
 
-    def _made_anew(self, new: PartitionRecord, lost: PartitionRecord | None) -> PartitionRecord:
-        """Go on from a record that was lost: its owner may still run handler calls under it."""
-        if lost is None or not self.context.is_current(lost):
-            return new
-        return replace(
-            new,
-            epoch=max(new.epoch, lost.epoch + 1),
-            floor=max(new.floor, lost.floor),
-            done_from=lost.owner or lost.done_from,
-        )
+    def _look_up(self, key: tuple[str | int, ...], looking: Part) -> None:
+        if key not in self.context.steps:
+            self.context.steps.start(key, self._then_plan(looking), self.context.now)
 
-    def _read_handed_on(self, holder: str) -> Script:
-        context = self.context
-        read = yield ReadKey(id=context.steps.take_id(), key=done_key(holder))
-        if not isinstance(read, KeyRead):
-            yield Pause(RETRY_S)
-        else:
-            self._handed_on[holder] = saved_positions(read.value)
-        self._touched.update(range(context.num_partitions))
-
-    def _survey(self) -> Script:
-        """Find the highest epoch and the floors that consumers left from before know.
-
-        They also know how many partitions there were: a bucket that was lost after a resize, and
-        made anew by somebody who had not heard of it, is told so.
-        """
-        if not (yield from self._survey_once()):
+    def _then_plan(self, part: Part) -> Script:
+        if not (yield from part):
             yield Pause(RETRY_S)
         self._plan_now(self._cause)
 
-    def _survey_once(self) -> Part:
-        context = self.context
-        newest: dict[int, int] = {}
-        if context.has_stream:
-            listed = yield ListConsumers(id=context.steps.take_id())
-            if not isinstance(listed, ConsumerNames):
-                return False
-            for name in listed.names:
-                found = parse_consumer(context.settings.group, name)
-                if found is not None:
-                    newest[found.partition] = max(found.epoch, newest.get(found.partition, 0))
-        floors: dict[int, tuple[int, int]] = {}
-        highest = 0, context.num_partitions
-        for partition, epoch in newest.items():
-            info = yield ReadConsumer(
-                id=context.steps.take_id(), name=context.consumer(partition, epoch)
-            )
-            if not isinstance(info, ConsumerRead):
-                return False
-            level = info.level or context.config.partitions
-            floors[partition] = level, info.ack_floor
-            highest = max(highest, (epoch, level))
-        epoch, level = highest
-        if level != context.num_partitions and level in context.config.levels:
-            config = replace(context.config, level=level, base_epoch=epoch)
-            return (yield from self._write_record(CONFIG_KEY, config))
-        self._base_epoch = max(epoch, context.highest_epoch)
-        self._floors = {n: floor for n, (of, floor) in floors.items() if of == level}
-        return True
-
-    # ---- another number of partitions ----
-
     def _go_on_with_resize(self) -> None:
-        context = self.context
-        to = context.resize_to
-        if to is None or ("lead", "resize") in context.steps:
-            return
-        if self._free_records() is not None:
-            context.steps.start(("lead", "resize"), self._resize(to), context.now)
-
-    def _free_records(self) -> dict[int, PartitionRecord] | None:
-        """Return all partitions' records if nobody owns any of them."""
-        context = self.context
-        records = {}
-        for number in range(context.num_partitions):
-            record = context.book.partitions.get(number)
-            if record is None or record.owner is not None or not context.is_current(record):
-                return None
-            records[number] = record
-        return records
-
-    def _resize(self, to: int) -> Script:
-        if not (yield from self._resize_once(to)):
-            yield Pause(RETRY_S)
-        self._plan_now(Cause.RESIZED)
-
-    def _resize_once(self, to: int) -> Part:
-        context = self.context
-        records = self._free_records()
-        if records is None or context.resize_to != to:
-            return False
-        old = context.num_partitions
-        config_revision = context.book.revision(CONFIG_KEY)
-        saved: dict[str | None, dict[int, DonePosition]] = {}
-        for holder in {it.done_from for it in records.values() if it.done_from is not None}:
-            read = yield ReadKey(id=context.steps.take_id(), key=done_key(holder))
-            if not isinstance(read, KeyRead):
-                return False
-            saved[holder] = saved_positions(read.value)
-        positions = {
-            n: position_of(it, saved.get(it.done_from, {}).get(n)) for n, it in records.items()
-        }
-        base_epoch = max(it.epoch for it in records.values()) + 1
-        if not (yield from self._hand_on(hand_on(positions, old, to, base_epoch), base_epoch)):
-            return False
-        for number, parked in hand_on_parked(context.book.parked, old, to).items():
-            if context.book.parked.get(number) != parked and not (
-                yield from self._write_record(parked_key(number), parked)
-            ):
-                return False
-        if self._free_records() != records:
-            return False
-        config = replace(context.config, level=to, resize_to=None, base_epoch=base_epoch)
-        value = encode(config)
-        reply = yield WriteKey(
-            id=context.steps.take_id(), key=CONFIG_KEY, value=value, revision=config_revision
-        )
-        if not isinstance(reply, Written):
-            return (yield from context.refresh_key(CONFIG_KEY)) and False
-        context.note(CONFIG_KEY, value, reply.revision)
-        return True
-
-    def _hand_on(self, positions: dict[int, DonePosition], base_epoch: int) -> Part:
-        context = self.context
-        chunks: dict[int, dict[int, DonePosition]] = {}
-        for number, position in positions.items():
-            chunks.setdefault(number // CHUNK, {})[number] = position
-        for chunk, its in chunks.items():
-            key = done_key(handed_on(base_epoch, chunk))
-            if not (yield from context.refresh_key(key)):
-                return False
-            if not (yield from self._write_record(key, DoneRecord(instance="", partitions=its))):
-                return False
-            self._handed_on[key.removeprefix(DONE_PREFIX)] = its
-        return True
-
-    # ---- cleaning up ----
-
-    def _reconcile(self) -> Script:
-        if self.context.has_stream:
-            yield from self._reconcile_consumers()
-        yield from self._drop_old_progress()
-
-    def _reconcile_consumers(self) -> Script:
-        """Delete every consumer of the group whose epoch is not current.
-
-        A paused process may wake up and make the consumer of an epoch that is long over; on a
-        work-queue stream it blocks the right one. The records are read after the list, so no
-        consumer in the list can be newer than what is compared with it.
-        """
-        context = self.context
-        listed = yield ListConsumers(id=context.steps.take_id())
-        if not isinstance(listed, ConsumerNames):
-            return
-        for name in listed.names:
-            found = parse_consumer(context.settings.group, name)
-            if found is None:
-                continue
-            if found.epoch > context.config.base_epoch:
-                record = context.book.partitions.get(found.partition)
-                if record is not None and record.epoch == found.epoch:
-                    continue
-                if not (yield from context.refresh(found.partition)):
-                    return
-                record = context.book.partitions.get(found.partition)
-                if record is None or record.epoch == found.epoch:
-                    continue
-            deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
-            if isinstance(deleted, Done):
-                event = ConsumerReconciled(consumer=name)
-                context.tell(event)
-                self.keep(event)
-
-    def _drop_old_progress(self) -> Script:
-        """Delete ``done.<member>`` of members long gone that no record points to.
-
-        Only what nobody needed at the last look either, and what has not been written since: a
-        member that comes back under its name writes it anew. Read before deciding, so whatever the
-        book lacks by then was written later, and the compare-and-delete fails.
-        """
-        context = self.context
-        listed = yield ListKeys(id=context.steps.take_id(), prefix=DONE_PREFIX)
-        if not isinstance(listed, KeyNames):
-            return
-        before, self._old_progress = self._old_progress, {}
-        for key in listed.keys:
-            if self._is_needed(key):
-                continue
-            read = yield ReadKey(id=context.steps.take_id(), key=key)
-            if not isinstance(read, KeyRead) or read.value is None or self._is_needed(key):
-                continue
-            if before.get(key) != read.revision:
-                self._old_progress[key] = read.revision
-                continue
-            if not (yield from context.refresh_key(LEADER_KEY)):
-                return
-            leader = context.book.leader
-            if leader is None or leader.instance != context.settings.instance:
-                return
-            yield DeleteKey(id=context.steps.take_id(), key=key, revision=read.revision)
-
-    def _is_needed(self, key: str) -> bool:
-        """Whether saved progress belongs to somebody, or a record points to it, or soon may."""
-        book = self.context.book
-        holder = key.removeprefix(DONE_PREFIX)
-        if holder in book.members or CONFIG_KEY in book.too_new:
-            return True
-        if holder.startswith("=") and (
-            self.context.config.resize_to is not None
-            or any(
-                number not in book.partitions
-                or not self.context.is_current(book.partitions[number])
-                for number in range(self.context.num_partitions)
-            )
-        ):
-            return True
-        if any(one.startswith(PARTITION_PREFIX) for one in book.too_new):
-            return True
-        return any(
-            holder in (one.owner, one.next, one.done_from) for one in book.partitions.values()
-        )
+        to = self.context.resize_to
+        if to is not None and self._barrier.free_records() is not None:
+            self._look_up(("lead", "resize"), self._barrier.cross(to))
 
     def _renew(self) -> Script:
         if not (yield from claim(self.context)):

@@ -1,0 +1,132 @@
+"""Where a partition begins whose record is not there: a new group, or something was lost.
+
+An epoch must never come twice, and a floor should not fall. What is asked, from the best witness to
+the last:
+
+* the newest record ever heard of here (`Context.last_known`): its owner may still run handler calls
+  under its epoch, so the new one is above it; and the owner's saved progress is the newest;
+* saved progress (``done.<member>``) of any member: epochs, floors, and whose it is;
+* the group's consumers: epochs in their names, and their ack floors. They also know how many
+  partitions there were: a bucket that was lost after a resize, and made anew by somebody who had
+  not heard of it, is told so.
+
+New epochs are above all of them, of whichever partition. A group that never ran has no witness and
+begins with epoch 1 at the start of its stream.
+"""
+
+from dataclasses import replace
+
+from ..events import Cause
+from ..model import DonePosition, PartitionRecord
+from ..naming import CONFIG_KEY, DONE_PREFIX, parse_consumer
+from ..ports import (
+    ConsumerNames,
+    ConsumerRead,
+    KeyNames,
+    KeyRead,
+    ListConsumers,
+    ListKeys,
+    ReadConsumer,
+    ReadKey,
+)
+from .context import Context, Part
+from .handoff import saved_positions
+
+
+class Survey:
+    """What the witnesses say; asked once, and again after `forget`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self.is_done = False
+        self._epoch = 0
+        self._floors: dict[int, int] = {}
+        self._saved: dict[int, tuple[DonePosition, str]] = {}
+        """Partition → its progress of the highest epoch, and whose it is."""
+
+    def forget(self) -> None:
+        """Everything is there now; what is missing later is looked for anew."""
+        self.is_done = False
+
+    def first_record(self, partition: int) -> PartitionRecord:
+        """Return the record a partition begins with, owned by nobody; the survey is done."""
+        context = self._context
+        position, holder = self._saved.get(partition, (None, None))
+        floor = self._floors.get(partition, 0)
+        record = PartitionRecord(
+            epoch=max(self._epoch, context.highest_epoch) + 1,
+            floor=max(floor, position.floor) if position is not None else floor,
+            done_from=holder,
+            cause=Cause.JOINED,
+            level=context.config.level,
+        )
+        lost = context.last_known.get(partition)
+        if lost is None or not context.is_current(lost):
+            return record
+        return replace(
+            record,
+            floor=max(record.floor, lost.floor),
+            done_from=lost.owner or lost.done_from,
+        )
+
+    def run(self) -> Part:
+        """Ask; False: somebody did not answer, or the number of partitions is another."""
+        context = self._context
+        self._epoch = 0
+        self._saved = {}
+        if not context.has_stream:
+            self.is_done = True
+            return True
+        if not (yield from self._read_saved()):
+            return False
+        listed = yield ListConsumers(id=context.steps.take_id())
+        if not isinstance(listed, ConsumerNames):
+            return False
+        newest: dict[int, int] = {}
+        for name in listed.names:
+            found = parse_consumer(context.settings.group, name)
+            if found is not None:
+                newest[found.partition] = max(found.epoch, newest.get(found.partition, 0))
+        books: list[tuple[int, int, int, int]] = []
+        for partition, epoch in newest.items():
+            info = yield ReadConsumer(
+                id=context.steps.take_id(), name=context.consumer(partition, epoch)
+            )
+            if not isinstance(info, ConsumerRead):
+                return False
+            level = info.level or context.config.partitions
+            books.append((epoch, level, partition, info.ack_floor))
+        if books:
+            highest, level = max(books)[:2]
+            self._epoch = max(self._epoch, highest)
+            if not (yield from self._put_level(level, [it[0] for it in books if it[1] == level])):
+                return False
+        self._floors = {n: floor for _, of, n, floor in books if of == context.num_partitions}
+        self.is_done = True
+        return True
+
+    def _put_level(self, level: int, epochs: list[int]) -> Part:
+        """Tell the bucket how many partitions there were when it was lost."""
+        config = self._context.config
+        if level == config.active or level not in config.levels:
+            return True
+        new = replace(config, level=level, base_epoch=max(config.base_epoch, min(epochs) - 1))
+        return (yield from self._context.write(CONFIG_KEY, new))
+
+    def _read_saved(self) -> Part:
+        context = self._context
+        listed = yield ListKeys(id=context.steps.take_id(), prefix=DONE_PREFIX)
+        if not isinstance(listed, KeyNames):
+            return False
+        for key in sorted(listed.keys):
+            read = yield ReadKey(id=context.steps.take_id(), key=key)
+            if not isinstance(read, KeyRead):
+                return False
+            holder = key.removeprefix(DONE_PREFIX)
+            for partition, position in saved_positions(read.value).items():
+                self._epoch = max(self._epoch, position.epoch)
+                known = self._saved.get(partition)
+                is_ours = position.epoch > context.config.base_epoch
+                if is_ours and (known is None or position.epoch > known[0].epoch):
+                    self._saved[partition] = position, holder
+        return True
