@@ -8,21 +8,23 @@ import pytest
 
 from millstream_coordinator.errors import StreamUnfit
 from millstream_coordinator.model import ConfigRecord, FailurePolicy
-from millstream_coordinator.partitioning.key import KeyRule
-from millstream_coordinator.partitioning.layout import (
+from millstream_coordinator.partitioning.difference import (
     Change,
     Difference,
-    Place,
     ServerTraits,
     WantedStream,
-    check_partitions,
-    config_record,
     differences,
     dropped,
+    updated,
+)
+from millstream_coordinator.partitioning.key import KeyRule
+from millstream_coordinator.partitioning.layout import (
+    Place,
+    check_partitions,
+    config_record,
     group_arguments,
     group_config,
     place,
-    updated,
     wanted_streams,
 )
 from millstream_coordinator.partitioning.topic import parse_description

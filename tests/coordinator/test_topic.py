@@ -7,6 +7,7 @@ import pytest
 
 from millstream_coordinator.model import FailurePolicy, Retention
 from millstream_coordinator.partitioning.partition import Partitioner
+from millstream_coordinator.partitioning.table import TopicError
 from millstream_coordinator.partitioning.topic import (
     Compression,
     Discard,
@@ -15,7 +16,6 @@ from millstream_coordinator.partitioning.topic import (
     StartKind,
     Storage,
     StreamOptions,
-    TopicError,
     WrittenBy,
     parse_description,
     read_description,

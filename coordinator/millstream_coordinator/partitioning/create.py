@@ -38,20 +38,17 @@ from ..jetstream.api import (
 from ..jetstream.keys import MADE_KEY, bucket_config
 from ..model import ConfigRecord, PartitionRecord, Retention, decode, encode
 from ..ports import Failure
-from .key import overlap, stored_subjects
-from .layout import (
+from .difference import (
     Change,
     Difference,
     ServerTraits,
     WantedStream,
     differences,
     dropped,
-    group_config,
-    place,
     updated,
-    wanted_streams,
-    work_stream,
 )
+from .key import overlap, stored_subjects
+from .layout import group_config, place, wanted_streams, work_stream
 from .topic import Description, GroupDescription, Layout, Start, StartKind
 
 TIMEOUT_S: Final = 5.0

@@ -44,8 +44,9 @@ from ..jetstream.api import (
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
 from .create import TIMEOUT_S, server_traits, stream_info, unreachable
+from .difference import WantedStream
 from .key import KeyRule
-from .layout import WantedStream, copied_from, group_config, work_stream
+from .layout import copied_from, group_config, work_stream
 from .topic import Description, GroupDescription, Layout, work_tokens
 
 CUT_KEY: Final = "millstream.cut"

@@ -64,7 +64,6 @@ Nothing is guessed: a key that is not known, a value of another type, and a comb
 be are each a `TopicError`, one line with file, table and key.
 """
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -73,31 +72,17 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
-from ..errors import BadName, GroupError
+from ..errors import BadName
 from ..model import FailurePolicy, Retention
 from ..naming import check_name, work_prefix
 from .key import KeyRule, KeyRuleError, overlap
 from .partition import PARTITIONS_MAX, Partitioner
+from .table import Table, TopicError
 
 REPLICAS_MAX: Final = 5
 """Of any stream, by nats-server."""
-
-_DURATION = re.compile(r"([0-9]+)(ms|s|m|h|d)")
-_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_SIZE = re.compile(r"([0-9]+) ?(B|kB|KiB|MB|MiB|GB|GiB|TB|TiB)")
-_BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_BYTES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-class TopicError(GroupError, ValueError):
-    """A description that cannot be used: where in it, and why."""
-
-    def __init__(self, file: str, table: str, key: str, reason: str) -> None:
-        place = " ".join(part for part in (f"[{table}]" if table else "", key) if part)
-        super().__init__(f"{file}: {place}: {reason}" if place else f"{file}: {reason}")
-        self.file, self.table, self.key, self.reason = file, table, key, reason
 
 
 class Layout(StrEnum):
@@ -287,95 +272,18 @@ def parse_description(text: str, *, file: str = "description") -> Description:
             raise TopicError(file, key, "", f"write a table per {key}, as [{key}.NAME]")
     topics: dict[str, TopicDescription] = {}
     for name, values in document.get("topic", {}).items():
-        topics[name] = _topic(_Table(file, f"topic.{name}", values), name)
+        topics[name] = _topic(Table(file, f"topic.{name}", values), name)
     if not topics:
         raise TopicError(file, "", "", "describes no topic: write a table [topic.NAME]")
     groups: dict[str, GroupDescription] = {}
     for name, values in document.get("group", {}).items():
-        groups[name] = _group(_Table(file, f"group.{name}", values), name, topics)
+        groups[name] = _group(Table(file, f"group.{name}", values), name, topics)
     description = Description(file=file, topics=topics, groups=groups)
     _check_together(description)
     return description
 
 
-E_ = TypeVar("E_", bound=StrEnum)
-
-
-class _Table:
-    """One table being read: every value is taken once by its key, and `end` refuses the rest."""
-
-    def __init__(self, file: str, name: str, values: Mapping[str, Any]) -> None:
-        self._file, self._name = file, name
-        self._left = dict(values)
-        self._known: list[str] = []
-
-    def error(self, key: str, reason: str) -> TopicError:
-        return TopicError(self._file, self._name, key, reason)
-
-    def has(self, key: str) -> bool:
-        return key in self._left
-
-    def take(self, key: str, kind: type | tuple[type, ...], what: str) -> Any:
-        """The value, None if it is not there; ``what`` is how to call ``kind``."""
-        self._known.append(key)
-        value = self._left.pop(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"{value!r} is not {what}")
-        return value
-
-    def text(self, key: str) -> str | None:
-        value: str | None = self.take(key, str, "a text in quotes")
-        return value
-
-    def number(self, key: str, low: int, high: int) -> int | None:
-        value: int | None = self.take(key, int, "a whole number")
-        if value is not None and not low <= value <= high:
-            raise self.error(key, f"{value} is not from {low} to {high}")
-        return value
-
-    def choice(self, key: str, default: E_) -> E_:
-        value = self.text(key)
-        if value is None:
-            return default
-        try:
-            return type(default)(value)
-        except ValueError as error:
-            known = ", ".join(repr(str(one)) for one in type(default))
-            raise self.error(key, f"{value!r} is none of {known}") from error
-
-    def duration(self, key: str) -> timedelta | None:
-        value = self.text(key)
-        if value is None:
-            return None
-        found = _DURATION.fullmatch(value)
-        if found is None or not int(found[1]):
-            raise self.error(key, f"{value!r} is no duration such as '7d', '12h', '30m' or '500ms'")
-        return timedelta(seconds=int(found[1]) * _SECONDS[found[2]])
-
-    def size(self, key: str) -> int | None:
-        value: str | int | None = self.take(key, (str, int), "a size such as '10GiB'")
-        if value is None:
-            return None
-        found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-        size = value if isinstance(value, int) else int(found[1]) * _BYTES[found[2]] if found else 0
-        if not 0 < size < 2**63:
-            raise self.error(key, f"{value!r} is no size such as '10GiB', '500MB' or 1048576")
-        return size
-
-    def table(self, key: str) -> "_Table | None":
-        value = self.take(key, dict, "a table")
-        return None if value is None else _Table(self._file, f"{self._name}.{key}", value)
-
-    def end(self) -> None:
-        for key in self._left:
-            close = difflib.get_close_matches(key, self._known, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(self._known)}"
-            raise self.error(key, f"no such key here ({hint})")
-
-
-def _topic(table: _Table, name: str) -> TopicDescription:
+def _topic(table: Table, name: str) -> TopicDescription:
     _check_table_name(table, "topic", name)
     layout = table.choice("layout", Layout.TOKEN)
     subject = table.text("subject")
@@ -439,7 +347,7 @@ def _topic(table: _Table, name: str) -> TopicDescription:
     )
 
 
-def _check_server_writes(table: _Table, rule: KeyRule, partitioner: Partitioner) -> None:
+def _check_server_writes(table: Table, rule: KeyRule, partitioner: Partitioner) -> None:
     if partitioner is not Partitioner.NATS:
         raise table.error("partitioner", f"the server computes 'nats', not '{partitioner!s}'")
     if not rule.key_places:
@@ -451,7 +359,7 @@ def _check_server_writes(table: _Table, rule: KeyRule, partitioner: Partitioner)
         )
 
 
-def _options(table: _Table, default: StreamOptions) -> StreamOptions:
+def _options(table: Table, default: StreamOptions) -> StreamOptions:
     storage = table.choice("storage", default.storage)
     replicas = table.number("replicas", 1, REPLICAS_MAX)
     options = StreamOptions(
@@ -473,7 +381,7 @@ def _options(table: _Table, default: StreamOptions) -> StreamOptions:
     return options
 
 
-def _group(table: _Table, name: str, topics: Mapping[str, TopicDescription]) -> GroupDescription:
+def _group(table: Table, name: str, topics: Mapping[str, TopicDescription]) -> GroupDescription:
     _check_table_name(table, "group", name)
     topic = _topic_of(table, topics)
     text = table.text("key")
@@ -525,7 +433,7 @@ def _group(table: _Table, name: str, topics: Mapping[str, TopicDescription]) -> 
     )
 
 
-def _topic_of(table: _Table, topics: Mapping[str, TopicDescription]) -> TopicDescription:
+def _topic_of(table: Table, topics: Mapping[str, TopicDescription]) -> TopicDescription:
     name = table.text("topic")
     if name is None:
         if len(topics) > 1:
@@ -536,7 +444,7 @@ def _topic_of(table: _Table, topics: Mapping[str, TopicDescription]) -> TopicDes
     return topics[name]
 
 
-def _read_rule(table: _Table, topic: TopicDescription, text: str | None) -> tuple[KeyRule, int]:
+def _read_rule(table: Table, topic: TopicDescription, text: str | None) -> tuple[KeyRule, int]:
     """The rule of a group that reads the topic's own streams."""
     for key in ("partitions", "levels"):
         if table.has(key):
@@ -566,7 +474,7 @@ def _read_rule(table: _Table, topic: TopicDescription, text: str | None) -> tupl
 
 
 def _work_rule(
-    table: _Table, name: str, topic: TopicDescription, text: str | None
+    table: Table, name: str, topic: TopicDescription, text: str | None
 ) -> tuple[KeyRule, int]:
     """The rule of a group with a stream of its own: over the subjects the transform makes."""
     partitions = table.number("partitions", 1, PARTITIONS_MAX)
@@ -604,7 +512,7 @@ def work_tokens(rule: KeyRule) -> int:
     return max(rule.partition_place, *rule.finer.values(), 0) + 1
 
 
-def _start(table: _Table) -> Start:
+def _start(table: Table) -> Start:
     value: str | datetime | None = table.take(
         "start", (str, datetime), "a start position such as 'earliest' or a date and time"
     )
@@ -616,7 +524,7 @@ def _start(table: _Table) -> Start:
         raise table.error("start", str(error)) from error
 
 
-def _subject_rule(table: _Table, subject: str) -> KeyRule:
+def _subject_rule(table: Table, subject: str) -> KeyRule:
     """A topic's ``subject``, which need not mark a key."""
     rule = _parse_rule(table, subject, key="subject")
     if "{partition}" not in rule.pattern:
@@ -624,7 +532,7 @@ def _subject_rule(table: _Table, subject: str) -> KeyRule:
     return rule
 
 
-def _origin_rule(table: _Table, subject: str) -> KeyRule:
+def _origin_rule(table: Table, subject: str) -> KeyRule:
     """The ``subject`` of an origin: no partitions; a bare ``*`` is any token."""
     if "{partition" in subject:
         raise table.error("subject", "layout sourced: the origin's subjects carry no partition")
@@ -638,7 +546,7 @@ def _origin_rule(table: _Table, subject: str) -> KeyRule:
     )
 
 
-def _parse_rule(table: _Table, text: str, *, key: str = "key") -> KeyRule:
+def _parse_rule(table: Table, text: str, *, key: str = "key") -> KeyRule:
     has_key = text.startswith("header:") or any(
         token.startswith("{") and not token.startswith("{partition") for token in text.split(".")
     )
@@ -654,14 +562,14 @@ def _no_key(subject: str, headers: Mapping[str, str], payload: bytes) -> None:
     return None
 
 
-def _check_levels(table: _Table, key: str, rule: KeyRule, partitions: int) -> None:
+def _check_levels(table: Table, key: str, rule: KeyRule, partitions: int) -> None:
     try:
         rule.levels(partitions)
     except KeyRuleError as error:
         raise table.error(key, error.reason) from error
 
 
-def _check_table_name(table: _Table, kind: str, name: str) -> None:
+def _check_table_name(table: Table, kind: str, name: str) -> None:
     try:
         check_name(kind, name)
     except BadName as error:
