@@ -3,7 +3,8 @@
 The public names live in the packages that own them and are loaded when first asked for, so that a
 worker never imports Kafka and a broker never imports a client:
 
-- ``Group``, ``Message``, ``Publisher``, ``KvSink`` from ``millstream_coordinator``
+- ``Group``, ``Message``, ``Publisher``, the sinks, ``MemoryServer`` and ``run_virtual`` from
+  ``millstream_coordinator``
 - ``Broker`` from ``millstream_broker``
 - ``Bridge`` from ``millstream_bridge``
 """
@@ -14,17 +15,49 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from millstream_bridge import Bridge
     from millstream_broker import Broker
-    from millstream_coordinator import Group, KvSink, Message, Publisher
+    from millstream_coordinator import (
+        BatchSink,
+        Group,
+        KvSink,
+        MemoryServer,
+        Message,
+        Publisher,
+        PublishSink,
+        SqlSink,
+        run_virtual,
+    )
 
-__all__ = ["Bridge", "Broker", "Group", "KvSink", "Message", "Publisher"]
+__all__ = [
+    "BatchSink",
+    "Bridge",
+    "Broker",
+    "Group",
+    "KvSink",
+    "MemoryServer",
+    "Message",
+    "PublishSink",
+    "Publisher",
+    "SqlSink",
+    "run_virtual",
+]
 
 _HOMES = {
     "Bridge": "millstream_bridge",
     "Broker": "millstream_broker",
-    "Group": "millstream_coordinator",
-    "KvSink": "millstream_coordinator",
-    "Message": "millstream_coordinator",
-    "Publisher": "millstream_coordinator",
+    **dict.fromkeys(
+        (
+            "BatchSink",
+            "Group",
+            "KvSink",
+            "MemoryServer",
+            "Message",
+            "Publisher",
+            "PublishSink",
+            "SqlSink",
+            "run_virtual",
+        ),
+        "millstream_coordinator",
+    ),
 }
 
 
