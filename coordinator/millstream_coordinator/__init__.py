@@ -46,12 +46,23 @@ if TYPE_CHECKING:
         key_headers,
         to_token,
     )
+    from .partitioning.layout import (
+        group_arguments,
+    )
     from .partitioning.partition import (
         Partitioner,
         partition_for,
     )
     from .partitioning.publisher import (
         Publisher,
+    )
+    from .partitioning.table import (
+        TopicError,
+    )
+    from .partitioning.topic import (
+        Description,
+        parse_description,
+        read_description,
     )
     from .sinks import (
         BatchSink,
@@ -85,6 +96,7 @@ __all__ = [
     "BatchSink",
     "Candidate",
     "ConfigMismatch",
+    "Description",
     "Group",
     "GroupError",
     "GroupEvent",
@@ -114,15 +126,19 @@ __all__ = [
     "Step",
     "StreamMissing",
     "StreamUnfit",
+    "TopicError",
     "Verdict",
     "VirtualLoop",
     "assign",
     "describe",
     "from_token",
+    "group_arguments",
     "judge",
     "key_headers",
     "moved_partitions",
+    "parse_description",
     "partition_for",
+    "read_description",
     "read_view",
     "run_virtual",
     "to_token",
@@ -134,6 +150,7 @@ _HOMES = {
     "BatchSink": "sinks",
     "Candidate": "machine.assign",
     "ConfigMismatch": "errors",
+    "Description": "partitioning.topic",
     "Group": "worker",
     "GroupError": "errors",
     "GroupEvent": "events",
@@ -163,15 +180,19 @@ _HOMES = {
     "Step": "sinks",
     "StreamMissing": "errors",
     "StreamUnfit": "errors",
+    "TopicError": "partitioning.table",
     "Verdict": "sinks",
     "VirtualLoop": "virtual",
     "assign": "machine.assign",
     "describe": "events",
     "from_token": "partitioning.key",
+    "group_arguments": "partitioning.layout",
     "judge": "sinks",
     "key_headers": "partitioning.key",
     "moved_partitions": "machine.assign",
+    "parse_description": "partitioning.topic",
     "partition_for": "partitioning.partition",
+    "read_description": "partitioning.topic",
     "read_view": "operation.view",
     "run_virtual": "virtual",
     "to_token": "partitioning.key",

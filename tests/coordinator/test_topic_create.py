@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from nats.js.api import StreamConfig
 
 from millstream_coordinator import naming
 from millstream_coordinator.errors import ConfigMismatch, ServerUnreachable, StreamUnfit
-from millstream_coordinator.jetstream.api import Api
+from millstream_coordinator.jetstream.api import Api, api_prefix
 from millstream_coordinator.model import (
     ConfigRecord,
     MemberRecord,
@@ -38,7 +39,8 @@ from millstream_coordinator.partitioning.layout import group_arguments
 from millstream_coordinator.partitioning.publisher import Publisher
 from millstream_coordinator.partitioning.topic import Description, Start, parse_description
 from millstream_coordinator.worker import Group
-from tests.helpers.servers import Server
+from tests.helpers import require
+from tests.helpers.servers import REAL, Server
 
 TOKEN = """
 [topic.NAME]
@@ -143,7 +145,7 @@ async def test_a_dry_run_changes_nothing(client: Client, name: str) -> None:
     assert await everything(client) == before
     assert not planned.is_done
     document = json.loads(json.dumps(planned.as_json()))
-    assert document["schema"] == "millstream.create/1"
+    assert document["schema"] == "millstream.coordinator.create/1"
     assert [step["action"] for step in document["steps"]] == ["create"] * 4
 
 
@@ -669,6 +671,23 @@ async def test_a_server_without_jetstream_is_one_line(
         client = await connected(core)
         with pytest.raises(ServerUnreachable, match="JetStream does not answer"):
             await plan(client, described(TOKEN, name))
+        await client.close()
+
+
+@pytest.mark.real_server
+async def test_another_jetstream_domain_is_reached_by_its_prefix(tmp_path: Path, name: str) -> None:
+    # The embedded broker has one domain, without a name.
+    require.need("nats")
+    file = tmp_path / "server.conf"
+    file.write_text(f'jetstream {{ store_dir: "{tmp_path}/store", domain: hub }}\n')
+    with Server(REAL, tmp_path, jetstream=False, arguments=("-c", str(file))) as hub:
+        client = await connected(hub)
+        prefix = api_prefix(domain="hub")
+        description = described(SOURCED, name, f"subject = '{name}.{{customer}}.*'")
+
+        await apply(client, await plan(client, description, prefix=prefix), prefix=prefix)
+
+        assert (await plan(client, description, prefix=prefix)).is_done
         await client.close()
 
 

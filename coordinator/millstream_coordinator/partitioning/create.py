@@ -131,7 +131,7 @@ class Plan:
     def as_json(self) -> dict[str, Any]:
         """The plan as ``create --json`` prints it."""
         return {
-            "schema": "millstream.create/1",
+            "schema": "millstream.coordinator.create/1",
             "file": self.file,
             "server": self.server,
             "is_refused": self.is_refused,
