@@ -3,6 +3,7 @@
 from hypothesis import given, strategies as st
 
 from millstream_coordinator.machine.floor import Delivery, Floor, merge
+from millstream_coordinator.model import ChildPosition
 
 
 def test_floor_follows_messages_handled_in_order() -> None:
@@ -99,3 +100,36 @@ def test_a_new_owner_gets_exactly_what_is_not_handled(seqs: list[int], data: st.
     new = [seq for seq in seqs if seq > first.floor and second.deliver(seq) is Delivery.NEW]
 
     assert new == [seq for seq in seqs if seq not in handled]
+
+
+def test_after_a_merge_each_child_says_what_was_done_of_it() -> None:
+    children = (
+        ChildPosition(level=4, partition=1, floor=20, done=((24, 26),)),
+        ChildPosition(level=4, partition=3, floor=10),
+    )
+    floor = Floor(10, children=children)
+
+    new = [
+        (seq, finest)
+        for seq, finest in ((12, 1), (14, 3), (20, 5), (22, 1), (24, 1), (24 + 1, 3), (26, 5))
+        if floor.deliver(seq, finest) is Delivery.NEW
+    ]
+
+    assert new == [(14, 3), (22, 1), (25, 3)]
+    assert floor.floor == 12
+    for seq, _ in new:
+        floor.complete(seq)
+    assert floor.floor == 26
+    assert floor.children() == ()
+
+
+def test_what_children_say_above_the_floor_is_saved_on() -> None:
+    children = (ChildPosition(level=4, partition=1, floor=20),)
+    floor = Floor(10, children=children)
+    floor.deliver(12, 3)
+
+    again = Floor(floor.floor, floor.done_ranges(), floor.children())
+
+    assert again.children() == children
+    assert again.deliver(15, 1) is Delivery.DONE
+    assert again.deliver(16, 3) is Delivery.NEW

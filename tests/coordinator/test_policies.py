@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
 
+from millstream_coordinator import Message
 from millstream_coordinator.events import (
     KeyReplayed,
     MessageGivenUp,
@@ -13,7 +14,7 @@ from millstream_coordinator.events import (
     PartitionStopped,
 )
 from millstream_coordinator.machine.failure import retry_delay_s
-from millstream_coordinator.memory import MemoryServer
+from millstream_coordinator.memory import MemoryClient, MemoryServer, Observer
 from millstream_coordinator.model import (
     ControlRecord,
     LetterReason,
@@ -21,6 +22,7 @@ from millstream_coordinator.model import (
     PartitionRecord,
     Timing,
 )
+from millstream_coordinator.ports import Command, Failed, Failure, StoreLetter
 
 from .group_in_memory import Log, make, open_server, publish, read, running, virtual, write
 
@@ -349,3 +351,61 @@ async def test_a_letter_under_a_higher_epoch_raises_the_owners_and_is_not_overwr
     numbers = [int(letter.message.data) for letter in server.letters("g")]
     assert numbers == [0, 1, 2]
     assert server.letters("g")[-1].message.epoch >= epoch
+
+
+class Refusing(MemoryServer):
+    """Refuses the first letters."""
+
+    num_refused = 0
+
+    def execute(self, client: MemoryClient, command: Command) -> None:
+        if isinstance(command, StoreLetter) and self.num_refused < 3:
+            self.num_refused += 1
+            client.send(Failed(id=command.id, reason=Failure.TIMEOUT))
+        else:
+            super().execute(client, command)
+
+
+@virtual
+async def test_a_letter_is_stored_before_its_message_is_acked_however_often_it_takes() -> None:
+    acked_before: list[bool] = []
+
+    class Watching(Observer):
+        def acked(self, partition: int, seq: int) -> None:
+            acked_before.append(not server.letters("g"))
+
+    server, log = Refusing(observer=Watching()), Log()
+    server.add_stream("G")
+    publish(server, "a", 0)
+    log.fails = lambda _: True
+    group, _ = make(server, log, on_failure="dead-letter", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(acked_before) == 1)
+
+    assert acked_before == [False]
+    assert server.num_refused == 3
+
+
+@virtual
+async def test_no_call_begins_while_ownership_cannot_be_confirmed() -> None:
+    server = open_server()
+    for number in range(20):
+        publish(server, f"k{number}", number)
+    loop = asyncio.get_running_loop()
+    begun: list[float] = []
+
+    async def handle(_: Message) -> None:
+        begun.append(loop.time())
+        await asyncio.sleep(0.4)
+
+    group, _ = make(server, handle, max_lanes=1)
+    async with running(group):
+        await server.until(lambda: len(begun) == 2)
+        cut_at = loop.time()
+        server.disconnect("a", 5.0)
+        await server.until(lambda: len(begun) == 20)
+
+    gap = [at for at in begun if cut_at + 1.01 < at < cut_at + 5.0]
+    assert gap == []
+    assert [at for at in begun if at > cut_at + 5.0]
