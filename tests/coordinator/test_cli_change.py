@@ -417,3 +417,53 @@ def test_a_position_can_be_set_before_a_group_ever_ran(
 )
 def test_many_partitions_are_told_in_few_words(numbers: tuple[int, ...], text: str) -> None:
     assert ranges(numbers) == text
+
+
+def test_a_resize_is_to_a_number_or_to_a_description(server: Server, group: str) -> None:
+    code, _, err = coordinator(server, "resize", group, "--yes")
+
+    assert code == 2
+    assert "either N or --description FILE" in err
+
+
+def test_a_resize_to_a_description_without_the_group_is_one_line(
+    server: Server, group: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "topic.toml"
+    file.write_text(DESCRIPTION.format(name="elsewhere"))
+
+    code, _, err = coordinator(server, "resize", group, "--description", str(file), "--yes")
+
+    assert code == 2
+    assert f"{file} describes no group {group!r}" in err
+
+
+def test_a_group_with_its_own_stream_goes_on_with_any_number_of_partitions(
+    server: Server, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "topic.toml"
+    text = f"""
+[topic.{name}]
+layout = "sourced"
+subject = "{name}.{{key}}"
+
+[group.{name}]
+key = "{name}.{{key}}"
+partitions = PARTITIONS
+"""
+    file.write_text(text.replace("PARTITIONS", "2"))
+    coordinator(server, "create", str(file))
+    file.write_text(text.replace("PARTITIONS", "3"))
+
+    code, out, err = coordinator(server, "resize", name, "--description", str(file), "--yes")
+
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "partitions: 2 -> 3"
+
+
+def test_permissions_are_printed_as_a_servers_configuration_wants_them() -> None:
+    result = CliRunner().invoke(app, ["permissions", "g", "--stream", "S", "--role", "observer"])
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith("permissions {\n  publish: [\n")
+    assert '"$JS.API.STREAM.INFO.S"' in result.stdout

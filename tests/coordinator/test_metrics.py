@@ -191,7 +191,7 @@ class Leading:
     is_leader = True
 
 
-async def test_a_service_tells_of_the_groups_it_leads(client: Client, name: str) -> None:
+async def test_a_service_tells_of_its_groups(client: Client, name: str) -> None:
     await make_stream(client, name, ["0.a", "1.x", "1.y"])
     records: dict[str, Record] = {**served(["a"]), "ctl": ControlRecord(paused=(1,))}
     records["part.1"] = PartitionRecord(epoch=1, stopped_seq=2)

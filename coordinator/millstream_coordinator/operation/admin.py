@@ -326,9 +326,11 @@ async def delete(
             continue
         names = await target.consumer_names(stream)
         consumers += [(stream, it) for it in names if parse_consumer(target.group, it)]
-    wanted = [naming.dead_letter_stream(target.group)] * with_letters
-    wanted += [naming.work_stream(target.group)] * with_work
-    own = [it for it in wanted if await target.stream_info(it) is not None]
+    with target.errors():
+        there = await target.api.stream_names()
+    own = [it for it in there if with_letters and it == naming.dead_letter_stream(target.group)]
+    if with_work:
+        own += [it for it in there if naming.work_generation(target.group, it) is not None]
     if not dry_run:
         # The bucket last: whatever goes wrong before, the group is still there to be deleted.
         await side_by_side(target.delete_consumer(*it) for it in consumers)

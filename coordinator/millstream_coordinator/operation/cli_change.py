@@ -10,9 +10,10 @@ import typer
 
 from ..errors import GroupError
 from ..partitioning.create import Action, apply, plan
+from ..partitioning.generation import renew
 from ..partitioning.topic import Start, read_description
 from . import admin
-from .admin import Outcome
+from .admin import Change, Outcome
 from .connect import connected
 from .console import (
     AsJson,
@@ -45,6 +46,7 @@ def register(app: typer.Typer) -> None:
     _register_create(app)
     _register_flow(app)
     _register_members(app)
+    _register_resize(app)
     _register_positions(app)
 
 
@@ -201,12 +203,25 @@ move delays 3 --unpin           # lets it be balanced again
         change("move", settings, group, operation, as_json=as_json)
 
 
-def _register_positions(app: typer.Typer) -> None:
-    @command(app, "resize", examples="resize delays 32 --dry-run\nresize delays 32 --yes")
+def _register_resize(app: typer.Typer) -> None:
+    @command(
+        app,
+        "resize",
+        examples="""
+resize delays 32 --dry-run
+resize delays 32 --yes
+resize delays --description orders.toml --yes    # any number, for layout "sourced"
+""",
+    )
     def resize(
         settings: CoordinatorSettings,
         group: GroupName,
-        partitions: Annotated[int, typer.Argument(min=1, metavar="N", show_default=False)],
+        partitions: Annotated[
+            int | None, typer.Argument(min=1, metavar="[N]", show_default=False)
+        ] = None,
+        description: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="To what a description says.")
+        ] = None,
         dry_run: DryRun = False,
         yes: Yes = False,
         as_json: AsJson = False,
@@ -215,18 +230,25 @@ def _register_positions(app: typer.Typer) -> None:
 
         Every partition stands still while the leader carries it out. N is one of the numbers the
         subjects carry a token for; the number there is now calls off a resize that is under way.
+        A group with a stream of its own (layout "sourced") whose members are stopped goes on with
+        any number, and another stream, by its --description.
         """
+        if (partitions is None) == (description is None):
+            fail("resize", "say either N or --description FILE", USAGE_ERROR)
         if not dry_run:
-            question = f"Stop all partitions of {group} and go on with {partitions}?"
+            question = f"Stop all partitions of {group} and go on with others?"
             confirm("resize", question, yes=yes)
-        change(
-            "resize",
-            settings,
-            group,
-            lambda target: admin.resize(target, partitions, dry_run=dry_run),
-            as_json=as_json,
-        )
 
+        async def operation(target: Target) -> Outcome:
+            if partitions is not None:
+                return await admin.resize(target, partitions, dry_run=dry_run)
+            assert description is not None
+            return await _renew(target, description, dry_run=dry_run)
+
+        change("resize", settings, group, operation, as_json=as_json)
+
+
+def _register_positions(app: typer.Typer) -> None:
     @command(
         app,
         "reset",
@@ -314,6 +336,25 @@ reset delays --positions cutover.json --yes    # {"0": 5001, "1": "latest"}
 
 
 # ---- common --------------------------------------------------------------------------------------
+
+
+async def _renew(target: Target, file: Path, *, dry_run: bool) -> Outcome:
+    description = read_description(file)
+    if target.group not in description.groups:
+        raise GroupError(f"{file} describes no group {target.group!r}")
+    done = await renew(
+        target.connection, description, target.group, dry_run=dry_run, prefix=target.prefix
+    )
+    changes = (
+        Change(what="partitions", before=done.old_partitions, after=done.new_partitions),
+        Change(what="stream", before=done.old_stream, after=done.new_stream),
+    )
+    return Outcome(
+        group=target.group,
+        operation="resize",
+        changes=() if done.is_done else changes,
+        is_dry_run=dry_run,
+    )
 
 
 async def _create(

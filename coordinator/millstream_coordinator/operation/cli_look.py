@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: ``ls describe members lag events``."""
+"""Commands that look and change nothing: ``ls describe members lag events permissions``."""
 
 import asyncio
 import json
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..errors import ServerUnreachable
+from ..jetstream.permissions import Role, config_text, needs
 from .connect import connected, unless_stopped
 from .console import (
     AsJson,
@@ -164,6 +165,29 @@ events delays --follow --new --json | jq 'select(.event == "partition_moved")'
         if new and not follow:
             fail("events", "--new goes with --follow", USAGE_ERROR)
         exit_with("events", _events(settings, group, as_json=as_json, live=follow, new=new))
+
+    @command(
+        app,
+        "permissions",
+        examples="""
+permissions delays --stream FLIGHTS --role worker
+permissions delays --stream FLIGHTS --role observer >> nats-server.conf
+""",
+    )
+    def permissions(
+        settings: CoordinatorSettings,
+        group: GroupName,
+        role: Annotated[Role, typer.Option(help="What the user does with the group.")],
+        stream: Annotated[
+            list[str] | None, typer.Option(metavar="NAME", help="Each stream the group reads.")
+        ] = None,
+    ) -> None:
+        """Print what a NATS user must be allowed, for a server's configuration.
+
+        Asks no server. worker: handles messages; leader: may lead as well (as workers do unless
+        told otherwise); observer: looks; admin: changes.
+        """
+        typer.echo(config_text(needs(role, group, stream or (), prefix=settings.api_prefix)))
 
 
 # ---- ls ------------------------------------------------------------------------------------------
@@ -335,7 +359,7 @@ def _member_cells(row: MemberRow) -> Cells:
         cell(ranges(row.partitions)),
         cell(",".join(f"{name}={value}" for name, value in sorted(row.labels.items()))),
         cell(row.software.removeprefix("millstream ")),
-        "silent" if age is None else f"{age:.1f}s ago",
+        "silent" if age is None else f"{age:.1f} s",
         row.condition,
     )
 

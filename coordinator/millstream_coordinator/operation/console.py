@@ -209,11 +209,17 @@ def cell(value: object) -> str:
 
 
 def table(columns: Cells, rows: Sequence[Cells]) -> Table:
-    """Rows as rich draws them."""
-    drawn = Table(box=None, pad_edge=False)
+    """Rows as rich draws them: two spaces between columns, or one where the terminal is narrow."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    is_narrow = sum(widths) + 2 * len(widths) > Console().width
+    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if is_narrow else (0, 1))
     for column in columns:
-        is_number = column in NUMBERS
-        drawn.add_column(column, justify="right" if is_number else "left", overflow="fold")
+        drawn.add_column(
+            column,
+            justify="right" if column in NUMBERS else "left",
+            overflow="fold",
+            min_width=len(column),
+        )
     for row in rows:
         drawn.add_row(*map(escape, row))
     return drawn

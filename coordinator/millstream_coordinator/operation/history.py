@@ -99,14 +99,18 @@ def describe(event: Event) -> str:
     """One line: when, who tells it, what."""
     at = datetime.fromtimestamp(event.get("at_ns", 0) / 1e9, UTC).astimezone()
     when = f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03d}"
+    return f"{when} {event.get('teller', '?')}: {sentence(event)}"
+
+
+def sentence(event: Event) -> str:
+    """What happened, in words for people."""
     facts = {name: _value(name, it) for name, it in event.items() if name not in _COMMON}
     name = str(event.get("event", "?"))
     try:
-        told = _WORDS[name].format(**facts)
+        return _WORDS[name].format(**facts)
     except KeyError:  # a newer member's event, or one without the fields it has today
         words = " ".join(f"{name}={value}" for name, value in facts.items())
-        told = f"{name.replace('_', ' ')}: {words}"
-    return f"{when} {event.get('teller', '?')}: {told}"
+        return f"{name.replace('_', ' ')}: {words}"
 
 
 def _value(name: str, value: object) -> str:

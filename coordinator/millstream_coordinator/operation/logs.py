@@ -17,7 +17,8 @@ import json
 import logging
 from datetime import UTC, datetime
 
-from ..events import GroupEvent, describe
+from ..events import GroupEvent, event_object
+from .history import sentence
 from .process import say
 
 LOGGER = "millstream_coordinator"
@@ -72,4 +73,5 @@ def log_lines(*, as_json: bool) -> None:
 def event_line(group: str, event: GroupEvent) -> str:
     """One line for people: when, which group, what."""
     now = datetime.now().astimezone().strftime("%H:%M:%S")
-    return f"{now} {group} {describe(event)}"
+    told = event_object(event, group=group, member="", at_ns=0)
+    return f"{now} {group}: {sentence(told)}"

@@ -25,10 +25,10 @@ Worker, labels ``group`` (and ``partition`` for those marked p): ``millstream_la
 Service, label ``group``: ``millstream_coordinator_connected`` (no label),
 ``millstream_coordinator_joined``, ``millstream_coordinator_leads``,
 ``millstream_coordinator_trouble``, ``millstream_events_total`` (``event``),
-``millstream_rebalances_total``, ``millstream_partition_moves_total`` (``cause``); and of the groups
-it leads, so that each is told by one process: ``millstream_group_lag_messages`` p,
-``millstream_group_members``, ``millstream_group_partitions`` (``state``: owned, moving, free,
-paused, stopped), ``millstream_group_letters``.
+``millstream_rebalances_total``, ``millstream_partition_moves_total`` (``cause``); and of each
+group, read when it is asked for, ``millstream_group_lag_messages`` p, ``millstream_group_members``,
+``millstream_group_partitions`` (``state``: owned, moving, free, paused, stopped),
+``millstream_group_letters``. Several coordinators tell the same of a group: take the ``max``.
 
 Labels are bounded: partitions from PARTITIONS_MAX on are one series, ``partition="rest"`` (sums;
 the highest of ages and epochs). Member names, keys and error texts are never labels.
@@ -261,8 +261,7 @@ class ServiceMetrics(Collector):
             self._moved_at[group] = now
 
     async def page(self) -> bytes:
-        """Look at the groups this process leads, and print everything."""
-        led = [name for name, group in self._service.led.items() if group.is_leader]
+        """Look at the groups, and print everything."""
 
         async def look(name: str) -> Overview | None:
             try:
@@ -270,7 +269,7 @@ class ServiceMetrics(Collector):
             except GroupError:  # the other metrics say that something is wrong
                 return None
 
-        found = await side_by_side(look(name) for name in led)
+        found = await side_by_side(look(name) for name in self._service.led)
         self._overviews = {it.group: it for it in found if it is not None}
         return generate_latest(self.registry)
 
