@@ -28,6 +28,11 @@ if TYPE_CHECKING:
         assign,
         moved_partitions,
     )
+    from .membership import (
+        Membership,
+        SlotChange,
+        SlotChangeKind,
+    )
     from .memory import (
         MemoryServer,
     )
@@ -107,6 +112,7 @@ __all__ = [
     "KvSink",
     "Mark",
     "MemberReplaced",
+    "Membership",
     "MemoryServer",
     "MemorySink",
     "Message",
@@ -120,6 +126,8 @@ __all__ = [
     "SinkCounters",
     "SinkError",
     "SinkUnfit",
+    "SlotChange",
+    "SlotChangeKind",
     "SqlSink",
     "StaleEpoch",
     "Stalled",
@@ -161,6 +169,7 @@ _HOMES = {
     "KvSink": "sinks",
     "Mark": "sinks",
     "MemberReplaced": "errors",
+    "Membership": "membership",
     "MemoryServer": "memory",
     "MemorySink": "sinks",
     "Message": "model",
@@ -174,6 +183,8 @@ _HOMES = {
     "SinkCounters": "sinks",
     "SinkError": "sinks",
     "SinkUnfit": "sinks",
+    "SlotChange": "membership",
+    "SlotChangeKind": "membership",
     "SqlSink": "sinks",
     "StaleEpoch": "sinks",
     "Stalled": "virtual",
