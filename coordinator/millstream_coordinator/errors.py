@@ -7,6 +7,7 @@ GroupError
 ├── GroupTooNew          a newer version of this software made the group's bucket
 ├── StreamMissing        no such stream on this server
 ├── StreamUnfit          the stream cannot carry this group
+├── ServerUnfit          the server is too old
 ├── ServerUnreachable    no connection, or no JetStream on it
 ├── PermissionMissing    the user may not publish or subscribe where the group has to
 ├── MemberReplaced       another process took this member's name over
@@ -85,6 +86,14 @@ class StreamUnfit(GroupError):
     def __init__(self, stream: str, reason: str) -> None:
         super().__init__(f"stream {stream!r} cannot carry the group: {reason}")
         self.stream, self.reason = stream, reason
+
+
+class ServerUnfit(GroupError):
+    """The server answers and lacks what every group needs."""
+
+    def __init__(self, url: str, reason: str) -> None:
+        super().__init__(f"NATS server {url}: {reason}")
+        self.url, self.reason = url, reason
 
 
 class ServerUnreachable(GroupError):

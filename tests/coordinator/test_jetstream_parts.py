@@ -1,8 +1,9 @@
 """The parts of the JetStream port on a client that stands still where it is told to."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -10,13 +11,23 @@ from nats.aio.client import Client
 
 from millstream_coordinator import Group
 from millstream_coordinator.jetstream.api import Api, api_prefix, parse_ack
-from millstream_coordinator.jetstream.keys import Bucket
+from millstream_coordinator.jetstream.consumers import AT_ONCE, Consumers
+from millstream_coordinator.jetstream.keys import Bucket, bucket_config
 from millstream_coordinator.jetstream.pull import Pulls
+from millstream_coordinator.jetstream.streams import Streams
 from millstream_coordinator.jetstream.watch import Watch
 from millstream_coordinator.jetstream.wire import Wire
 from millstream_coordinator.model import ConfigRecord, MemberSettings
 from millstream_coordinator.partitioning.key import KeyRule
-from millstream_coordinator.ports import Happening, OpenPull, Reply, WriteKey, Written
+from millstream_coordinator.ports import (
+    CreateConsumer,
+    Done,
+    Happening,
+    OpenPull,
+    Reply,
+    WriteKey,
+    Written,
+)
 from tests.helpers.servers import Server
 
 from .test_worker import running, until
@@ -38,8 +49,9 @@ class FakeSubscription:
         self._client.open.remove(self)
 
 
+@dataclass(frozen=True)
 class FakeReply:
-    data = b'{"created": "now", "name": "w"}'
+    data: bytes
 
 
 class FakeClient:
@@ -51,6 +63,9 @@ class FakeClient:
         self.open: list[FakeSubscription] = []
         self.published: list[str] = []
         self.asked: list[str] = []
+        self.bodies: list[bytes] = []
+        self.answers: dict[str, dict[str, object]] = {}
+        """By what the subject has in it."""
         self.is_connected = True
         self.stats = {"reconnects": 0}
         self.does_swallow = False
@@ -64,10 +79,14 @@ class FakeClient:
         await self.gate.wait()
         return FakeSubscription(self)
 
-    async def request(self, subject: str, *_: Any, **__: Any) -> FakeReply:
+    async def request(self, subject: str, payload: bytes, **_: Any) -> FakeReply:
         self.asked.append(subject)
+        self.bodies.append(payload)
         await self.gate.wait()
-        return FakeReply()
+        for name, answer in self.answers.items():
+            if name in subject:
+                return FakeReply(json.dumps(answer).encode())
+        return FakeReply(b'{"created": "now", "name": "w"}')
 
     async def publish(self, subject: str, _payload: bytes, reply: str = "") -> None:
         del reply
@@ -264,3 +283,52 @@ async def test_revisions_grow_when_a_bucket_is_lost(
 
     assert revisions[0] > 1_000_000
     assert revisions[1] > revisions[0]
+
+
+@pytest.mark.parametrize(("retention", "replicas"), [("limits", 1), ("workqueue", None)])
+async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_work_queue(
+    bench: Bench, retention: str, replicas: int | None
+) -> None:
+    config = {"retention": retention, "num_replicas": 3, "subjects": ["s.*.*"]}
+    bench.client.answers["STREAM.INFO"] = {"config": config, "state": {}}
+    rule = KeyRule.parse("s.*.{key}")
+    streams = Streams(bench.api, SETTINGS, rule)
+    await streams.look()
+    consumers = Consumers(bench.api, SETTINGS, rule, streams)
+
+    await consumers.create(CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7))
+
+    made = json.loads(bench.client.bodies[-1])["config"]
+    assert made.get("num_replicas") == replicas
+    assert made["filter_subject"] == "s.2.*"
+    assert made.get("opt_start_seq") == (7 if retention == "limits" else None)
+    assert bucket_config("g", streams.num_replicas, has_ttl=True)["num_replicas"] == 3
+
+
+async def test_no_more_consumers_are_asked_for_at_once_than_the_server_answers_in_time(
+    bench: Bench,
+) -> None:
+    bench.client.answers["STREAM.INFO"] = {
+        "config": {"retention": "limits", "subjects": ["s.*.*"]},
+        "state": {},
+    }
+    rule = KeyRule.parse("s.*.{key}")
+    streams = Streams(bench.api, SETTINGS, rule)
+    await streams.look()
+    consumers = Consumers(bench.api, SETTINGS, rule, streams)
+    bench.client.asked.clear()
+    bench.client.gate.clear()
+
+    commands = [
+        CreateConsumer(id=n, name=f"g-p{n}-e1", partition=n, start_seq=1) for n in range(100)
+    ]
+    making = [asyncio.create_task(consumers.create(command)) for command in commands]
+    await bench.until(lambda: len(bench.client.asked) == AT_ONCE)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    at_once = len(bench.client.asked)
+    bench.client.gate.set()
+    answers = await asyncio.gather(*making)
+
+    assert at_once == AT_ONCE
+    assert answers == [Done(id=n) for n in range(100)]

@@ -11,6 +11,7 @@ import asyncio
 from typing import Any
 
 from ..model import MemberSettings
+from ..naming import parse_consumer
 from ..partitioning.key import KeyRule
 from ..ports import (
     ConsumerNames,
@@ -50,14 +51,25 @@ class Consumers:
         self._room = asyncio.Semaphore(AT_ONCE)
 
     async def names(self, command: ListConsumers) -> Reply:
-        """List all consumers of the stream, the group's and others'."""
-        names = await self._api.consumer_names(self._streams.of(0))
-        return ConsumerNames(id=command.id, names=tuple(names))
+        """List all consumers of the streams, the group's and others'."""
+        found = await asyncio.gather(*map(self._names_on, self._streams.names))
+        return ConsumerNames(id=command.id, names=tuple(name for names in found for name in names))
+
+    async def _names_on(self, stream: str) -> list[str]:
+        async with self._room:
+            return await self._api.consumer_names(stream)
+
+    def _stream_of(self, consumer: str) -> str:
+        """Name the stream that a consumer of this group lives on."""
+        parsed = parse_consumer(self._settings.group, consumer)
+        return self._streams.of(0 if parsed is None else parsed.partition)
 
     async def read(self, command: ReadConsumer) -> Reply:
         """Read where a consumer stands."""
         try:
-            info = await self._api.call(f"CONSUMER.INFO.{self._streams.of(0)}.{command.name}")
+            info = await self._api.call(
+                f"CONSUMER.INFO.{self._stream_of(command.name)}.{command.name}"
+            )
         except RequestFailed as error:
             if error.code == CONSUMER_NOT_FOUND:
                 return ConsumerRead(id=command.id, is_there=False)
@@ -112,7 +124,9 @@ class Consumers:
         """Delete a consumer, if it is there."""
         try:
             async with self._room:
-                await self._api.call(f"CONSUMER.DELETE.{self._streams.of(0)}.{command.name}")
+                await self._api.call(
+                    f"CONSUMER.DELETE.{self._stream_of(command.name)}.{command.name}"
+                )
         except RequestFailed as error:
             if error.code != CONSUMER_NOT_FOUND:
                 raise _stream_gone(error) from error

@@ -23,12 +23,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Client
+from nats.aio.client import Client, ServerVersion
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from .. import naming
-from ..errors import PermissionMissing, ServerUnreachable
+from ..errors import PermissionMissing, ServerUnfit, ServerUnreachable
 from ..model import FailurePolicy, MemberSettings
 from ..partitioning.key import KeyRule
 from ..ports import (
@@ -80,6 +80,15 @@ from .wire import Wire, connect, unsubscribe
 logger = logging.getLogger(__name__)
 
 _CHECK_INTERVAL_S = 0.05
+OLDEST = (2, 10)
+"""Version of nats-server that a group needs: consumers with several filters came with it."""
+
+
+def check_version(url: str, version: ServerVersion) -> None:
+    """Refuse, with ServerUnfit, a server that is too old for any group."""
+    if (0, 0) < (version.major, version.minor) < OLDEST:
+        is_, least = f"{version.major}.{version.minor}.{version.patch}", ".".join(map(str, OLDEST))
+        raise ServerUnfit(url, f"it is nats-server {is_}, a group needs {least} or newer")
 
 
 class JetStreamPort:
@@ -182,14 +191,22 @@ class JetStreamPort:
             raise PermissionMissing(settings.group, [missing]) from error
 
     async def _look(self) -> None:
-        """Check server and stream before anything is changed."""
+        """Check server and streams before anything is changed."""
+        client = self._wire.client
+        check_version(self._api.url, client.connected_server_version)
         try:
             info = await self._api.call("INFO")
         except RequestFailed as error:
-            reason = f"JetStream does not answer ({error.reason})"
+            reason = f"JetStream does not answer ({error.detail})"
+            if error.reason is Failure.NO_RESPONDERS:
+                reason = f"no JetStream answers at {self._api.prefix!r} (is it enabled there?)"
             raise ServerUnreachable(self._api.url, reason) from error
         self._has_ttl = info.get("api", {}).get("level", 0) >= 1
         await self._streams.look()
+        for warning in self._streams.warnings:
+            logger.warning(
+                "group %s: %s", self._settings.group, warning, extra={"event": "stream_may_drop"}
+            )
 
     # ---- commands ----
 
@@ -258,7 +275,9 @@ class JetStreamPort:
     async def _prepare(self, command: Prepare) -> Reply:
         await self._bucket.prepare(self._streams.num_replicas, has_ttl=self._has_ttl)
         await self._letters.prepare()
-        return Prepared(id=command.id, has_key_ttl=self._bucket.has_ttl)
+        return Prepared(
+            id=command.id, has_key_ttl=self._bucket.has_ttl, warnings=self._streams.warnings
+        )
 
     async def _probe(self, command: Probe) -> Reply:
         subject = naming.probe(self._settings.group, command.member)
