@@ -218,6 +218,12 @@ async def test_a_group_paused_by_its_operator_stays_paused(work: Work) -> None:
         ("members.m1", encode(MemberRecord(instance="i")), "1 members run (m1 is one)"),
         ("parked.2", encode(ParkedRecord(keys={"k": 3})), "'parked.2' has parked keys"),
         ("part.9", encode(PartitionRecord(epoch=1, stopped_seq=4)), "'part.9' is stopped"),
+        ("part.9", encode(PartitionRecord(epoch=1, owner="m1")), "was not put down cleanly"),
+        (
+            "part.9",
+            encode(PartitionRecord(epoch=1, cause="missed heartbeats")),
+            "was not put down cleanly",
+        ),
     ],
 )
 async def test_what_would_be_lost_is_refused_before_anything_is_changed(

@@ -19,8 +19,14 @@ have any number, by a new stream, the next generation, while no member of it run
 Each step reads what is there, so `renew` called again after a crash goes on with it. Nothing of the
 origin is touched. Members then start with the new number and stream (`current`).
 
-Refused, before anything is changed: members that run, parked keys, a stopped partition, a resize
-that is under way, and a stream that somebody else reads too.
+**Why the group must have been stopped well.** A message that is copied has another sequence. If an
+owner died after its effect and before its ack, a fenced sink would not know the copy again. So
+every partition must have been put down by its owner, who acks what it handled; one that was taken
+from a dead member must be served, and put down, first. (What nobody has handled since an owner died
+with it is the one case left; a group that has run until its lag is gone does not have it.)
+
+Refused, before anything is changed: that, members that run, parked keys, a stopped partition, a
+resize that is under way, and a stream that somebody else reads too.
 """
 
 import asyncio
@@ -34,6 +40,7 @@ from nats.aio.client import Client
 
 from .. import naming
 from ..errors import ConfigMismatch, GroupMissing, NotPossible, StreamMissing
+from ..events import Cause
 from ..jetstream.api import (
     API_PREFIX,
     MESSAGE_NOT_FOUND,
@@ -57,6 +64,7 @@ COUNT_KEY: Final = "millstream.copied"
 """Of the new stream: how many messages are to come from the old one."""
 PAUSED_KEY: Final = "millstream.paused"
 
+_DEAD = (Cause.MISSED_HEARTBEATS, Cause.NO_RESPONDERS)
 _LOOK_AGAIN_S = 0.05
 _COPY_STALLED_S = 30.0
 _LOOK_BACK_MAX = 1000
@@ -246,9 +254,8 @@ class _Change:
             kind = f"{key.partition('.')[0]}."
             if kind == naming.PARKED_PREFIX and decode(ParkedRecord, value).keys:
                 raise NotPossible(name, f"{key!r} has parked keys: replay or drop them first")
-            is_part = kind == naming.PARTITION_PREFIX
-            if is_part and decode(PartitionRecord, value).stopped_seq is not None:
-                raise NotPossible(name, f"{key!r} is stopped at a message: resume it first")
+            if kind == naming.PARTITION_PREFIX:
+                self._check_partition(key, decode(PartitionRecord, value))
         await self._stream(self._origin)
         old = await self._stream(self._old)
         if CUT_KEY in old["config"].get("metadata", {}):
@@ -262,6 +269,14 @@ class _Change:
         if await stream_info(self._api, self._new) is not None:
             raise NotPossible(name, f"stream {self._new!r} is there, of somebody else's making")
         await self._place(old)
+
+    def _check_partition(self, key: str, record: PartitionRecord) -> None:
+        name = self._group.name
+        if record.stopped_seq is not None:
+            raise NotPossible(name, f"{key!r} is stopped at a message: resume it first")
+        if record.owner is not None or record.cause in _DEAD:
+            reason = "its owner died before it could give it back: let the group run, then stop it"
+            raise NotPossible(name, f"{key!r} was not put down cleanly, {reason}")
 
     async def _stream(self, stream: str) -> dict[str, Any]:
         info = await stream_info(self._api, stream)
