@@ -137,6 +137,27 @@ async def test_a_replay_to_the_stored_subject_is_taken_as_it_is(client: Client, 
     assert (await client.jetstream().get_msg(name, stored.seq)).subject == f"{name}.3.11.eu.c7"
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "storage = 'memory'",
+        "storage = 'memory'\ncompression = 's2'",
+        "compression = 's2'\nmax_age = '1h'",
+        "max_age = '500ms'",
+        "max_age = '90d'\nduplicate_window = '1h'",
+        "max_bytes = '1MiB'\nmax_messages = 10\nmax_message_bytes = 1000\ndiscard = 'new'",
+        "retention = 'workqueue'",
+        "written_by = 'producers'\npartitioner = 'murmur3'",
+    ],
+)
+async def test_the_server_takes_every_option_over_as_it_is_described(
+    client: Client, name: str, more: str
+) -> None:
+    await made(client, described(TOKEN, name, more))
+
+    assert (await plan(client, described(TOKEN, name, more))).is_done
+
+
 async def test_a_dry_run_changes_nothing(client: Client, name: str) -> None:
     before = await everything(client)
 
