@@ -364,7 +364,7 @@ async def _create(
     async with connected(settings) as connection:
         wanted = await plan(connection, description, prefix=settings.api_prefix)
         if as_json:
-            show_json({**wanted.as_json(), "schema": "millstream.coordinator.create/1"})
+            show_json(wanted.as_json())
         else:
             for step in wanted.steps:
                 typer.echo(str(step))

@@ -113,12 +113,12 @@ async def _run(
         def ready() -> None:
             names = sorted(service.names)
             what = ", ".join(names) or "no group yet"
+            write_ready(ready_file, {**facts, "groups": names})
             web = f", {facts['http']}" if "http" in facts else ""
             if settings.log_json:
                 service.log("ready", groups=names, **facts)
             else:
                 say(f"coordinator ready: leads {what} at {url}{web}")
-            write_ready(ready_file, {**facts, "groups": names})
 
         await service.run(stopper.stopping, on_ready=ready)
     return stopper.code

@@ -8,7 +8,8 @@ back:
   the end of the stream, so it is handled after everything that is there now. Other groups that read
   the stream skip it (``Millstream-Replay`` names the group it is for). It is deleted when the
   stream has it; should this process die in between, the stream refuses the second copy by its
-  ``Nats-Msg-Id`` within the duplicate window.
+  ``Nats-Msg-Id`` within the duplicate window. A group's own work queue has no such window: there
+  it is handled twice.
 * **Parked key**: the message that failed and all later ones of its key wait here, in order. Only
   the key as a whole can be replayed: ``parked.<n>`` asks the partition's owner, which feeds the
   letters into the key's lane under their old sequences, then lets the key go on. `drop` of a parked
