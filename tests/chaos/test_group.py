@@ -34,7 +34,10 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Target]:
 async def test_every_effect_is_there_once_and_in_order_whatever_is_done_to_the_group(
     target: Target,
 ) -> None:
-    faults = [Kind.KILL_LEADER, Kind.STOP, Kind.SERVER, Kind.CUT, Kind.BUCKET, Kind.STALL]
+    faults = [
+        *(Kind.KILL_LEADER, Kind.STOP, Kind.RESIZE, Kind.SERVER),
+        *(Kind.CUT, Kind.BUCKET, Kind.STALL),
+    ]
 
     outcome = await run(target, 1, faults)
 
