@@ -8,7 +8,7 @@ from nats.aio.client import Client
 from millstream_coordinator import Group, KvSink, Message, read_view
 from millstream_coordinator.jetstream.api import Api
 from millstream_coordinator.jetstream.consumers import Consumers
-from millstream_coordinator.jetstream.keys import Bucket
+from millstream_coordinator.jetstream.keys import Bucket, bucket_config
 from millstream_coordinator.jetstream.port import JetStreamPort
 from millstream_coordinator.jetstream.streams import Streams
 from millstream_coordinator.model import ConfigRecord, MemberSettings
@@ -185,6 +185,29 @@ async def test_keys_run_out_where_the_server_can_and_it_is_known_where_not(
     await bucket.prepare(1, has_ttl=level >= 1)
 
     assert bucket.has_ttl is LEASES.get(server.version, True)
+
+
+async def test_what_a_bucket_holds_survives_a_restart(
+    client: Client, server: VersionServer, name: str
+) -> None:
+    """What a bucket holds survives a restart"""
+    api = Api(client, 2.0)
+    config = ConfigRecord(partitions=1, stream=None, filter=None)
+    settings = MemberSettings(group=name, member="m", instance="i", config=config)
+    has_ttl = (await api.call("INFO")).get("api", {}).get("level", 0) >= 1
+    bucket = Bucket(api, settings)
+    await api.call(f"STREAM.CREATE.{bucket.stream}", bucket_config(name, 1, has_ttl=has_ttl))
+    await api.write(bucket.name, "cfg", b"first", 0, {})  # by a program that crashed then
+
+    await bucket.prepare(1, has_ttl=has_ttl)
+    await api.write(bucket.name, "part.0", b"second", 0, {})
+    server.kill()
+    await server.restart()
+    await until(lambda: client.is_connected)
+    await client.flush()
+
+    assert (await api.read(bucket.name, "cfg")).value == b"first"
+    assert (await api.read(bucket.name, "part.0")).value == b"second"
 
 
 async def test_effects_in_a_fenced_bucket(server: VersionServer, client: Client, name: str) -> None:

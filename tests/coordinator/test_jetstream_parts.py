@@ -10,9 +10,10 @@ import pytest
 from nats.aio.client import Client
 
 from millstream_coordinator import Group
-from millstream_coordinator.jetstream.api import Api, api_prefix, parse_ack
+from millstream_coordinator.jetstream.api import Api, RequestFailed, api_prefix, parse_ack
 from millstream_coordinator.jetstream.consumers import AT_ONCE, Consumers
 from millstream_coordinator.jetstream.keys import Bucket, bucket_config
+from millstream_coordinator.jetstream.port import JetStreamPort
 from millstream_coordinator.jetstream.pull import Pulls
 from millstream_coordinator.jetstream.streams import Streams
 from millstream_coordinator.jetstream.watch import Watch
@@ -20,9 +21,13 @@ from millstream_coordinator.jetstream.wire import Wire
 from millstream_coordinator.model import ConfigRecord, MemberSettings
 from millstream_coordinator.partitioning.key import KeyRule
 from millstream_coordinator.ports import (
+    Announce,
+    Announced,
     CreateConsumer,
     Done,
+    Failure,
     Happening,
+    Listen,
     OpenPull,
     Reply,
     WriteKey,
@@ -332,3 +337,44 @@ async def test_no_more_consumers_are_asked_for_at_once_than_the_server_answers_i
 
     assert at_once == AT_ONCE
     assert answers == [Done(id=n) for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("code", "err_code", "reason"),
+    [
+        (503, 10008, Failure.TIMEOUT),
+        (400, 10005, Failure.TIMEOUT),
+        (400, 10074, Failure.REFUSED),
+    ],
+)
+async def test_what_a_cluster_says_while_a_node_is_down_is_no_refusal(
+    bench: Bench, code: int, err_code: int, reason: Failure
+) -> None:
+    bench.client.answers["STREAM.CREATE"] = {
+        "error": {"code": code, "err_code": err_code, "description": "no"}
+    }
+
+    with pytest.raises(RequestFailed) as raised:
+        await bench.api.call("STREAM.CREATE.B")
+
+    assert raised.value.reason is reason
+
+
+async def test_who_listens_to_all_hears_what_members_announce(server: Server, name: str) -> None:
+    told: list[Happening | Reply] = []
+    settings = replace(SETTINGS, group=name, config=replace(SETTINGS.config, stream=None))
+    port = JetStreamPort(server.url, settings, None)
+    tasks: list[asyncio.Task[None]] = []
+    await port.open(told.append, lambda task, _: tasks.append(asyncio.create_task(task)))
+
+    port.execute(Listen(member=None))
+    async with asyncio.timeout(10):
+        while not any(isinstance(one, Announced) for one in told):
+            port.execute(Announce(value=b"{}"))
+            await asyncio.sleep(0.01)
+    await port.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert Announced(value=b"{}") in told

@@ -29,6 +29,10 @@ MESSAGE_NOT_FOUND = 10037
 WRONG_LAST_SEQUENCE = (10071, 10164)
 FILTER_OVERLAP = (10099, 10100)
 STREAM_NAME_IN_USE = 10058
+UNAVAILABLE = 503
+"""What a cluster says while it has no leader for something: asked again, it may say otherwise."""
+PASSING = (10005,)
+"""Said while a node is down: no suitable peers for placement."""
 API_PREFIX = "$JS.API"
 READ_AT_ONCE = 64
 """Requests under way at one time where many keys are read."""
@@ -290,5 +294,7 @@ def _result(payload: bytes, subject: str) -> dict[str, Any]:
     fault = answer.get("error")
     if fault:
         code = int(fault.get("err_code", 0))
-        raise RequestFailed(Failure.REFUSED, str(fault.get("description", "refused")), code)
+        passes = fault.get("code") == UNAVAILABLE or code in PASSING
+        reason = Failure.TIMEOUT if passes else Failure.REFUSED
+        raise RequestFailed(reason, str(fault.get("description", "refused")), code)
     return answer

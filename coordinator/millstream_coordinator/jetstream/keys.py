@@ -7,10 +7,11 @@ bucket begin at the time it was made.
 
 **nats-server 2.10 forgets such a stream.** With ``first_seq`` it is empty after a restart as long
 as the message of that very sequence is still there (seen on 2.10.26, clean and killed; not on
-2.11.11). So there the first message is a key without meaning, and it is written again before
-anything else is: what is no longer the oldest is kept.
+2.11.11). So there the first message is a key without meaning, and whatever is the oldest is written
+again before anything else is: once something is older than all that is there, all of it is kept.
 """
 
+import base64
 import time
 from typing import Any
 
@@ -28,10 +29,19 @@ from ..ports import (
     WriteKey,
     Written,
 )
-from .api import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, WRONG_LAST_SEQUENCE, Api, RequestFailed
+from .api import (
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    RequestFailed,
+    marks_deletion,
+    parse_headers,
+)
 from .wire import NS
 
 MARKER_TTL_S = 3600
+_ROOM_ROUNDS_MAX = 20
 MADE_KEY = "made"
 """What comes first in the bucket of a 2.10 server."""
 
@@ -63,6 +73,35 @@ def bucket_config(group: str, num_replicas: int, *, has_ttl: bool) -> dict[str, 
     return config
 
 
+async def make_room(api: Api, bucket: str, info: dict[str, Any]) -> None:
+    """See to it that a bucket's first sequence is not its oldest message any more.
+
+    For servers before 2.11. ``info`` is what STREAM.INFO or STREAM.CREATE answered. What is there
+    keeps its value. Raises RequestFailed.
+    """
+    stream = f"KV_{bucket}"
+    for _ in range(_ROOM_ROUNDS_MAX):
+        state, first_seq = info["state"], info["config"].get("first_seq", 0)
+        if first_seq == 0 or state["first_seq"] > first_seq:
+            return
+        key, value, revision, headers = MADE_KEY, b"", 0, {}
+        if state["messages"]:
+            answer = await api.call(f"STREAM.MSG.GET.{stream}", {"seq": state["first_seq"]})
+            oldest = answer["message"]
+            key = oldest["subject"].removeprefix(f"$KV.{bucket}.")
+            value = base64.b64decode(oldest.get("data", ""))
+            revision = int(oldest["seq"])
+            if marks_deletion(parse_headers(base64.b64decode(oldest.get("hdrs", "")))):
+                headers = {"KV-Operation": "DEL"}
+        try:
+            await api.write(bucket, key, value, revision, headers)
+        except RequestFailed as error:
+            if error.code not in WRONG_LAST_SEQUENCE:  # else another member did
+                raise
+        info = await api.call(f"STREAM.INFO.{stream}")
+    raise RequestFailed(Failure.TIMEOUT, f"{stream}: others write its oldest key all the time")
+
+
 class Bucket:
     """One group's KV bucket.
 
@@ -92,7 +131,7 @@ class Bucket:
                 raise
             answer = await self._create(config)
         if not has_ttl:
-            await self._make_room(answer)
+            await make_room(self._api, self.name, answer)
         self._created = answer["created"]
         self.has_ttl = bool(answer["config"].get("allow_msg_ttl"))
 
@@ -109,17 +148,6 @@ class Bucket:
                 raise
             # A cluster that deletes it at this moment may say both (seen on 2.15.1): ask again.
             raise RequestFailed(Failure.TIMEOUT, error.detail) from error
-
-    async def _make_room(self, info: dict[str, Any]) -> None:
-        """See to it that the first sequence is not the oldest message any more."""
-        while info["state"]["first_seq"] <= info["config"].get("first_seq", 0):
-            entry = await self._api.read(self.name, MADE_KEY)
-            try:
-                await self._api.write(self.name, MADE_KEY, b"", entry.revision, {})
-            except RequestFailed as error:
-                if error.code not in WRONG_LAST_SEQUENCE:  # else another member did
-                    raise
-            info = await self._api.call(f"STREAM.INFO.{self.stream}")
 
     async def is_the_same(self) -> bool:
         """Whether the bucket is still the one that was prepared; raises RequestFailed."""

@@ -3,7 +3,7 @@
 ==================== ===========================================================================
 `Role.WORKER`        a member that never leads (``can_lead=False``): owns partitions
 `Role.LEADER`        a member that may lead, the default: also makes bucket and letters' stream,
-                     writes ``leader``, ``ctl`` and the ring of events
+                     hears and keeps events, writes ``leader`` and ``ctl``
 `Role.OBSERVER`      ``describe``, ``members``, ``lag``, ``events``, ``dlq ls``: reads
 `Role.ADMIN`         what operators do: pause, move, drain, resize, reset, ``dlq``, ``delete``
 ==================== ===========================================================================
@@ -92,6 +92,8 @@ def needs(
         publish += listed.serving()
     if role is Role.LEADER:
         publish += listed.leading()
+    if not is_member:
+        publish += listed.looking()
     if role is Role.ADMIN:
         publish += listed.administration()
     if streams and has_letters:
@@ -102,9 +104,12 @@ def needs(
             Grant(pattern=subject(group, "*"), example=subject(group, member))
             for subject in (naming.heartbeat, naming.probe)
         ]
-    else:
+    if role is not Role.WORKER:
         event = naming.event(group, "*")
         subscribe.append(Grant(pattern=event, example=event))
+    if not is_member:
+        beat = naming.heartbeat(group, "*")
+        subscribe.append(Grant(pattern=beat, example=beat))
     return Needs(
         group=group,
         publish=tuple({one.pattern: one for one in publish}.values()),
@@ -164,16 +169,24 @@ class _Listed:
         yield self._key(MADE_KEY)
         yield self._key(f"{naming.EVENT_PREFIX}*", "0")
 
+    def looking(self) -> Iterable[Grant]:
+        yield self._api("STREAM.NAMES")
+        for stream in self._streams:
+            yield self._api(f"STREAM.MSG.GET.{stream}")
+
     def administration(self) -> Iterable[Grant]:
         yield self._key(naming.CONFIG_KEY)
         yield self._key(naming.CONTROL_KEY)
         yield self._key(f"{naming.PARTITION_PREFIX}*", "0")
         yield self._key(f"{naming.PARKED_PREFIX}*", "0")
-        yield self._api("STREAM.NAMES")
         yield self._api(f"STREAM.DELETE.{self._bucket}")
         for stream in self._streams:
-            yield self._api(f"STREAM.MSG.GET.{stream}")
+            yield self._api(f"CONSUMER.CREATE.{stream}")
             yield self._api(f"CONSUMER.DELETE.{stream}.*", self._consumer)
+        probe = naming.probe(self._group, "*")
+        yield Grant(pattern=probe, example=naming.probe(self._group, _NOBODY))
+        release = naming.release(self._group)
+        yield Grant(pattern=release, example=release)
 
     def letters(self, role: Role) -> Iterable[Grant]:
         yield self._api(f"STREAM.MSG.GET.{self._letters}")

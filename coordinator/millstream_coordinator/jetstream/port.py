@@ -36,6 +36,7 @@ from ..ports import (
     Acks,
     Alive,
     Announce,
+    Announced,
     Beat,
     ClosePull,
     Command,
@@ -113,7 +114,7 @@ class JetStreamPort:
         self._client: Client | None = None
         self._has_ttl = False
         self._subscriptions: list[Subscription] = []
-        self._listening: Subscription | None = None
+        self._listening: list[Subscription] = []
         self._listen_number = 0
         self._is_connected = True
         self._reconnects = 0
@@ -161,9 +162,8 @@ class JetStreamPort:
             return
         await self._pulls.close_all()
         await self._watch.close()
-        for subscription in (*self._subscriptions, self._listening):
-            if subscription is not None:
-                await unsubscribe(subscription)
+        for subscription in (*self._subscriptions, *self._listening):
+            await unsubscribe(subscription)
 
     async def _check_permissions(self) -> None:
         """Find out what this user may not do before anything is asked or changed."""
@@ -304,23 +304,33 @@ class JetStreamPort:
         member = message.subject.rpartition(".")[2]
         self._wire.tell(Heard(member=member, instance=instance, sent_at=sent_at, deaf_s=deaf_s))
 
+    async def _on_announced(self, message: Msg) -> None:
+        if message.data:
+            self._wire.tell(Announced(value=message.data))
+
     async def _listen(self, member: str | None, number: int) -> None:
-        """Hear a member, or all; ``number`` tells whether that is still the newest wish."""
-        before, self._listening = self._listening, None
-        if before is not None:
-            await unsubscribe(before)
-        if member == self._settings.member or number != self._listen_number:
-            return
-        subject = naming.heartbeat(self._settings.group, member or "*")
-        try:
-            subscription = await self._wire.client.subscribe(subject, cb=self._on_beat)
-        except nats.errors.Error as error:
-            logger.debug("listen: %s", error, extra={"event": "listen_failed"})
-            return
-        if number == self._listen_number and not self._is_closed:
-            self._listening = subscription
-        else:
+        """Hear a member, or all and what they announce; ``number``: is it the newest wish?"""
+        before, self._listening = self._listening, []
+        for subscription in before:
             await unsubscribe(subscription)
+        group = self._settings.group
+        wanted = {naming.heartbeat(group, member or "*"): self._on_beat}
+        if member is None:
+            wanted[naming.event(group, "*")] = self._on_announced
+        elif member == self._settings.member:
+            return
+        for subject, callback in wanted.items():
+            if number != self._listen_number or self._is_closed:
+                return
+            try:
+                subscription = await self._wire.client.subscribe(subject, cb=callback)
+            except nats.errors.Error as error:
+                logger.debug("listen: %s", error, extra={"event": "listen_failed"})
+                return
+            if number == self._listen_number and not self._is_closed:
+                self._listening.append(subscription)
+            else:
+                await unsubscribe(subscription)
 
     # ---- time ----
 
