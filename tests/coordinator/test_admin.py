@@ -19,6 +19,7 @@ from millstream_coordinator.errors import (
     PartitionMissing,
     ServerUnreachable,
 )
+from millstream_coordinator.jetstream.api import Entry
 from millstream_coordinator.model import (
     ConfigRecord,
     ControlRecord,
@@ -290,6 +291,23 @@ async def test_a_group_whose_members_answer_is_not_deleted(client: Client, name:
     assert (await target.view()).config.partitions == 2
 
 
+async def test_a_group_is_not_deleted_under_a_coordinator_that_does_not_leave_it(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admin, "RELEASE_WAIT_S", 0.2)
+    target = await make_group(client, name, served(["boss"], capacity=0))
+
+    async def answer(probe: Msg) -> None:
+        await probe.respond(b"boss-1")
+
+    await client.subscribe(naming.probe(name, "boss"), cb=answer)
+
+    with pytest.raises(NotPossible, match="stop its members first: boss"):
+        await admin.delete(target)
+
+    assert (await target.view()).config.partitions == 1
+
+
 async def test_dead_letters_stay_unless_they_are_asked_for(client: Client, name: str) -> None:
     await client.jetstream().add_stream(StreamConfig(name=naming.dead_letter_stream(name)))
     target = await make_group(client, name)
@@ -398,6 +416,26 @@ async def test_two_operators_at_once_do_not_undo_one_another(client: Client, nam
     await asyncio.gather(*(admin.pause(target, partitions=[it]) for it in range(8)))
 
     assert (await control(target)).paused == tuple(range(8))
+
+
+async def test_what_another_operator_wrote_in_between_is_kept(
+    client: Client, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = await make_group(client, name, partitions=2)
+    read = target.api.read
+    keys: list[str] = []
+
+    async def overtaken(bucket: str, key: str) -> Entry:
+        entry = await read(bucket, key)
+        keys.append(key)
+        if keys.count(naming.CONTROL_KEY) == 1:
+            await admin.pause(Target(client, name), partitions=[1])
+        return entry
+
+    monkeypatch.setattr(target.api, "read", overtaken)
+    await admin.pause(target, partitions=[0])
+
+    assert (await control(Target(client, name))).paused == (0, 1)
 
 
 async def test_a_key_that_never_stands_still_is_given_up(
