@@ -20,16 +20,18 @@ right before each effect: it is False as soon as this process cannot be sure any
 wait for that before they take over. Between the question and the effect a process may still be
 paused; only a fence at the other end covers that.
 
-**Handing over.** ``on_released`` may be an async function: the slot is given away when it has
-returned (or after ``drain_timeout``), so what it saves is there for the next owner. ``on_gained``
-is called before the change is told. ``on_lost`` comes after the fact: somebody else has the slot.
+**Handing over.** A slot is given away when ``flush`` has returned (or after ``drain_timeout``), so
+what it saves is there for the next owner. From its call on nothing more may be done for the slot,
+and `holds` says so; should the move be called off meanwhile, it is held again. ``on_released`` and
+``on_lost`` come after the fact: somebody else has the slot.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from types import TracebackType
 
 from nats.aio.client import Client
@@ -48,7 +50,7 @@ class SlotChangeKind(StrEnum):
 
     GAINED = "gained"
     RELEASED = "released"
-    """Given back, after ``on_released``."""
+    """Given back, after ``flush``."""
     LOST = "lost"
     """Taken away: this process was thought dead, or took too long."""
 
@@ -65,6 +67,16 @@ class SlotChange:
     """Why it was gained (`events.Cause`)."""
     stopped_s: float | None = None
     """Gained: how long nobody had it; None: not known."""
+
+
+class _Slot:
+    """What is kept of a slot, as `Group` asks it: only that it is to be flushed."""
+
+    def __init__(self, flush: PartitionCallback, slot: int, epoch: int) -> None:
+        self._flush = partial(flush, slot, epoch)
+
+    def flush(self) -> Awaitable[None] | None:
+        return self._flush()
 
 
 class Membership:
@@ -85,6 +97,7 @@ class Membership:
         heartbeat_timeout: timedelta = timedelta(seconds=1),
         static_grace: timedelta = timedelta(0),
         drain_timeout: timedelta = timedelta(seconds=30),
+        flush: PartitionCallback | None = None,
         on_gained: PartitionCallback | None = None,
         on_released: PartitionCallback | None = None,
         on_lost: PartitionCallback | None = None,
@@ -112,6 +125,7 @@ class Membership:
             heartbeat_timeout=heartbeat_timeout,
             static_grace=static_grace,
             drain_timeout=drain_timeout,
+            state=None if flush is None else partial(_Slot, flush),
             on_assigned=on_gained,
             on_revoked=on_released,
             on_lost=on_lost,
@@ -143,7 +157,8 @@ class Membership:
 
     def holds(self, slot: int, epoch: int) -> bool:
         """Whether the slot is this member's under this epoch, and that is sure at this moment."""
-        return self._group.is_healthy and self.slots.get(slot) == epoch
+        machine = self._group._machine
+        return machine is not None and machine.serves(slot, epoch)
 
     async def changes(self) -> AsyncIterator[SlotChange]:
         """Yield the slots held now as gained, then each change, until the member has ended.

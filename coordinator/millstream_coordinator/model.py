@@ -136,6 +136,8 @@ class MemberRecord:
     """The name was given by the user and outlives the process."""
     is_leaving: bool = False
     """The member drains: it gets no more partitions and gives away what it has."""
+    is_away: bool = False
+    """The process has ended, and its static name keeps what it has for its grace."""
     software: str = ""
     """What the member runs, with its version: shown by `describe`."""
 
@@ -277,8 +279,9 @@ class Timing:
     """After its own reconnect nobody is judged for so long: a server restart is no mass death."""
     static_grace_s: float = 0.0
     """A dead member with a name of its own keeps its partitions for so long (rolling restarts)."""
-    lease_s: float = 6.0
-    """Time to live of ``leader`` and ``members.<id>``; renewed at a third of it. The backstop."""
+    lease_s: float = 30.0
+    """Time to live of ``leader`` and ``members.<id>``; renewed at a third of it. The backstop:
+    longer than a cluster takes to find a new leader for the bucket, or members would run out."""
     drain_timeout_s: float = 30.0
     """A graceful move that takes longer is forced."""
     request_timeout_s: float = 1.0

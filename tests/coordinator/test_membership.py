@@ -58,17 +58,18 @@ def test_slots_are_divided_and_handed_over_with_higher_epochs() -> None:
     run_virtual(main())
 
 
-def test_a_slot_is_given_away_when_its_release_has_ended() -> None:
+def test_a_slot_is_given_away_when_it_is_flushed() -> None:
     async def main() -> None:
         server = MemoryServer()
         saved: dict[int, float] = {}
 
-        async def save(slot: int, _epoch: int) -> None:
+        async def save(slot: int, epoch: int) -> None:
+            assert not first.holds(slot, epoch)
             await asyncio.sleep(2.0)
             saved.setdefault(slot, server.now())
 
         gained: dict[int, float] = {}
-        first = member(server, "a", on_released=save)
+        first = member(server, "a", flush=save)
         second = member(
             server, "b", on_gained=lambda slot, _: gained.__setitem__(slot, server.now())
         )

@@ -31,6 +31,7 @@ from millstream_coordinator.ports import WriteKey
 
 from .plane import GROUP, STREAM, Plane, Process
 
+SHORT = Timing(drain_timeout_s=3.0, reconcile_interval_s=1.0, lease_s=6.0)
 GRACE = Timing(drain_timeout_s=3.0, reconcile_interval_s=1.0, static_grace_s=5.0)
 
 
@@ -167,6 +168,8 @@ def test_a_member_that_left_and_one_that_joined_are_the_causes() -> None:
 
     assert {a.assigned(n).cause for n in range(4)} == {Cause.JOINED, Cause.LEFT}
     assert b.error is None
+    plane.run(1.0)
+    assert a.told(MemberDead) == []
 
 
 def test_a_wall_clock_that_jumps_changes_nothing_but_what_is_told() -> None:
@@ -296,6 +299,8 @@ def test_a_rolling_restart_of_static_members_moves_nothing() -> None:
         assert plane.owners() == owners
         plane.run(1.0)
 
+    assert not [event for event in plane.kept() if event["event"] == "member_dead"]
+    assert len([event for event in plane.kept() if event["event"] == "left"]) == 3
     causes = {event["cause"] for event in plane.kept() if event["event"] == "partition_moved"}
     assert causes == {Cause.RESTARTED}
 
@@ -331,6 +336,19 @@ def test_a_static_member_that_does_not_come_back_loses_its_partitions_after_its_
     plane.until(lambda: set(plane.owners().values()) == {"a"} and plane.is_served(), 2.0)
 
 
+def test_one_that_is_away_for_longer_than_its_grace_loses_them_too() -> None:
+    plane = Plane(timing=GRACE)
+    _a, b = static(plane, "a", "b")
+
+    b.stop()
+    plane.until(lambda: not b.is_alive)
+    plane.run(GRACE.static_grace_s - 0.5)
+    assert "b" in plane.owners().values()
+    plane.until(lambda: set(plane.owners().values()) == {"a"} and plane.is_served(), 2.0)
+
+    assert plane.read(MemberRecord, naming.member_key("b")) is None
+
+
 def test_a_static_members_record_outlasts_its_grace() -> None:
     long = replace(GRACE, static_grace_s=30.0)
     plane = Plane(timing=long)
@@ -362,17 +380,38 @@ def test_workers_go_on_without_a_leader() -> None:
     assert a.told(PartitionLost) == []
 
 
-@pytest.mark.parametrize("has_key_ttl", [True, False])
-def test_a_member_that_renews_nothing_is_a_member_no_more(has_key_ttl: bool) -> None:
-    plane = Plane(has_key_ttl=has_key_ttl)
-    _a, b = plane.settle("a", "b")
-    plane.loses = lambda one, command: one is b and isinstance(command, WriteKey)
+def test_a_member_whose_record_runs_out_while_it_is_heard_keeps_its_partitions() -> None:
+    plane = Plane(timing=SHORT)
+    a, b = plane.settle("a", "b")
+    epochs = {n: record.epoch for n, record in plane.records().items()}
+    is_cut = True
+    plane.loses = lambda one, command: is_cut and one is b and isinstance(command, WriteKey)
 
-    plane.until(lambda: set(plane.owners().values()) == {"a"}, 12.0)
+    plane.until(lambda: plane.read(MemberRecord, naming.member_key("b")) is None)
+    plane.run(3.0)
+    is_cut = False
+    plane.until(lambda: plane.read(MemberRecord, naming.member_key("b")) is not None, 20.0)
+    plane.run(1.0)
+
+    assert {n: record.epoch for n, record in plane.records().items()} == epochs
+    assert a.told(MemberDead) == []
+
+
+def test_it_loses_them_when_it_is_not_heard_any_more() -> None:
+    plane = Plane(timing=SHORT)
+    a, b = plane.settle("a", "b")
+    plane.loses = lambda one, command: one is b and isinstance(command, WriteKey)
+    plane.until(lambda: plane.read(MemberRecord, naming.member_key("b")) is None)
+
+    b.kill()
+    plane.until(lambda: set(plane.owners().values()) == {"a"} and plane.is_served(), 2.0)
+
+    assert a.assigned(min(a.partitions)).cause in (Cause.NO_RESPONDERS, Cause.JOINED)
+    assert a.told(MemberDead) == [MemberDead(member="b", reason="no responders")]
 
 
 def test_a_leader_that_renews_nothing_is_replaced_where_leases_do_not_run_out() -> None:
-    plane = Plane(has_key_ttl=False)
+    plane = Plane(has_key_ttl=False, timing=SHORT)
     a, b = plane.settle("a", "b")
     leader, other = (a, b) if a.machine.is_leader else (b, a)
     plane.loses = lambda one, command: one is leader and isinstance(command, WriteKey)
@@ -540,6 +579,30 @@ def test_a_record_that_was_lost_is_made_anew_under_a_higher_epoch(value: bytes |
     assert [message.seq for message in a.handled] == [1, 2, 3, 4]
 
 
+def test_a_fresh_leader_finds_epochs_in_saved_progress_when_all_else_is_lost() -> None:
+    plane = Plane(1)
+    a, _b = plane.settle("a", "b")
+    plane.control(draining=("a",))
+    plane.until(lambda: set(plane.owners().values()) == {"b"} and plane.is_served())
+    for _ in range(3):
+        plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(1.0)
+    before = plane.records()[0]
+    for one in plane.processes:
+        one.kill()
+
+    plane.server.put(GROUP, naming.partition_key(0), None)
+    for name in list(plane.stream.consumers):
+        plane.server.delete_consumer(STREAM, name)
+    plane.run(8.0)
+    (c,) = plane.settle("c")
+
+    assert a.partitions == set()
+    assert plane.records()[0].epoch > before.epoch
+    assert plane.records()[0].floor == 3
+    assert c.handled == []
+
+
 # ---- events ----
 
 
@@ -558,7 +621,7 @@ def test_the_ring_keeps_the_last_events_whoever_leads() -> None:
     numbers = [int(str(event["number"])) for event in kept]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) > 30
-    tellers = list(dict.fromkeys(event["teller"] for event in kept))
+    tellers = [event["teller"] for event in kept if event["event"] == "leader_changed"]
     assert tellers == [leader.settings.member, plane.leader.settings.member]
     assert kept[0]["event"] == "leader_changed"
 
@@ -603,3 +666,33 @@ def test_every_move_is_told_by_every_member() -> None:
     for one in (a, b):
         moved = [it for it in one.told(PartitionMoved) if it.cause == Cause.DRAINED]
         assert {(it.previous, it.owner) for it in moved} == {("a", "b")}
+
+
+def test_the_ring_says_how_long_partitions_stood_still() -> None:
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    mine = b.partitions
+    b.kill()
+    plane.until(lambda: a.partitions == {0, 1, 2, 3})
+    plane.run(0.5)
+
+    kept = [event for event in plane.kept() if event["event"] == "partition_assigned"]
+    assert {event["partition"] for event in kept} == mine
+    assert all(0.05 < float(str(event["stopped_s"])) < 0.5 for event in kept)
+    assert [event["number"] for event in plane.kept()] == list(range(len(plane.kept())))
+
+
+def test_who_is_deaf_does_not_take_the_lead() -> None:
+    plane = Plane()
+    plane.settle("a", "b", "c")
+    leader = plane.leader
+    deaf = next(one for one in plane.processes if one is not leader)
+    deaf.client.send = lambda _event: None
+    deaf.client.probed = lambda *_: None  # type: ignore[method-assign]
+    plane.run(0.9)
+
+    leader.kill()
+    plane.run(1.0)
+
+    assert not deaf.machine.is_leader
+    assert plane.leader is not deaf

@@ -6,9 +6,9 @@ before that plus the heartbeat timeout. ``wall_ns`` only ever tells people how l
 no decision rests on it, for wall clocks jump.
 
 **Leases.** ``leader`` and ``members.<id>`` are written anew, and go by themselves when they are
-not. On servers that cannot do that, those who look on do it: a lease whose revision did not change
-for ``lease_s``, by the clock of who watches it, ran out (`has_lapsed`), and is deleted by
-compare-and-set. No two clocks are compared.
+not. Where the server cannot do that, who looks on does: a ``leader`` whose revision did not change
+for ``lease_s``, by the clock of who watches it, ran out, and may be overwritten by compare-and-set.
+No two clocks are compared. (A member's record needs no such thing: its leader watches the process.)
 """
 
 from collections.abc import Generator
@@ -18,7 +18,6 @@ from ..model import ConfigRecord, MemberSettings, PartitionRecord, Record, encod
 from ..naming import (
     CONFIG_KEY,
     LEADER_KEY,
-    MEMBER_PREFIX,
     PARTITION_PREFIX,
     consumer,
     partition_key,
@@ -52,14 +51,14 @@ class Context:
         self.last_known: dict[int, PartitionRecord] = {}
         """Each partition's newest record ever heard of, also when it or the bucket was lost."""
         self._config = settings.config
-        self._renewed_at: dict[str, float] = {}
+        self._leader_renewed_at = 0.0
         self._drained_ns: dict[int, int] = {}
 
     def restart(self) -> None:
         """Forget what was known of a bucket that is gone; but not how many partitions there are."""
         self.book = Book()
         self.changed.clear()
-        self._renewed_at.clear()
+        self._leader_renewed_at = self.now
 
     # ---- the group ----
 
@@ -126,8 +125,8 @@ class Context:
         if not self.book.note(key, value, revision):
             return
         self.changed.append(key)
-        if key == LEADER_KEY or key.startswith(MEMBER_PREFIX):
-            self._renewed_at[key] = self.now
+        if key == LEADER_KEY:
+            self._leader_renewed_at = self.now
         elif key == CONFIG_KEY and self.book.config is not None:
             self._config = self.book.config
         elif (number := numbered(key, PARTITION_PREFIX)) in self.book.partitions:
@@ -136,22 +135,16 @@ class Context:
             self.last_known[number] = record
             self.highest_epoch = max(self.highest_epoch, record.epoch)
 
-    def has_lapsed(self, key: str) -> bool:
-        """Whether a lease was not renewed in time, where the server does not see to that."""
-        if self.has_key_ttl or not self.is_connected:
+    @property
+    def has_leader_lapsed(self) -> bool:
+        """Whether the leader's lease was not renewed in time, where no server sees to that."""
+        if self.has_key_ttl or not self.is_connected or self.book.leader is None:
             return False
-        return self.now > self._renewed_at.setdefault(key, self.now) + self.lease_s(key)
+        return self.now > self._leader_renewed_at + self.settings.timing.lease_s
 
-    def watch_leases_anew(self) -> None:
-        """Give every lease its full time: renewals may have been missed."""
-        self._renewed_at.clear()
-
-    def lease_s(self, key: str) -> float:
-        """How long a lease is good for; a static member's outlasts its grace."""
-        timing = self.settings.timing
-        record = self.book.members.get(key.removeprefix(MEMBER_PREFIX))
-        is_static = record is not None and record.is_static and key != LEADER_KEY
-        return timing.lease_s + (timing.static_grace_s if is_static else 0.0)
+    def watch_lease_anew(self) -> None:
+        """Give the leader's lease its full time: renewals may have been missed."""
+        self._leader_renewed_at = self.now
 
     def refresh(self, partition: int) -> Part:
         """Read a partition's record from the server into the book."""

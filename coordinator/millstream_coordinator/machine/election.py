@@ -81,7 +81,7 @@ class Election:
         if not self.context.is_connected:
             return
         if self._campaign_at is None:
-            if self.context.book.leader is not None and self.context.has_lapsed(LEADER_KEY):
+            if self.context.has_leader_lapsed:
                 self._plan_campaign()
             return
         if now < self._campaign_at:

@@ -136,6 +136,7 @@ class GroupMachine:
         self._renew_at = float("inf")
         self._leave_by = float("inf")
         self._stopped_at = float("-inf")
+        self._is_away = False
         self._probes: dict[int, str] = {}
         self._known_leader: str | None = None
         self._known_owners: dict[int, tuple[int, str | None]] = {}
@@ -153,6 +154,18 @@ class GroupMachine:
             for n, one in sorted(self.owner.owned.items())
             if one.state is not OwnershipState.STARTING
         }
+
+    def serves(self, partition: int, epoch: int) -> bool:
+        """Whether work may be done here for a partition under this epoch, at this moment."""
+        one = self.owner.owned.get(partition)
+        return (
+            one is not None
+            and one.epoch == epoch
+            and one.is_serving
+            and self.context.is_connected
+            and not self.context.is_fenced
+            and self.phase is not Phase.GONE
+        )
 
     @property
     def is_leader(self) -> bool:
@@ -351,7 +364,7 @@ class GroupMachine:
     def _on_connection_back(self) -> None:
         now = self.context.now
         self.context.is_connected = True
-        self.context.watch_leases_anew()
+        self.context.watch_lease_anew()
         self.election.detector.reconnected(now)
         if self.leader is not None:
             self.leader.detector.reconnected(now)
@@ -457,6 +470,7 @@ class GroupMachine:
                 joined_ns=settings.joined_ns,
                 is_static=settings.is_static,
                 is_leaving=self.phase is Phase.LEAVING and not self._keeps_partitions,
+                is_away=self._is_away,
                 software=settings.software,
             )
         )
@@ -543,10 +557,13 @@ class GroupMachine:
         return self._grace_s > 0
 
     def _leave_for_a_while(self) -> Script:
-        """Save what was done, let somebody else lead, and go without a farewell."""
+        """Save what was done, say so, let somebody else lead, and go."""
         context = self.context
         while context.has_stream and not (yield from self.owner.save()):
             yield Pause(RETRY_S)
+        self.context.steps.cancel("member")
+        self._is_away = True
+        yield from self._put_member()
         if self.leader is not None:
             revision = context.book.revision(LEADER_KEY)
             yield DeleteKey(id=context.steps.take_id(), key=LEADER_KEY, revision=revision)

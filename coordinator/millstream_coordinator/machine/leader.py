@@ -47,57 +47,39 @@ record says that it is an old one, and its epoch is at most ``base_epoch``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..events import (
     Cause,
     GroupEvent,
-    Joined,
     LeaderChanged,
-    Left,
-    MemberDead,
 )
 from ..model import (
-    ControlRecord,
-    MemberRecord,
     PartitionRecord,
     PartitionState,
 )
 from ..naming import (
     CONFIG_KEY,
-    CONTROL_KEY,
     LEADER_KEY,
-    member_key,
     partition_key,
 )
 from ..ports import (
     Listen,
 )
-from .assign import Candidate, assign
+from .assign import assign
 from .barrier import Barrier
 from .chronicle import Chronicle
 from .context import Context, Part
-from .detector import Detector, Verdict
+from .detector import Verdict
 from .election import claim
 from .handoff import RETRY_S, take_away, write_partition
 from .reconciler import Reconciler
 from .resize import CHUNK
+from .roster import Roster
 from .steps import Pause, Script
 from .survey import Survey
 
 NEVER = float("inf")
-_CAUSES = {"no responders": Cause.NO_RESPONDERS, "silent": Cause.MISSED_HEARTBEATS}
-
-
-@dataclass(frozen=True, slots=True)
-class _Death:
-    instance: str
-    at: float
-    cause: Cause
-    heard_at: float
-
-
-_NOBODY = _Death("", 0.0, Cause.LEFT, 0.0)
 
 
 class Leader:
@@ -106,22 +88,14 @@ class Leader:
     def __init__(self, context: Context, dead: dict[str, Verdict]) -> None:
         """``dead``: those already known to be dead (the leader before)."""
         self.context = context
-        self.detector = Detector(context.settings.timing)
         self.chronicle = Chronicle(context)
         now = context.now
-        self._deaths: dict[str, _Death] = {}
-        self._graces: dict[str, float] = {}
-        """Dead member → when its grace ends, if its name is static."""
-        self._seen = dict(context.book.members)
-        """The members as they were last looked at."""
-        self._gone: dict[str, Cause] = {}
-        """Members whose records are gone, and why."""
         self._target: dict[int, str] = {}
         self._cause = Cause.JOINED
         """Why the plan differs from the one before, where nothing nearer explains a move."""
         self._homes: dict[int, str] = {}
         """Partition → the value of ``prefer_label`` its owner had."""
-        self._plan_at = now
+        self._plan_at = NEVER
         self._is_short = False
         """Whether the plan left partitions without an owner."""
         self._waiting_since: float | None = None
@@ -135,51 +109,22 @@ class Leader:
         self._renew_at = now + context.settings.timing.lease_s / 3
         context.out.append(Listen(member=None))
         self.chronicle.keep(LeaderChanged(leader=context.settings.member))
+        if context.book.partitions:
+            self._plan_at = now
+        else:
+            self._plan_soon(Cause.JOINED)
+        self.roster = Roster(context, keep=self.keep, now=self._plan_now, soon=self._plan_soon)
+        self.detector = self.roster.detector
         for verdict in dead.values():
             record = context.book.members.get(verdict.member)
             if record is not None and record.instance == verdict.instance:
                 self.on_verdict(verdict)
-        if not context.book.partitions:
-            self._plan_at = NEVER
-            self._plan_soon(Cause.JOINED)
-        self._watch_members()
-        self.detector.suspect_all(now)
 
     # ---- happenings ----
 
     def on_members(self) -> None:
         """The members changed: plan anew, some at once and some together."""
-        before, self._seen = self._seen, dict(self.context.book.members)
-        for member, record in self._seen.items():
-            old = before.get(member)
-            if old == record:
-                continue
-            if old is None:
-                self._gone.pop(member, None)
-                self.keep(Joined(member=member))
-                self._plan_soon(Cause.JOINED)
-            elif old.instance != record.instance:
-                self._note_restart(member, old.instance)
-            elif record.is_leaving and not old.is_leaving:
-                self._plan_soon(Cause.LEFT)
-            else:
-                self._plan_now(Cause.REBALANCED)
-        for member in before.keys() - self._seen.keys():
-            self._on_gone(member, before[member])
-
-    def _on_gone(self, member: str, record: MemberRecord) -> None:
-        death = self._deaths.get(member)
-        if death is not None and death.instance == record.instance:
-            self._gone[member] = death.cause
-        else:
-            self._gone[member] = Cause.LEFT if record.is_leaving else Cause.MISSED_HEARTBEATS
-            self.keep(Left(member=member))
-        if not record.is_static:
-            self._forget_wishes(member)
-        if member in self._target.values():
-            self._plan_now(self._gone[member])
-        else:
-            self._plan_soon(self._gone[member])
+        self.roster.update()
 
     def on_control(self) -> None:
         """Operators asked for something else."""
@@ -195,35 +140,12 @@ class Leader:
         self._touched.add(partition)
 
     def on_heard(self, member: str, instance: str, deaf_s: float) -> None:
-        """A heartbeat; one of a member thought dead brings it back, if it is still a member."""
-        self.detector.heard(member, instance, self.context.now, deaf_s)
-        death = self._deaths.get(member)
-        if death is not None and death.instance == instance and not self.detector.is_deaf(deaf_s):
-            del self._deaths[member]
-            self._plan_now(Cause.JOINED)
+        """A heartbeat."""
+        self.roster.heard(member, instance, deaf_s)
 
     def on_verdict(self, verdict: Verdict) -> None:
         """A member is dead."""
-        self._note_death(verdict)
-        self.context.tell(MemberDead(member=verdict.member, reason=verdict.reason))
-
-    def _note_death(self, verdict: Verdict) -> None:
-        now = self.context.now
-        cause = _CAUSES.get(verdict.reason, Cause.MISSED_HEARTBEATS)
-        self._deaths[verdict.member] = _Death(verdict.instance, now, cause, verdict.heard_at)
-        grace_s = self.context.settings.timing.static_grace_s
-        if grace_s:
-            self._graces[verdict.member] = now + grace_s
-        self.keep(MemberDead(member=verdict.member, reason=verdict.reason))
-        self._plan_now(cause)
-
-    def _note_restart(self, member: str, instance: str) -> None:
-        """Another process has the name: the one before is over, dead or not."""
-        if self._deaths.get(member, _NOBODY).instance != instance:
-            now = self.context.now
-            heard_at = self.detector.heard_at(member, now)
-            self._deaths[member] = _Death(instance, now, Cause.RESTARTED, heard_at)
-        self._plan_now(Cause.RESTARTED)
+        self.roster.bring_out(verdict)
 
     def step_down(self) -> None:
         """Abandon everything under way: somebody else leads."""
@@ -242,10 +164,7 @@ class Leader:
         if not context.is_connected or CONFIG_KEY in context.book.too_new:
             return
         timing = context.settings.timing
-        for member, ends_at in list(self._graces.items()):
-            if now >= ends_at:
-                del self._graces[member]
-                self._plan_now(self._cause)
+        self.roster.tick()
         if now >= self._plan_at:
             self._plan()
         overdue = self._overdue()
@@ -259,7 +178,6 @@ class Leader:
         self._go_on_with_resize()
         if now >= self._reconcile_at:
             self._reconcile_at = now + timing.reconcile_interval_s
-            self._drop_lapsed()
             context.steps.start(("lead", "reconcile"), self._reconciler.look(), now)
         if now >= self._renew_at:
             self._renew_at = now + timing.lease_s / 3
@@ -277,7 +195,7 @@ class Leader:
         for number, (_, since) in self._moving_since.items():
             if ("lead", number) not in self.context.steps:
                 deadline = min(deadline, since + timing.drain_timeout_s)
-        return min(deadline, *self._graces.values(), NEVER)
+        return min(deadline, self.roster.next_deadline)
 
     def _overdue(self) -> set[int]:
         timeout_s = self.context.settings.timing.drain_timeout_s
@@ -305,44 +223,14 @@ class Leader:
             self._waiting_since = now
         self._plan_at = min(now + timing.batch_s, self._waiting_since + timing.batch_max_s)
 
-    # ---- who is there ----
-
-    def _watch_members(self) -> None:
-        me = self.context.settings.member
-        self.detector.watch(
-            {
-                member: record.instance
-                for member, record in self.context.book.members.items()
-                if member != me and not self._is_dead(member, record)
-            },
-            self.context.now,
-        )
-
-    def _is_dead(self, member: str, record: MemberRecord) -> bool:
-        death = self._deaths.get(member)
-        return death is not None and death.instance == record.instance
-
-    def _is_over(self, member: str, record: MemberRecord) -> bool:
-        """Whether a member is dead and, if its name is static, its grace is over too."""
-        if not self._is_dead(member, record):
-            return False
-        if not record.is_static:
-            return True
-        since = self._deaths[member].at
-        return self.context.now >= since + self.context.settings.timing.static_grace_s
+    # ---- the plan ----
 
     def _plan(self) -> None:
         context = self.context
         book = context.book
         self._plan_at = NEVER
         self._waiting_since = None
-        named = {record.instance for record in book.partitions.values()}
-        named |= {record.instance for record in book.members.values()}
-        self._deaths = {
-            member: death for member, death in self._deaths.items() if death.instance in named
-        }
-        self._watch_members()
-        candidates = self._candidates()
+        candidates = self.roster.look()
         count = context.num_partitions
         present = {candidate.member for candidate in candidates}
         owners = {}
@@ -366,60 +254,15 @@ class Leader:
             self._survey.forget()
         self._touched.update(range(count), book.partitions)
 
-    def _candidates(self) -> list[Candidate]:
-        candidates = []
-        draining = self.context.book.control.draining
-        for member, record in self.context.book.members.items():
-            if self._is_over(member, record):
-                self._bury(member)
-                continue
-            is_full = record.is_leaving or member in draining
-            capacity = 0 if is_full else record.capacity
-            candidates.append(Candidate(member=member, capacity=capacity, labels=record.labels))
-        return candidates
-
     def _find_homes(self) -> dict[int, str]:
         """Remember where partitions were at home, for when their owners are no members any more."""
         label = self.context.config.prefer_label
         if label is not None:
             for number, part in self.context.book.partitions.items():
-                member = self.context.book.members.get(part.owner or "")
+                member = self.roster.members.get(part.owner or "")
                 if member is not None and label in member.labels:
                     self._homes[number] = member.labels[label]
         return self._homes
-
-    def _bury(self, member: str) -> None:
-        if ("lead", "bury", member) not in self.context.steps:
-            self.context.steps.start(
-                ("lead", "bury", member), self._bury_script(member), self.context.now
-            )
-
-    def _bury_script(self, member: str) -> Script:
-        if not (yield from self.context.delete(member_key(member))):
-            yield Pause(RETRY_S)
-            self._plan_now(self._cause)
-
-    def _drop_lapsed(self) -> None:
-        for member in self.context.book.members:
-            is_me = member == self.context.settings.member
-            if not is_me and self.context.has_lapsed(member_key(member)):
-                self._bury(member)
-
-    # ---- what operators asked for ----
-
-    def _forget_wishes(self, member: str) -> None:
-        if _without(self.context.book.control, member) != self.context.book.control:
-            key = ("lead", "forget", member)
-            self.context.steps.start(key, self._forget_script(member), self.context.now)
-
-    def _forget_script(self, member: str) -> Script:
-        """Take a member that is gone for good out of ``ctl``: its name never comes again."""
-        context = self.context
-        while (control := _without(context.book.control, member)) != context.book.control:
-            if member in context.book.members:
-                return
-            if not (yield from context.write(CONTROL_KEY, control)):
-                yield Pause(RETRY_S)
 
     # ---- one partition ----
 
@@ -434,7 +277,7 @@ class Leader:
             self._drop(partition, record)
             return
         target = self._target.get(partition)
-        member = context.book.members.get(target) if target is not None else None
+        member = self.roster.members.get(target) if target is not None else None
         if member is None:
             target = None
         instance = member.instance if member is not None else None
@@ -468,17 +311,17 @@ class Leader:
 
     def _is_owner_gone(self, record: PartitionRecord) -> bool:
         assert record.owner is not None
-        member = self.context.book.members.get(record.owner)
+        member = self.roster.members.get(record.owner)
         if member is None or member.instance != record.instance:
             return True
         if self.context.resize_to is not None:
-            return self._is_dead(record.owner, member)
-        return self._is_over(record.owner, member)
+            return self.roster.is_dead(record.owner, member)
+        return self.roster.is_over(record.owner, member)
 
     def _is_held_by_the_dead(self, record: PartitionRecord) -> bool:
         """Whether the owner is dead and its name still within its grace."""
         assert record.owner is not None
-        return self._is_dead(record.owner, self.context.book.members[record.owner])
+        return self.roster.is_dead(record.owner, self.roster.members[record.owner])
 
     def _watch_move(self, partition: int, record: PartitionRecord) -> None:
         if record.state is not PartitionState.MOVING:
@@ -514,16 +357,16 @@ class Leader:
         if record.owner is None:
             is_kept = record.cause in (Cause.RESIZED, Cause.RESET)
             return record.cause if is_kept else Cause.JOINED, record.stopped_ns
-        member = context.book.members.get(record.owner)
+        member = self.roster.members.get(record.owner)
         is_restarted = member is not None and member.instance != record.instance
-        death = self._deaths.get(record.owner)
-        if death is not None and death.instance == record.instance:
+        death = self.roster.death_of(record)
+        if death is not None:
             cause = Cause.RESTARTED if is_restarted else death.cause
             return cause, context.wall_at(death.heard_at)
         if is_restarted:
             return Cause.RESTARTED, 0
         if member is None:
-            return self._gone.get(record.owner, Cause.MISSED_HEARTBEATS), 0
+            return self.roster.why_gone(record.owner), 0
         _, since = self._moving_since.get(partition, (0, context.now))
         return record.cause, context.wall_at(since)
 
@@ -548,7 +391,7 @@ class Leader:
         assert record.owner is not None
         if self.context.resize_to is not None:
             return Cause.RESIZED
-        if book.members[record.owner].is_leaving:
+        if self.roster.members[record.owner].is_leaving:
             return Cause.LEFT
         if record.owner in book.control.draining:
             return Cause.DRAINED
@@ -600,14 +443,6 @@ class Leader:
     def _renew(self) -> Script:
         if not (yield from claim(self.context)):
             yield from self.context.refresh_key(LEADER_KEY)
-
-
-def _without(control: ControlRecord, member: str) -> ControlRecord:
-    return replace(
-        control,
-        pins={number: name for number, name in control.pins.items() if name != member},
-        draining=tuple(name for name in control.draining if name != member),
-    )
 
 
 def _no_result(context: Context, partition: int, record: PartitionRecord, revision: int) -> Script:

@@ -10,7 +10,8 @@ the last:
   partitions there were: a bucket that was lost after a resize, and made anew by somebody who had
   not heard of it, is told so.
 
-New epochs are above all of them, of whichever partition. A group that never ran has no witness and
+New epochs are above all of them, of whichever partition, and above the one a lost record may have
+had when nothing but that record told of it. A group that never ran has no witness and
 begins with epoch 1 at the start of its stream.
 """
 
@@ -101,6 +102,8 @@ class Survey:
             self._epoch = max(self._epoch, highest)
             if not (yield from self._put_level(level, [it[0] for it in books if it[1] == level])):
                 return False
+        if self._epoch:
+            self._epoch += 1  # the lost record may have been one ahead, with nobody serving it yet
         self._floors = {n: floor for _, of, n, floor in books if of == context.num_partitions}
         self.is_done = True
         return True
