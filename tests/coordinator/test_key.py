@@ -390,6 +390,22 @@ def test_the_filters_text_reads_back_as_the_same_places(text: str) -> None:
     assert (read.finer, read.partition_place) == (rule.finer, rule.partition_place)
 
 
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("orders.*.{customer}", "orders.{partition}.{key}"),
+        ("o.{partition}.{partition:8}.{a}.*.{b}.>", "o.{partition}.{partition:8}.{key}.*.{key2}.>"),
+        ("header:Customer-Id on orders.*.>", "header:Customer-Id on orders.{partition}.>"),
+    ],
+)
+def test_rules_that_read_the_same_key_have_one_text(text: str, canonical: str) -> None:
+    rule = KeyRule.parse(text)
+
+    assert rule.canonical == canonical
+    assert KeyRule.parse(canonical).canonical == canonical
+    assert KeyRule.parse(canonical).key_places == rule.key_places
+
+
 TOKENS = st.one_of(
     st.sampled_from(["a", "k", "7", "", "%null", "none", "%empty", "%zz", "$x", "ü", "\udc80"]),
     KEYS.map(to_token),

@@ -167,11 +167,17 @@ def test_a_groups_record_says_what_its_members_must_agree_on() -> None:
         partitions=4,
         stream="ORDERS",
         filter="orders.{partition}.{partition:16}.*.*.*",
-        key="orders.{partition}.{partition:16}.{region}.*.{customer}",
+        key="orders.{partition}.{partition:16}.{key}.*.{key2}",
         levels=(4, 16),
         on_failure=FailurePolicy.PARK,
     )
     assert group_config(description, description.groups["audit"]).active == 16
+
+
+def test_rules_with_other_names_for_the_same_tokens_make_one_group() -> None:
+    one, other = (KeyRule.parse(text) for text in ("o.*.{customer}", "o.{partition}.{key}"))
+
+    assert config_record(one, "O", 4) == config_record(other, "O", 4)
 
 
 def test_a_members_arguments_come_from_the_description() -> None:

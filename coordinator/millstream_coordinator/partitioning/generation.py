@@ -186,7 +186,7 @@ async def _look(api: Api, description: Description, name: str) -> "_Change | Non
     if any(getattr(wanted, field) != getattr(found, field) for field in same):
         raise ConfigMismatch(name, str(wanted), str(found))
     old_rule = KeyRule.parse(found.key)
-    mine, theirs = (it.text.split(".")[work_tokens(it) :] for it in (group.rule, old_rule))
+    mine, theirs = (it.canonical.split(".")[work_tokens(it) :] for it in (group.rule, old_rule))
     if mine != theirs:
         raise NotPossible(name, f"its key is {'.'.join(theirs)!r}, and order is kept per key")
     if found.resize_to is not None:
@@ -427,7 +427,7 @@ class _Change:
             partitions=self._group.partitions,
             stream=self._new,
             filter=self._group.rule.filter_text,
-            key=self._group.rule.text,
+            key=self._group.rule.canonical,
             levels=self._group.levels if len(self._group.levels) > 1 else (),
             level=self._group.level,
             base_epoch=base_epoch,

@@ -230,6 +230,18 @@ class KeyRule:
         )
 
     @property
+    def canonical(self) -> str:
+        """The rule's text with names that all rules share which read the same key.
+
+        ``orders.*.{customer}`` and ``orders.{partition}.{key}`` are one rule; ``cfg`` has this.
+        """
+        tokens = self.filter_text.split(".")
+        for number, place in enumerate(self.key_places, 1):
+            tokens[place] = "{key}" if number == 1 else f"{{key{number}}}"
+        subjects = ".".join(tokens)
+        return subjects if self.header is None else f"header:{self.header} on {subjects}"
+
+    @property
     def filter_text(self) -> str:
         """The pattern as ``cfg`` has it: the partition's tokens marked, the key's not."""
         tokens = self.subject_filter().split(".")

@@ -103,7 +103,7 @@ def config_record(
         partitions=partitions,
         stream=stream,
         filter=None if rule is None else rule.filter_text,
-        key=None if rule is None or rule.function is not None else rule.text,
+        key=None if rule is None or rule.function is not None else rule.canonical,
         levels=levels if len(levels) > 1 else (),
         level=level,
         on_failure=on_failure,
