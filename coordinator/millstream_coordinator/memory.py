@@ -62,6 +62,7 @@ from .ports import (
     Acks,
     Alive,
     Announce,
+    Announced,
     Beat,
     BucketGone,
     ClosePull,
@@ -78,6 +79,7 @@ from .ports import (
     DoubleAck,
     Failed,
     Failure,
+    FindParked,
     Happening,
     Heard,
     KeyChanged,
@@ -278,6 +280,10 @@ class MemoryServer:
         found = bucket.values.get(key) if bucket is not None else None
         return found[0] if found is not None else None
 
+    def has_bucket(self, group: str) -> bool:
+        """Whether the group's bucket is there."""
+        return naming.bucket(group) in self._buckets
+
     def put(self, group: str, key: str, value: bytes | None) -> None:
         """Write a key of an existing bucket as somebody else would, whatever its revision."""
         self._put(group, self._buckets[naming.bucket(group)], key, value, None)
@@ -334,14 +340,14 @@ class MemoryServer:
         match command:
             case ReadKey() | WriteKey() | DeleteKey() | ListKeys() | Prepare() | Watch():
                 self._execute_on_bucket(client, command)
-            case StoreLetter() | ReadLetters() | DeleteLetter():
+            case StoreLetter() | ReadLetters() | FindParked() | DeleteLetter():
                 letters = self._letters_of(client.settings.group)
                 reply = letters.execute(command, client.settings.config.partitions)
                 if isinstance(command, StoreLetter):
                     self._observer.stored(client, command, reply)
                 client.send(reply)
             case Announce():
-                self._observer.announced(client, command.value)
+                self._announce(client, command)
             case Beat():
                 self._beat(client, command)
             case Listen():
@@ -364,6 +370,12 @@ class MemoryServer:
                 continue
             if other is client or other.hears in ("*", me.member):
                 other.send(heard)
+
+    def _announce(self, client: "MemoryClient", command: Announce) -> None:
+        self._observer.announced(client, command.value)
+        for other in list(self._clients.values()):
+            if other.settings.group == client.settings.group and other.hears == "*":
+                other.send(Announced(value=command.value))
 
     def _probe(self, client: "MemoryClient", command: Probe) -> None:
         for other in list(self._clients.values()):

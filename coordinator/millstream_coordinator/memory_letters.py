@@ -6,7 +6,18 @@ They are kept by `Message.mark`, so a resize leaves them where they are.
 from dataclasses import dataclass, replace
 
 from .model import LetterReason, Message
-from .ports import DeleteLetter, Done, Letter, Letters, ReadLetters, Reply, Stale, StoreLetter
+from .ports import (
+    DeleteLetter,
+    Done,
+    FindParked,
+    Letter,
+    Letters,
+    ParkedFound,
+    ReadLetters,
+    Reply,
+    Stale,
+    StoreLetter,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +47,17 @@ class MemoryLetters:
         """Return every letter that is there."""
         return list(self._letters.values())
 
-    def execute(self, command: StoreLetter | ReadLetters | DeleteLetter, partitions: int) -> Reply:
+    def execute(
+        self, command: StoreLetter | ReadLetters | FindParked | DeleteLetter, partitions: int
+    ) -> Reply:
         """Carry out a command of a group that began with so many partitions."""
         match command:
             case StoreLetter():
                 return self._store(command)
             case ReadLetters():
                 return self._read(command, command.partition % partitions)
+            case FindParked():
+                return self._find_parked(command, command.partition % partitions)
             case DeleteLetter():
                 self._letters.pop(command.letter_seq, None)
                 return Done(id=command.id)
@@ -51,6 +66,13 @@ class MemoryLetters:
         return [
             one for one in self._letters.values() if one.message.mark == mark and one.token == token
         ]
+
+    def _find_parked(self, command: FindParked, mark: int) -> Reply:
+        keys: dict[str, int] = {}
+        for one in self._letters.values():
+            if one.message.mark == mark and one.reason is LetterReason.PARK:
+                keys.setdefault(one.token, one.message.seq)
+        return ParkedFound(id=command.id, keys=keys)
 
     def _store(self, command: StoreLetter) -> Reply:
         message = command.message

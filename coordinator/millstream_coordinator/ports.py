@@ -10,7 +10,7 @@ replies. There are two, ``jetstream.py`` (a NATS server) and ``memory.py`` (in t
 virtual clock), and the same machine runs on both.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -231,6 +231,14 @@ class ReadLetters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FindParked:
+    """Which keys of a partition have parked letters: ``ParkedFound``. What a lost bucket knew."""
+
+    id: int
+    partition: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteLetter:
     """Delete a letter by its sequence; one that is not there counts as deleted: ``Done``."""
 
@@ -315,6 +323,7 @@ Command = (
     | Probe
     | StoreLetter
     | ReadLetters
+    | FindParked
     | DeleteLetter
     | Handle
     | Enter
@@ -442,6 +451,14 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedFound:
+    """Tokens of keys with parked letters → the sequence of the first one's message."""
+
+    id: int
+    keys: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Letters:
     """Letters of one key, oldest first; none: there are no more."""
 
@@ -478,6 +495,7 @@ Reply = (
     | Overlap
     | Stale
     | Letters
+    | ParkedFound
     | Alive
     | Failed
 )

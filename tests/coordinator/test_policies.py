@@ -409,3 +409,39 @@ async def test_no_call_begins_while_ownership_cannot_be_confirmed() -> None:
     gap = [at for at in begun if cut_at + 1.01 < at < cut_at + 5.0]
     assert gap == []
     assert [at for at in begun if at > cut_at + 5.0]
+
+
+@virtual
+async def test_a_lost_bucket_forgets_no_parked_key() -> None:
+    server, log = open_server(), Log()
+    for number in range(3):
+        publish(server, "bad", number)
+    log.fails = lambda message: message.data == b"0"
+    group, _ = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 3)
+        epoch = group.partitions[0]
+        server.delete_bucket("g")
+        await server.until(lambda: group.partitions.get(0, 0) > epoch)
+        publish(server, "bad", 3)
+        publish(server, "good", 4)
+        await server.until(lambda: len(server.letters("g")) == 4 and len(log.handled) == 1)
+
+    assert log.handled == [(b"good", 4)]
+    assert read(server, ParkedRecord, "parked.0").keys == {"bad": 1}
+
+
+@virtual
+async def test_a_message_without_a_key_parks_nothing() -> None:
+    server, log = open_server(), Log()
+    publish(server, "%null", 0)
+    publish(server, "%null", 1)
+    log.fails = lambda message: message.data == b"0"
+    group, _ = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 1 and len(log.handled) == 1)
+
+    assert read(server, ParkedRecord, "parked.0").keys == {}
+    assert server.letters("g")[0].reason is LetterReason.DEAD_LETTER

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from nats.aio.client import Client
 
 from millstream_coordinator import Group, Message, read_view
+from millstream_coordinator.errors import GroupMissing
 from millstream_coordinator.operation.letters import Choice, replay
 from millstream_coordinator.operation.target import Target
 from tests.helpers.servers import Server
@@ -29,7 +30,10 @@ async def until_read(read: Callable[[], Awaitable[bool]], *, wanted: bool) -> No
 
 
 async def is_parked(client: Client, name: str) -> bool:
-    record = (await read_view(client, name)).parked.get(0)
+    try:
+        record = (await read_view(client, name)).parked.get(0)
+    except GroupMissing:
+        return False
     return record is not None and bool(record.keys)
 
 
@@ -38,7 +42,7 @@ async def has_unacked(client: Client, name: str, consumer: str) -> bool:
     return bool(info.num_ack_pending)
 
 
-async def test_a_parked_key_is_replayed_in_order_on_a_server(
+async def test_a_parked_key_outlives_its_bucket_and_is_replayed_in_order(
     server: Server, client: Client, name: str
 ) -> None:
     await fill(client, name, ["bad", "good", "bad", "bad", "good"])
@@ -61,6 +65,8 @@ async def test_a_parked_key_is_replayed_in_order_on_a_server(
 
     async with running(group):
         await until(lambda: group.stats().parked == 3)
+        await client.jetstream().delete_stream(f"KV_MILLSTREAM_{name}")
+        await until_read(lambda: is_parked(client, name), wanted=True)
         is_mended.set()
         await replay(Target(client, name), Choice(key="bad"))
         await client.jetstream().publish(f"{name}.0.bad", b"5")

@@ -18,14 +18,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import naming
-from ..model import FailurePolicy, MemberSettings, Message
+from ..model import FailurePolicy, LetterReason, MemberSettings, Message
 from ..partitioning.key import KeyRule
 from ..ports import (
     DeleteLetter,
     Done,
     Failure,
+    FindParked,
     Letter,
     Letters as LettersRead,
+    ParkedFound,
     ReadLetters,
     Reply,
     Stale,
@@ -147,6 +149,33 @@ class Letters:
             after = int(answer["message"]["seq"])
             letters.append(Letter(after, self._message(command, answer["message"])))
         return LettersRead(id=command.id, letters=tuple(letters))
+
+    async def find_parked(self, command: FindParked) -> Reply:
+        """Find the keys with parked letters: the oldest letter of each key says why it is there."""
+        mark = command.partition % self._settings.config.partitions
+        prefix = naming.dead_letter(self._settings.group, mark, "")
+        keys: dict[str, int] = {}
+        try:
+            for subject in await self._subjects(f"{prefix}*"):
+                wanted = {"seq": 1, "next_by_subj": subject}
+                answer = await self._api.call(f"STREAM.MSG.GET.{self.stream}", wanted)
+                headers = parse_headers(base64.b64decode(answer["message"].get("hdrs", "")))
+                if headers.get(naming.LETTER_REASON) == LetterReason.PARK:
+                    keys[subject.removeprefix(prefix)] = int(headers[naming.LETTER_SEQ])
+        except RequestFailed as error:
+            if error.code not in (*MESSAGE_GONE, STREAM_NOT_FOUND):
+                raise
+        return ParkedFound(id=command.id, keys=keys)
+
+    async def _subjects(self, pattern: str) -> list[str]:
+        found: list[str] = []
+        while True:
+            wanted = {"subjects_filter": pattern, "offset": len(found)}
+            answer = await self._api.call(f"STREAM.INFO.{self.stream}", wanted)
+            page = list(answer["state"].get("subjects") or ())
+            if not page or page[0] in found:
+                return found
+            found += page
 
     async def delete(self, command: DeleteLetter) -> Reply:
         """Delete a letter, if it is there."""

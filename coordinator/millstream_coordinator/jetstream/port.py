@@ -49,6 +49,7 @@ from ..ports import (
     DoubleAck,
     Failed,
     Failure,
+    FindParked,
     Heard,
     ListConsumers,
     Listen,
@@ -269,6 +270,7 @@ class JetStreamPort:
             DeleteConsumer: self._consumers.delete,
             StoreLetter: self._letters.store,
             ReadLetters: self._letters.read,
+            FindParked: self._letters.find_parked,
             DeleteLetter: self._letters.delete,
         }
 

@@ -607,7 +607,8 @@ class Owner:
         elif config.on_failure is FailurePolicy.STOP or self._is_full_of_parked(one):
             self._stop(one, message, error)
         else:
-            is_parking = config.on_failure is FailurePolicy.PARK
+            # Without a key there is nothing that would have to wait behind it.
+            is_parking = config.on_failure is FailurePolicy.PARK and message.key is not None
             reason = LetterReason.PARK if is_parking else LetterReason.DEAD_LETTER
             self._store(one, GivenUp(message, failure.letter_token(message), reason, error))
 

@@ -3,7 +3,9 @@
 Who parks writes ``parked.<n>`` by compare-and-set before it stores the first letter. A new owner
 **claims** the record before its first pull: it reads it, so it knows which keys are parked, and
 writes its own epoch into it, so that an owner it replaced, which may not know yet, can park nothing
-any more (its compare-and-set meets another revision, and then another epoch).
+any more (its compare-and-set meets another revision, and then another epoch). Where there is no
+record, because it is the first owner or the bucket was lost, the parked letters themselves say
+which keys are parked.
 
 A **replay** is asked for by an operator, who writes the key's token into ``replay``. The owner then
 
@@ -32,9 +34,11 @@ from ..ports import (
     Command,
     DeleteLetter,
     Done,
+    FindParked,
     Handle,
     KeyRead,
     Letters,
+    ParkedFound,
     ReadKey,
     ReadLetters,
     Reply,
@@ -52,7 +56,7 @@ if TYPE_CHECKING:
 
 LETTERS_AT_ONCE = 100
 _LOOK_AGAIN_S = 0.05
-_Read = Generator[Command | Pause, Reply, tuple[ParkedRecord, int] | None]
+_Read = Generator[Command | Pause, Reply, tuple[ParkedRecord | None, int] | None]
 
 
 def claim(owner: Owner, one: Ownership) -> Part:
@@ -61,11 +65,19 @@ def claim(owner: Owner, one: Ownership) -> Part:
     if read is None:
         return False
     record, revision = read
+    is_parking = owner.context.settings.config.on_failure is FailurePolicy.PARK
+    if record is None:
+        record = ParkedRecord()
+        if is_parking:
+            id_ = owner.context.steps.take_id()
+            found = yield FindParked(id=id_, partition=one.partition)
+            if not isinstance(found, ParkedFound):
+                return False
+            record = ParkedRecord(keys=found.keys)
     if record.epoch > one.epoch:
         # Only an owner that came later can have written that; the partition's record will say so.
         yield from owner.context.refresh(one.partition)
         return False
-    is_parking = owner.context.settings.config.on_failure is FailurePolicy.PARK
     claimed = replace(record, epoch=one.epoch)
     if is_parking or record.keys or record.replay:
         one.knows_parked = yield from _write(owner, one, claimed, revision)
@@ -81,7 +93,7 @@ def change_parked(
     while True:
         read = yield from _read(owner, one)
         if read is not None:
-            record, revision = read
+            record, revision = read[0] or ParkedRecord(), read[1]
             if record.epoch > one.epoch:
                 yield from owner.context.refresh(one.partition)
                 return False
@@ -160,17 +172,17 @@ def _delete(owner: Owner, letter_seq: int) -> DeleteLetter:
 
 
 def _read(owner: Owner, one: Ownership) -> _Read:
-    """Read the record and its revision; None: to be tried again."""
+    """Read the record (None: there is none to read) and its revision; None: try again."""
     key = parked_key(one.partition)
     reply = yield ReadKey(id=owner.context.steps.take_id(), key=key)
     if not isinstance(reply, KeyRead):
         return None
     if reply.value is None:
-        return ParkedRecord(), reply.revision
+        return None, reply.revision
     try:
         return decode(ParkedRecord, reply.value), reply.revision
     except BadRecord:
-        return ParkedRecord(), reply.revision
+        return None, reply.revision
 
 
 def _write(owner: Owner, one: Ownership, record: ParkedRecord, revision: int) -> Part:
