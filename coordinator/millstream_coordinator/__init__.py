@@ -40,6 +40,15 @@ if TYPE_CHECKING:
         Message,
         Retention,
     )
+    from .operation.logs import (
+        JsonLines,
+    )
+    from .operation.metrics import (
+        Metrics,
+    )
+    from .operation.target import (
+        Target,
+    )
     from .operation.view import (
         GroupView,
         read_view,
@@ -107,6 +116,7 @@ __all__ = [
     "GroupEvent",
     "GroupMissing",
     "GroupView",
+    "JsonLines",
     "KeyRule",
     "KeyRuleError",
     "KvSink",
@@ -116,6 +126,7 @@ __all__ = [
     "MemoryServer",
     "MemorySink",
     "Message",
+    "Metrics",
     "Output",
     "Partitioner",
     "PublishSink",
@@ -134,6 +145,7 @@ __all__ = [
     "Step",
     "StreamMissing",
     "StreamUnfit",
+    "Target",
     "TopicError",
     "Verdict",
     "VirtualLoop",
@@ -164,6 +176,7 @@ _HOMES = {
     "GroupEvent": "events",
     "GroupMissing": "errors",
     "GroupView": "operation.view",
+    "JsonLines": "operation.logs",
     "KeyRule": "partitioning.key",
     "KeyRuleError": "partitioning.key",
     "KvSink": "sinks",
@@ -173,6 +186,7 @@ _HOMES = {
     "MemoryServer": "memory",
     "MemorySink": "sinks",
     "Message": "model",
+    "Metrics": "operation.metrics",
     "Output": "sinks",
     "Partitioner": "partitioning.partition",
     "PublishSink": "sinks",
@@ -191,6 +205,7 @@ _HOMES = {
     "Step": "sinks",
     "StreamMissing": "errors",
     "StreamUnfit": "errors",
+    "Target": "operation.target",
     "TopicError": "partitioning.table",
     "Verdict": "sinks",
     "VirtualLoop": "virtual",
