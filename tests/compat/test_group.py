@@ -2,10 +2,11 @@
 
 import asyncio
 
+import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
-from millstream_coordinator import Group, KvSink, Message, read_view
+from millstream_coordinator import BatchSink, Group, GroupError, KvSink, Message, Output, read_view
 from millstream_coordinator.jetstream.api import Api
 from millstream_coordinator.jetstream.consumers import Consumers
 from millstream_coordinator.jetstream.keys import Bucket, bucket_config
@@ -27,6 +28,7 @@ from millstream_coordinator.ports import (
 from tests.coordinator.test_worker import Seen, fill, member, running, until
 from tests.helpers.versions import VersionServer
 
+ATOMIC_LEVEL = 2
 LEASES = {"2.10.26": False}
 """Where a key cannot run out by itself; everywhere else it can."""
 pytestmark = pytest.mark.real_server
@@ -210,6 +212,87 @@ async def test_what_a_bucket_holds_survives_a_restart(
     assert (await api.read(bucket.name, "part.0")).value == b"second"
 
 
+async def test_a_message_that_cannot_be_handled_becomes_a_letter(
+    server: VersionServer, client: Client, name: str
+) -> None:
+    """Dead letters"""
+    await fill(client, name, 14)
+    seen = Seen()
+    group = Group(
+        server.url,
+        stream=name.upper(),
+        name=name,
+        partitions=4,
+        on_failure="dead-letter",
+        max_attempts=2,
+    )
+
+    @group.handler(key=f"{name}.*.{{key}}")
+    async def handle(message: Message) -> None:
+        if message.data == b"3":
+            raise ValueError("not this one")
+        await seen(message)
+
+    async with running(group):
+        await until(lambda: len(seen.messages) == 13)
+
+    letter = await client.jetstream().get_last_msg(
+        f"MILLSTREAM_DLQ_{name}", f"millstream.dlq.{name}.3.k3"
+    )
+    assert letter.data == b"3"
+    assert letter.headers is not None
+    assert letter.headers["Millstream-Attempts"] == "2"
+    assert seen.of_key(b"k3") == [10]
+
+
+async def test_a_parked_key_waits_and_the_others_go_on(
+    server: VersionServer, client: Client, name: str
+) -> None:
+    """Parked keys"""
+    await fill(client, name, 21)
+    seen = Seen()
+    group = Group(
+        server.url,
+        stream=name.upper(),
+        name=name,
+        partitions=4,
+        on_failure="park",
+        max_attempts=1,
+    )
+
+    @group.handler(key=f"{name}.*.{{key}}")
+    async def handle(message: Message) -> None:
+        if message.key == b"k3":
+            raise ValueError("not this key")
+        await seen(message)
+
+    async with running(group):
+        await until(lambda: len(seen.messages) == 18)
+        subject = f"millstream.dlq.{name}.3.k3"
+
+        async def num_letters() -> int:
+            try:
+                info = await client.jetstream().stream_info(
+                    f"MILLSTREAM_DLQ_{name}", subjects_filter=subject
+                )
+            except nats.js.errors.NotFoundError:
+                return 0
+            return (info.state.subjects or {}).get(subject, 0)
+
+        async with asyncio.timeout(15):
+            while await num_letters() < 3:  # noqa: ASYNC110 - the server is polled, as users do
+                await asyncio.sleep(0.05)
+
+    assert sorted({one.key for one in seen.messages if one.key}) == [
+        b"k0",
+        b"k1",
+        b"k2",
+        b"k4",
+        b"k5",
+        b"k6",
+    ]
+
+
 async def test_effects_in_a_fenced_bucket(server: VersionServer, client: Client, name: str) -> None:
     """Fenced sink in a KV bucket"""
     await fill(client, name, 35)
@@ -242,3 +325,38 @@ async def test_a_group_can_be_looked_at(server: VersionServer, client: Client, n
         view = await read_view(client, name)
 
     assert {record.owner for record in view.partitions.values()} == {"a"}
+
+
+async def test_atomic_batches_are_used_or_refused_in_one_line(
+    server: VersionServer, client: Client, name: str
+) -> None:
+    """Atomic batches are used, or refused in one line before anything is sent"""
+    api = Api(client, 2.0)
+    await fill(client, name, 7)
+    level = (await api.call("INFO")).get("api", {}).get("level", 0)
+    output = f"{name.upper()}-OUT"
+    can = {"allow_atomic": True, "allow_rollup_hdrs": True} if level >= ATOMIC_LEVEL else {}
+    subjects = [f"{output}.>", f"millstream.sink.{name}.>"]
+    await api.call(f"STREAM.CREATE.{output}", {"name": output, "subjects": subjects, **can})
+    if level < ATOMIC_LEVEL:
+        with pytest.raises(GroupError, match=r"atomic batches need nats-server 2\.12"):
+            await BatchSink.open(client, stream=output, group=name)
+        assert (await client.jetstream().stream_info(output)).state.messages == 0
+        return
+    sink = await BatchSink.open(client, stream=output, group=name)
+    group = Group(server.url, stream=name.upper(), name=name, partitions=4)
+    count = 0
+
+    @group.handler(key=f"{name}.*.{{key}}")
+    async def copy(message: Message) -> None:
+        nonlocal count
+        key = (message.key or b"").decode()
+        one = Output(subject=f"{output}.{key}", data=message.data)
+        await sink.apply(message, [one])
+        count += 1
+
+    async with running(group):
+        await until(lambda: count == 7)
+
+    filtered = await client.jetstream().stream_info(output, subjects_filter=f"{output}.>")
+    assert sum((filtered.state.subjects or {}).values()) == 7
