@@ -200,13 +200,16 @@ class Faults:
             return set(entered) == lost
 
         names = " and ".join(victim.member for victim in victims)
-        await self._group.until(
-            is_taken_over, PATIENCE_S, f"{kind}: {sorted(lost)} of {names} taken over"
-        )
+        what = f"{kind}: {sorted(lost)} of {names} taken over"
+        try:
+            await self._group.until(is_taken_over, LATE_S, what)
+        except AssertionError:
+            print(f"  late: {what}", *await self._feed.where(), sep="\n")
+            await self._group.until(is_taken_over, PATIENCE_S, what)
         times = {number: at - since for number, at in entered.items()}
         self.tally.takeovers[TAKEOVER_GROUPS[kind]] += times.values()
         if max(times.values(), default=0.0) > LATE_S:
-            print(f"  late: {kind} of {names}: {times}", *self._group.story(since), sep="\n")
+            print(f"  late: {times}", *self._group.story(since), sep="\n")
 
     # ---- what is done ----
 

@@ -13,7 +13,7 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from tests.chaos.group_cluster import Cluster
+from tests.chaos.group_cluster import STREAM, Cluster
 
 BACKLOG = 150
 """Messages without an effect that each partition is given at least."""
@@ -74,3 +74,35 @@ class Feed:
                 await asyncio.sleep(_LOOK_S)
         self.messages[f"k{key}"].append((seq, data))
         self.acked[partition] += 1
+
+    async def where(self) -> list[str]:
+        """What is left of each partition and where the consumers stand: to see why it is late."""
+        partitions = range(self._group.partitions)
+        lines = [f"    backlogs {[self.backlog(one) for one in partitions]}"]
+        try:
+            infos = await self._jetstream.consumers_info(STREAM)
+        except (nats.errors.Error, nats.js.errors.Error) as error:
+            return [*lines, f"    no consumers: {error!r}"]
+        for one in infos:
+            delivered, floor = one.delivered, one.ack_floor
+            assert delivered is not None
+            assert floor is not None
+            lines.append(
+                f"    {one.name}: delivered #{delivered.stream_seq} ({delivered.consumer_seq}),"
+                f" floor #{floor.stream_seq}, {one.num_ack_pending} unacked,"
+                f" {one.num_pending} to come, {one.num_waiting} pulls"
+            )
+        for partition in partitions:
+            acked = {
+                seq
+                for key, messages in self.messages.items()
+                if int(key[1:]) % self._group.partitions == partition
+                for seq, _ in messages
+            }
+            missing = sorted(acked - self._group.done[partition])
+            entered = len(self._group.entered[partition].intersection(missing))
+            lines.append(
+                f"    p{partition}: {missing[:5]} … have no effect,"
+                f" {entered} of {len(missing)} were entered"
+            )
+        return lines

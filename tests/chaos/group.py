@@ -25,8 +25,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nats.errors
-import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import KeyValueConfig, RetentionPolicy
 from nats.js.errors import KeyNotFoundError
@@ -34,7 +32,7 @@ from nats.js.errors import KeyNotFoundError
 from tests.chaos.chain import decode, expected
 from tests.chaos.faults import HEARTBEAT_TIMEOUT_S, PATIENCE_S, SINK, TAKEOVER_GROUPS, Faults, Kind
 from tests.chaos.feed import Feed
-from tests.chaos.group_cluster import STREAM, Cluster
+from tests.chaos.group_cluster import Cluster
 from tests.chaos.group_worker import FENCED, PLAIN
 from tests.chaos.target import KINDS, Target, opened
 from tests.helpers.servers import EMBEDDED
@@ -153,7 +151,7 @@ async def run(
                 await _compare(client, feed, outcome)
         except (AssertionError, TimeoutError, OSError) as error:
             outcome.failure = f"{now}: {type(error).__name__}: {error}"
-            print(*group.story(began), *await _where(client, feed, group), sep="\n", flush=True)
+            print(*group.story(began), *await feed.where(), sep="\n", flush=True)
         tally = doing.tally
         outcome.faults = dict(tally.faults)
         outcome.takeovers = dict(tally.takeovers)
@@ -182,37 +180,6 @@ async def _compare(client: Client, feed: Feed, outcome: Outcome) -> None:
         outcome.violations += chain.violations
         if chain != right:
             outcome.wrong_keys.append(key)
-
-
-async def _where(client: Client, feed: Feed, group: Cluster) -> list[str]:
-    """What is left of each partition, and where its consumers stand: for whoever looks for why."""
-    lines = [f"    backlogs {[feed.backlog(one) for one in range(PARTITIONS)]}"]
-    try:
-        infos = await client.jetstream(timeout=5).consumers_info(STREAM)
-    except (nats.errors.Error, nats.js.errors.Error) as error:
-        return [*lines, f"    no consumers: {error!r}"]
-    for one in infos:
-        delivered, floor = one.delivered, one.ack_floor
-        assert delivered is not None
-        assert floor is not None
-        lines.append(
-            f"    {one.name}: delivered #{delivered.stream_seq} ({delivered.consumer_seq}),"
-            f" floor #{floor.stream_seq}, {one.num_ack_pending} unacked, {one.num_pending} to come,"
-            f" {one.num_waiting} pulls, leader {one.cluster.leader if one.cluster else None}"
-        )
-    for partition in range(PARTITIONS):
-        acked = {
-            seq
-            for key, messages in feed.messages.items()
-            if int(key[1:]) % PARTITIONS == partition
-            for seq, _ in messages
-        }
-        missing = sorted(acked - group.done[partition])
-        lines.append(
-            f"    p{partition}: {missing[:5]} … have no effect,"
-            f" {len(set(missing) & group.entered[partition])} of {len(missing)} were entered"
-        )
-    return lines
 
 
 def percentile(values: Sequence[float], share: float) -> float:
