@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -14,10 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from millstream_coordinator import Group, Message, read_view
-from millstream_coordinator.jetstream.api import API_PREFIX, api_prefix
-from millstream_coordinator.jetstream.port import JetStreamPort
-from millstream_coordinator.model import MemberSettings
-from millstream_coordinator.partitioning.key import KeyRule
+from millstream_coordinator.jetstream.api import api_prefix
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 
@@ -50,26 +46,6 @@ accounts {
 """
 
 
-class Prefixed:
-    """What makes a member's port over a connection on which JetStream is asked under a prefix."""
-
-    def __init__(self, client: Client, prefix: str) -> None:
-        self._client = client
-        self._prefix = prefix
-
-    def port(self, settings: MemberSettings, rule: KeyRule | None) -> JetStreamPort:
-        return JetStreamPort(self._client, settings, rule, prefix=self._prefix)
-
-    def now(self) -> float:
-        return time.monotonic()
-
-    def wall_ns(self) -> int:
-        return time.time_ns()
-
-    def chance(self) -> float:
-        return 0.5
-
-
 @asynccontextmanager
 async def configured(folder: Path, text: str, *, jetstream: str = "") -> AsyncIterator[Server]:
     """A nats-server with this configuration; ``jetstream`` goes into its block of that name."""
@@ -89,14 +65,12 @@ async def fill(client: Client, *, count: int = 20) -> None:
         await stream.publish(f"orders.{number % 4}.k{number % 8}", str(number).encode())
 
 
-async def work_through(
-    clients: list[Client], *, count: int = 20, prefix: str = API_PREFIX
-) -> list[Message]:
+async def work_through(clients: list[Client], *, count: int = 20, **more: Any) -> list[Message]:
     """Two members work through ORDERS, on these connections; what they were given."""
     seen = Seen()
     groups = []
     for client in clients:
-        group = Group(Prefixed(client, prefix), stream="ORDERS", name="g", partitions=4)
+        group = Group(client, stream="ORDERS", name="g", partitions=4, **more)
         group.handler(key="orders.*.{key}")(seen)
         groups.append(group)
     async with running(*groups):
@@ -191,7 +165,7 @@ async def test_the_domain_of_the_server_one_is_connected_to(tmp_path: Path) -> N
         connected(server.url, server.url) as clients,
     ):
         await fill(clients[0])
-        assert_in_order(await work_through(clients, prefix=api_prefix("hub")))
+        assert_in_order(await work_through(clients, domain="hub"))
         view = await read_view(clients[0], "g", prefix=api_prefix("hub"))
         assert view.config.partitions == 4
 
@@ -211,7 +185,7 @@ async def test_the_domain_of_a_hub_from_a_leaf_with_a_domain_of_its_own(tmp_path
         ):
             await fill(at_hub[0])
             await _reaches(at_leaf[0], api_prefix("hub"))
-            assert_in_order(await work_through(at_leaf, prefix=api_prefix("hub")))
+            assert_in_order(await work_through(at_leaf, domain="hub"))
             view = await read_view(at_hub[0], "g")
 
     assert view.config.partitions == 4
@@ -224,7 +198,7 @@ async def test_jetstream_imported_from_another_account(tmp_path: Path) -> None:
         connected(server.url, server.url, user="away", password="pw") as away,
     ):
         await fill(home[0])
-        assert_in_order(await work_through(away, prefix=api_prefix(prefix="js.home")))
+        assert_in_order(await work_through(away, api_prefix="js.home"))
         view = await read_view(home[0], "g")
 
     assert view.config.partitions == 4

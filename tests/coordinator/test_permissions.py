@@ -1,5 +1,6 @@
 """Least privilege on nats-server: users with exactly what is listed, and some who lack a bit."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import nats.js.errors
 import pytest
 from nats.aio.client import Client
 
-from millstream_coordinator import Group, read_view
+from millstream_coordinator import Group, Message, read_view
 from millstream_coordinator.errors import PermissionMissing
 from millstream_coordinator.jetstream.permissions import Needs, Role, config_text, needs
 from tests.helpers import require
@@ -114,6 +116,43 @@ async def test_a_group_works_with_exactly_what_is_listed(server: Server, root: C
     assert len(view.members) == 2
     assert seen.of_key(b"k3") == [3, 11, 19, 27, 35]
     assert "Violation" not in server.log[said:]
+
+
+@pytest.mark.parametrize("policy", ["dead-letter", "park"])
+async def test_dead_letters_and_parked_keys_need_nothing_else(
+    server: Server, root: Client, policy: str
+) -> None:
+    said = len(server.log)
+    seen = Seen()
+
+    async def handle(message: Message) -> None:
+        if message.key == b"bad":
+            raise ValueError("never")
+        await seen(message)
+
+    async with connected(server, "leader") as client:
+        group = Group(
+            client, stream=STREAM, name=GROUP, partitions=4, on_failure=policy, max_attempts=1
+        )
+        group.handler(key="orders.*.{key}")(handle)
+        async with running(group):
+            await until(lambda: len(group.partitions) == 4)
+            for key in ("bad", "good"):
+                await root.jetstream().publish(f"orders.1.{key}", b"1")
+            await until(lambda: len(seen.messages) == 1)
+            async with asyncio.timeout(15):
+                while not await _num_letters(root):  # noqa: ASYNC110 - the server is polled
+                    await asyncio.sleep(0.05)
+
+    assert "Violation" not in server.log[said:]
+
+
+async def _num_letters(client: Client) -> int:
+    try:
+        info = await client.jetstream().stream_info(f"MILLSTREAM_DLQ_{GROUP}")
+    except nats.js.errors.NotFoundError:
+        return 0
+    return info.state.messages
 
 
 @pytest.mark.parametrize(("kind", "place"), LACKS, ids=[lacking(*it) for it in LACKS])

@@ -31,8 +31,8 @@ FILTER_OVERLAP = (10099, 10100)
 STREAM_NAME_IN_USE = 10058
 UNAVAILABLE = 503
 """What a cluster says while it has no leader for something: asked again, it may say otherwise."""
-PASSING = (10005,)
-"""Said while a node is down: no suitable peers for placement."""
+PASSING = (10005, 10118)
+"""Said while a node is down: no suitable peers for placement, replicas that cannot be placed."""
 API_PREFIX = "$JS.API"
 READ_AT_ONCE = 64
 """Requests under way at one time where many keys are read."""

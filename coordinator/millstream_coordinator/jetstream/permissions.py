@@ -189,9 +189,8 @@ class _Listed:
         yield Grant(pattern=release, example=release)
 
     def letters(self, role: Role) -> Iterable[Grant]:
+        yield self._api(f"STREAM.INFO.{self._letters}")
         yield self._api(f"STREAM.MSG.GET.{self._letters}")
-        if role in (Role.OBSERVER, Role.ADMIN):
-            yield self._api(f"STREAM.INFO.{self._letters}")
         if role is not Role.OBSERVER:
             yield self._api(f"STREAM.MSG.DELETE.{self._letters}")
         if role is Role.ADMIN:
