@@ -238,6 +238,21 @@ class RecordTooNew:
     version: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinRefused:
+    """The group's bucket was lost, and cannot be made again yet: the member keeps trying."""
+
+    member: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamDoubtful:
+    """What the stream may do to messages that nobody has handled yet."""
+
+    text: str
+
+
 GroupEvent = (
     Joined
     | Left
@@ -261,6 +276,8 @@ GroupEvent = (
     | KeyReplayed
     | ConsumerReconciled
     | RecordTooNew
+    | JoinRefused
+    | StreamDoubtful
 )
 
 GROUP_EVENTS = (
