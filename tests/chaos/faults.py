@@ -57,7 +57,7 @@ class Kind(StrEnum):
     BUCKET = "bucket"
     """The group's bucket is deleted."""
     RESIZE = "resize"
-    """Every partition is split in two, or merged again; sometimes the leader dies in the middle."""
+    """Every partition is split in two, or merged; the leader may die or an owner hang meanwhile."""
 
 
 TAKEOVER_GROUPS = {
@@ -371,19 +371,33 @@ class Faults:
         before = (await self.until_whole()).config.active
         wanted = self._group.partitions * (2 if before == self._group.partitions else 1)
         await admin.resize(operated.Target(self._client, self._group.name), wanted)
-        if self._chance.random() < 0.5:
-            await asyncio.sleep(self._chance.uniform(0.0, 0.1))
-            leader = (await self._group.view()).leader
-            for worker in self._group.running():
-                if leader is not None and leader.member == worker.member:
-                    await self._group.kill(worker)
-                    await self._group.start()
-                    self.tally.leaders_hit += 1
-        await self._group.until_view(
-            lambda view: view.config.active == wanted and view.config.resize_to is None,
-            PATIENCE_S,
-            f"{wanted} partitions in place of {before}",
-        )
+        await asyncio.sleep(self._chance.uniform(0.0, 0.1))
+        hung: Worker | None = None
+        match self._chance.randrange(3):
+            case 0:
+                await self._kill_leader_if_worker()
+            case 1:
+                hung = self._chance.choice(self._group.running())
+                await self._group.hang(hung)
+            case _:
+                pass
+        try:
+            await self._group.until_view(
+                lambda view: view.config.active == wanted and view.config.resize_to is None,
+                PATIENCE_S,
+                f"{wanted} partitions in place of {before}",
+            )
+        finally:
+            if hung is not None:
+                self._group.wake(hung)
+
+    async def _kill_leader_if_worker(self) -> None:
+        leader = (await self._group.view()).leader
+        for worker in self._group.running():
+            if leader is not None and leader.member == worker.member:
+                await self._group.kill(worker)
+                await self._group.start()
+                self.tally.leaders_hit += 1
 
 
 def _owned(view: GroupView, worker: Worker) -> list[int]:

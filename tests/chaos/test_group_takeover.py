@@ -19,7 +19,7 @@ from tests.chaos.takeover import Takeovers, measure
 from tests.helpers import require
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
-KILLS = 10
+KILLS = 6
 MESSAGES = 1500
 pytestmark = pytest.mark.slow
 
