@@ -1,6 +1,7 @@
 """Letters on both servers: stored once, fenced, read in order, deleted."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from nats.aio.client import Client
@@ -155,6 +156,20 @@ async def test_a_letter_deleted_twice_is_deleted(letters: Letters, name: str) ->
 async def test_without_any_letter_there_is_nothing_to_read_or_delete(letters: Letters) -> None:
     assert not (await read(letters)).letters
     assert await letters.delete(DeleteLetter(id=9, letter_seq=1)) == Done(id=9)
+
+
+async def test_a_letter_says_its_partition_at_the_finest_level(client: Client, name: str) -> None:
+    rule = KeyRule.parse(f"{name}.{{partition}}.{{partition:8}}.{{key}}")
+    api = Api(client, 2.0)
+    config = ConfigRecord(partitions=4, stream=name.upper(), filter=None)
+    settings = MemberSettings(group=name, member="m", instance="i", config=config)
+    letters = Letters(api, settings, rule, Streams(api, settings, rule))
+    command = letter(name, 5)
+    message = replace(command.message, subject=f"{name}.2.6.k")
+
+    await letters.store(replace(command, message=message))
+
+    assert (await read(letters)).letters[0].message.finest == 6
 
 
 def test_headers_that_mean_something_to_the_server_are_kept_under_other_names() -> None:

@@ -217,6 +217,7 @@ class Letters:
         own = original_headers(headers)
         data = base64.b64decode(stored.get("data", ""))
         subject = headers[naming.LETTER_SUBJECT]
+        finest = self._rule.partition_of(subject, max(self._rule.finer, default=None))
         return Message(
             subject=subject,
             data=data,
@@ -227,4 +228,5 @@ class Letters:
             epoch=command.epoch,
             timestamp_ns=int(headers.get(naming.LETTER_STORED, 0)),
             mark=command.partition % self._settings.config.partitions,
+            finest=command.partition if finest is None else finest,
         )

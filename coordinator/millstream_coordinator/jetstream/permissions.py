@@ -29,7 +29,7 @@ from nats.aio.client import Client
 
 from .. import naming
 from ..errors import PermissionMissing, ServerUnreachable
-from .api import API_PREFIX, forbids
+from .api import API_PREFIX, Api, forbids
 from .keys import MADE_KEY
 
 _HARMLESS = {"Nats-Expected-Stream": "-", "Nats-Expected-Last-Sequence": str(2**62)}
@@ -255,7 +255,7 @@ async def check(client: Client, needed: Needs, timeout_s: float) -> None:
             if forbids(client.last_error, grant.example, "subscription"):
                 missing.append(f"subscribe to {grant.pattern!r}")
     except nats.errors.Error as error:
-        raise ServerUnreachable(str(client.connected_url or "?"), str(error)) from error
+        raise ServerUnreachable(Api(client, timeout_s).url, str(error)) from error
     if missing:
         raise PermissionMissing(needed.group, missing)
 
