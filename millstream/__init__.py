@@ -3,7 +3,7 @@
 The public names live in the packages that own them and are loaded when first asked for, so that a
 worker never imports Kafka and a broker never imports a client:
 
-- ``Group``, ``Message``, ``Publisher``, the sinks, ``MemoryServer`` and ``run_virtual`` from
+- ``Group``, ``Membership``, ``Message``, ``Publisher``, the sinks, ``MemoryServer`` and ``run_virtual`` from
   ``millstream_coordinator``
 - ``Broker`` from ``millstream_broker``
 - ``Bridge`` from ``millstream_bridge``
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BatchSink,
         Group,
         KvSink,
+        Membership,
         MemoryServer,
         Message,
         Publisher,
@@ -33,6 +34,7 @@ __all__ = [
     "Broker",
     "Group",
     "KvSink",
+    "Membership",
     "MemoryServer",
     "Message",
     "PublishSink",
@@ -50,6 +52,8 @@ _HOMES = {
             "Group",
             "KvSink",
             "MemoryServer",
+            "Membership",
+            "Membership",
             "Message",
             "Publisher",
             "PublishSink",

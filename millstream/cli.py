@@ -47,7 +47,8 @@ COMMANDS = {
         plain=True,
     ),
     "coordinator": Command(
-        "partitioned groups: lead one, describe one", "millstream_coordinator.operation.cli:app"
+        "partitioned groups: look at them, change them, lead them",
+        "millstream_coordinator.operation.cli:app",
     ),
     "bridge": Command("Kafka topics into NATS: run, verify, barrier", "millstream_bridge.cli:app"),
     "pub": Command("publish messages", "millstream.messaging:app", inner="pub"),
