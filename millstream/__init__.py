@@ -3,8 +3,8 @@
 The public names live in the packages that own them and are loaded when first asked for, so that a
 worker never imports Kafka and a broker never imports a client:
 
-- ``Group``, ``Membership``, ``Message``, ``Publisher``, the sinks, ``MemoryServer`` and ``run_virtual`` from
-  ``millstream_coordinator``
+- ``Group``, ``Membership``, ``Message``, ``Publisher``, the sinks, ``MemoryServer`` and
+  ``run_virtual`` from ``millstream_coordinator``
 - ``Broker`` from ``millstream_broker``
 - ``Bridge`` from ``millstream_bridge``
 """
@@ -52,7 +52,6 @@ _HOMES = {
             "Group",
             "KvSink",
             "MemoryServer",
-            "Membership",
             "Membership",
             "Message",
             "Publisher",
