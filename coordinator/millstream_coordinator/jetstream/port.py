@@ -87,10 +87,14 @@ OLDEST = (2, 10)
 
 
 def check_version(url: str, version: ServerVersion) -> None:
-    """Refuse, with ServerUnfit, a server that is too old for any group."""
-    if (0, 0) < (version.major, version.minor) < OLDEST:
-        is_, least = f"{version.major}.{version.minor}.{version.patch}", ".".join(map(str, OLDEST))
-        raise ServerUnfit(url, f"it is nats-server {is_}, a group needs {least} or newer")
+    """Refuse, with ServerUnfit, a server that is too old for any group; any other name is fine."""
+    try:
+        found = (version.major, version.minor, version.patch)
+    except ValueError:
+        return
+    if (0, 0) < found[:2] < OLDEST:
+        said, least = (".".join(map(str, one)) for one in (found, OLDEST))
+        raise ServerUnfit(url, f"it is nats-server {said}, a group needs {least} or newer")
 
 
 class JetStreamPort:
@@ -186,10 +190,11 @@ class JetStreamPort:
         try:
             await self._api.request(naming.probe(settings.group, settings.member))
         except RequestFailed as error:
-            if error.reason is not Failure.TIMEOUT:
-                raise ServerUnreachable(self._api.url, str(error)) from error
-            missing = "answer a probe (allow_responses)"
-            raise PermissionMissing(settings.group, [missing]) from error
+            # The forbidden answer is this connection's own, to an inbox of its own.
+            if "permissions violation for publish" in str(self._wire.client.last_error).lower():
+                missing = "answer a probe (allow_responses)"
+                raise PermissionMissing(settings.group, [missing]) from error
+            raise ServerUnreachable(self._api.url, f"a probe of oneself: {error}") from error
 
     async def _look(self) -> None:
         """Check server and streams before anything is changed."""
