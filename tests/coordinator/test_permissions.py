@@ -1,6 +1,8 @@
 """Least privilege on nats-server: users with exactly what is listed, and some who lack a bit."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -203,6 +205,40 @@ async def test_trying_permissions_stores_nothing(root: Client, server: Server) -
 
         assert (await read_view(root, GROUP)).config == before.config
         assert (await root.jetstream().stream_info(STREAM)).state.messages == 0
+
+
+async def test_a_permission_that_is_taken_away_later_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    require.need("nats")
+    config = tmp_path / "server.conf"
+
+    def write(needed: Needs) -> None:
+        user = f"{{user: u, password: pw, {config_text(needed)}}}"
+        config.write_text(
+            f'jetstream {{ store_dir: "{tmp_path}/store" }}\n'
+            f"authorization {{ users: [{{user: root, password: pw}}, {user}] }}\n"
+        )
+
+    saving = f"$KV.MILLSTREAM_{GROUP}.members.*"
+    place = [grant.pattern for grant in LEADER.publish].index(saving)
+    write(LEADER)
+    with Server(
+        REAL, tmp_path / "unused", arguments=("-c", str(config)), jetstream=False
+    ) as server:
+        async with connected(server, "root") as root, connected(server, "u") as client:
+            await root.jetstream().add_stream(name=STREAM, subjects=["orders.*.*"])
+            async with running(group := member(client, Seen(), member="m")):
+                await until(lambda: len(group.partitions) == 4)
+                write(without(LEADER, "publish", place))
+                os.kill(server.pid, signal.SIGHUP)
+                await until(lambda: "no permission" in caplog.text)
+                write(LEADER)
+                os.kill(server.pid, signal.SIGHUP)
+                await until(lambda: "Reloaded" in server.log)
+
+    said = [one.getMessage() for one in caplog.records if "no permission" in one.getMessage()]
+    assert said == [f"group g: no permission to publish to '$KV.MILLSTREAM_{GROUP}.members.m'"]
 
 
 def test_the_snippet_is_a_users_permissions(tmp_path: Path) -> None:

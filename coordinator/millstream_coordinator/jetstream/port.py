@@ -69,7 +69,7 @@ from ..ports import (
     Watch as WatchCommand,
     WriteKey,
 )
-from .api import API_PREFIX, Api, RequestFailed, pass_cancellation
+from .api import API_PREFIX, Api, Forbidden, RequestFailed, pass_cancellation
 from .consumers import Consumers
 from .keys import Bucket
 from .letters import Letters
@@ -121,6 +121,8 @@ class JetStreamPort:
         self._subscriptions: list[Subscription] = []
         self._listening: list[Subscription] = []
         self._listen_number = 0
+        self._forbidden: set[str] = set()
+        """What was found to be forbidden later than at the start; each is said once."""
         self._is_connected = True
         self._reconnects = 0
         self._is_closed = False
@@ -255,6 +257,14 @@ class JetStreamPort:
         try:
             reply = await self._answers[type(command)](command)
         except RequestFailed as error:
+            if isinstance(error, Forbidden) and error.subject not in self._forbidden:
+                self._forbidden.add(error.subject)
+                logger.warning(
+                    "group %s: %s",
+                    self._settings.group,
+                    error.detail,
+                    extra={"event": "permission_missing"},
+                )
             id_ = getattr(command, "id", 0)
             reply = Failed(id=id_, reason=error.reason, detail=error.detail)
         self._wire.tell(reply)
