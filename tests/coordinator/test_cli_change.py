@@ -25,7 +25,8 @@ from millstream_coordinator.operation.cli import app
 from millstream_coordinator.operation.cli_look import ranges
 from millstream_coordinator.operation.target import Target
 from tests.coordinator.made_group import control, make_group, make_letters, make_stream, partition
-from tests.helpers.servers import Server
+from tests.helpers import require
+from tests.helpers.servers import REAL, Server
 
 T = TypeVar("T")
 
@@ -467,3 +468,31 @@ def test_permissions_are_printed_as_a_servers_configuration_wants_them() -> None
     assert result.exit_code == 0
     assert result.stdout.startswith("permissions {\n  publish: [\n")
     assert '"$JS.API.STREAM.INFO.S"' in result.stdout
+
+
+@pytest.mark.real_server  # the embedded broker has no users with permissions
+@pytest.mark.parametrize(
+    ("command", "subject"),
+    [
+        (("ls",), "$JS.API.STREAM.NAMES"),
+        (("describe", "g"), "$JS.API.STREAM.INFO.KV_MILLSTREAM_g"),
+        (("pause", "g"), "$JS.API.STREAM.INFO.KV_MILLSTREAM_g"),
+    ],
+)
+def test_a_permission_that_is_missing_is_named_in_one_line_and_exit_2(
+    tmp_path: Path, command: tuple[str, ...], subject: str
+) -> None:
+    require.need("nats")
+    conf = tmp_path / "server.conf"
+    conf.write_text(
+        "authorization { users = [ {user: me, password: x,"
+        ' permissions: {publish: ["$JS.API.INFO"], subscribe: ["_INBOX.>"]}} ] }\n'
+    )
+    with Server(REAL, tmp_path / "store", arguments=("-c", str(conf))) as guarded:
+        url = guarded.url.replace("nats://", "nats://me:x@")
+        result = CliRunner().invoke(app, [*command, "--nats", url])
+
+    assert result.exit_code == 2
+    assert f"no permission to publish to {subject!r}" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "any" not in result.stderr

@@ -17,7 +17,6 @@ app = typer.Typer(
     help="Partitioned groups: look at them, change them, lead them.",
     add_completion=False,
     rich_markup_mode=None,
-    no_args_is_help=True,
 )
 cli_look.register(app)
 cli_change.register(app)

@@ -45,7 +45,6 @@ def register(app: typer.Typer) -> None:
     dlq = typer.Typer(
         help="Dead letters and parked keys: list, show, replay, drop.",
         rich_markup_mode=None,
-        no_args_is_help=True,
     )
     app.add_typer(dlq, name="dlq")
     _register_look(dlq)

@@ -40,7 +40,7 @@ from ..jetstream.api import (
 )
 from ..model import PartitionRecord, PartitionState, Retention
 from ..partitioning.layout import Place, place
-from .target import Target, side_by_side, streams
+from .target import Target, group_names, side_by_side, streams
 from .view import GroupView
 
 SCHEMA = "millstream.coordinator.describe/1"
@@ -207,12 +207,8 @@ class GroupLine:
 
 async def list_groups(connection: Client, *, prefix: str = API_PREFIX) -> list[GroupLine]:
     """Every group of the server (or the account), by name. Raises ServerUnreachable."""
-    head = f"KV_{naming.bucket('')}"
-    anything = Target(connection, "any", prefix=prefix)
-    with anything.errors():
-        names = await anything.api.stream_names()
-    groups = [it.removeprefix(head) for it in sorted(names) if it.startswith(head)]
-    lines = await side_by_side(_line(connection, it, prefix) for it in groups)
+    names = await group_names(connection, prefix=prefix)
+    lines = await side_by_side(_line(connection, it, prefix) for it in names)
     return [line for line in lines if line is not None]
 
 

@@ -37,7 +37,7 @@ from ..partitioning.key import KeyRule
 from ..worker import Group
 from .connect import one_error, unless_stopped
 from .settings import CoordinatorSettings
-from .target import Target
+from .target import Target, group_names
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,9 @@ class Service:
         is_first = True
         while not stopping.is_set():
             try:
-                names = await unless_stopped(stopping, self._names())
+                names = await unless_stopped(
+                    stopping, group_names(self.connection, prefix=self.settings.api_prefix)
+                )
             except ServerUnreachable as error:
                 if is_first:
                     raise
@@ -192,13 +194,6 @@ class Service:
                 async with asyncio.timeout(SCAN_S):
                     await stopping.wait()
         await self._until_stopped(stopping, list(members.values()))
-
-    async def _names(self) -> list[str]:
-        target = self.target("any")
-        head = f"KV_{naming.bucket('')}"
-        with target.errors():
-            streams = await target.api.stream_names()
-        return sorted(it.removeprefix(head) for it in streams if it.startswith(head))
 
     async def _keep_leading(self, name: str, stopping: asyncio.Event) -> None:
         """Lead one of all groups, again and again until it is gone."""

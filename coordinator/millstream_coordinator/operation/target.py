@@ -20,6 +20,7 @@ from nats.aio.client import Client
 from .. import naming
 from ..errors import (
     Contended,
+    GroupError,
     GroupMissing,
     NotPossible,
     PermissionMissing,
@@ -174,6 +175,22 @@ class Target:
         except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
             reason = str(error) or type(error).__name__
             raise ServerUnreachable(self.api.url, reason) from error
+
+
+async def group_names(connection: Client, *, prefix: str = API_PREFIX) -> list[str]:
+    """What may be groups of the server, by their buckets' names, in order.
+
+    Raises ServerUnreachable, and GroupError when the list may not be read.
+    """
+    head = f"KV_{naming.bucket('')}"
+    api = Api(connection, TIMEOUT_S, prefix)
+    try:
+        streams = await api.stream_names()
+    except Forbidden as error:
+        raise GroupError(f"no permission to publish to {error.subject!r}") from error
+    except RequestFailed as error:
+        raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
+    return sorted(it.removeprefix(head) for it in streams if it.startswith(head))
 
 
 def streams(config: ConfigRecord) -> list[str]:
