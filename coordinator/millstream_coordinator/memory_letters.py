@@ -67,13 +67,6 @@ class MemoryLetters:
             one for one in self._letters.values() if one.message.mark == mark and one.token == token
         ]
 
-    def _find_parked(self, command: FindParked, mark: int) -> Reply:
-        keys: dict[str, int] = {}
-        for one in self._letters.values():
-            if one.message.mark == mark and one.reason is LetterReason.PARK:
-                keys.setdefault(one.token, one.message.seq)
-        return ParkedFound(id=command.id, keys=keys)
-
     def _store(self, command: StoreLetter) -> Reply:
         message = command.message
         before = self._of_key(message.mark, command.token)
@@ -91,6 +84,13 @@ class MemoryLetters:
                 stored_ns=command.stored_ns,
             )
         return Done(id=command.id)
+
+    def _find_parked(self, command: FindParked, mark: int) -> Reply:
+        keys: dict[str, int] = {}
+        for one in self._letters.values():
+            if one.message.mark == mark and one.reason is LetterReason.PARK:
+                keys.setdefault(one.token, one.message.seq)
+        return ParkedFound(id=command.id, keys=keys)
 
     def _read(self, command: ReadLetters, mark: int) -> Reply:
         found = self._of_key(mark, command.token)[: command.max_count]

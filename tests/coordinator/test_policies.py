@@ -445,3 +445,20 @@ async def test_a_message_without_a_key_parks_nothing() -> None:
 
     assert read(server, ParkedRecord, "parked.0").keys == {}
     assert server.letters("g")[0].reason is LetterReason.DEAD_LETTER
+
+
+@virtual
+async def test_all_that_failed_while_a_partition_stopped_goes_on_with_it() -> None:
+    server, log = open_server(), Log()
+    publish(server, "a", 0)
+    publish(server, "b", 1)
+    log.fails = lambda message: len(log.calls) <= 2
+    group, _ = make(server, log, on_failure="stop", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(log.calls) == 2 and stopped_seq(server) is not None)
+        record = read(server, PartitionRecord, "part.0")
+        write(server, "part.0", replace(record, stopped_seq=None, stopped_error=""))
+        await server.until(lambda: len(log.handled) == 2)
+
+    assert sorted(log.handled) == [(b"a", 0), (b"b", 1)]

@@ -76,7 +76,7 @@ def store(owner: Owner, one: Ownership, given_up: GivenUp) -> Script:
             stored_ns=owner.context.wall_ns,
         )
         if isinstance(reply, Done):
-            owner.letter_stored(one, given_up)
+            owner.failures.letter_stored(one, given_up)
             return
         if isinstance(reply, Stale):
             one.given_up.pop(message.seq, None)

@@ -29,36 +29,20 @@ calls again at `next_deadline`. Nothing here reads a clock: ``now`` is monotonic
 from enum import Enum, auto
 
 from ..errors import (
-    BadRecord,
-    ConfigMismatch,
     GroupError,
-    GroupTooNew,
     MemberReplaced,
-    StreamUnfit,
 )
 from ..events import (
-    Cause,
+    GROUP_EVENTS,
     GroupEvent,
     Joined,
-    LeaderChanged,
     Left,
-    PartitionMoved,
-    Paused,
-    RecordTooNew,
-    Resized,
-    Resizing,
-    Resumed,
 )
 from ..model import (
-    ConfigRecord,
-    ControlRecord,
     LeaderRecord,
-    MemberRecord,
     MemberSettings,
     Message,
     PartitionState,
-    decode,
-    encode,
 )
 from ..naming import (
     CONFIG_KEY,
@@ -87,30 +71,25 @@ from ..ports import (
     Happening,
     Heard,
     KeyChanged,
-    KeyRead,
-    Prepare,
-    Prepared,
     Probe,
     PullEnded,
     PullIdle,
-    ReadKey,
     Reconnected,
     Reply,
     Stop,
     Watch,
     WatchCaughtUp,
-    WriteKey,
-    Written,
 )
-from .agreement import agree, differences
-from .book import VERSION, numbered, version_of
-from .context import Context, Part
+from .book import numbered
+from .context import Context
 from .election import Election
 from .handoff import RETRY_S
+from .joining import Joining
 from .leader import Leader
 from .owner import Owner
 from .ownership import OwnershipState
 from .steps import Pause, Script
+from .witness import Witness
 
 
 class Phase(Enum):
@@ -130,19 +109,15 @@ class GroupMachine:
         self.owner = Owner(self.context)
         self.leader: Leader | None = None
         self.election = Election(self.context)
+        self.joining = Joining(self.context, self.owner, self._end)
+        self.witness = Witness(self.context)
         self.phase = Phase.JOINING
         self._is_caught_up = False
         self._beat_at = float("inf")
         self._renew_at = float("inf")
         self._leave_by = float("inf")
         self._stopped_at = float("-inf")
-        self._is_away = False
         self._probes: dict[int, str] = {}
-        self._known_leader: str | None = None
-        self._known_owners: dict[int, tuple[int, str | None]] = {}
-        self._known_config: ConfigRecord | None = None
-        self._known_control = ControlRecord()
-        self._told_too_new: set[tuple[str, int]] = set()
 
     # ---- for the edge ----
 
@@ -188,10 +163,11 @@ class GroupMachine:
         self._leave_by = now + self.context.settings.timing.drain_timeout_s
         if not is_known:
             self._end(None)
-        elif self._keeps_partitions:
+        elif self.joining.grace_s:
             self.owner.put_down()
         else:
-            self.context.steps.start("member", self._write_member(), now)
+            self.joining.is_leaving = True
+            self.context.steps.start("member", self.joining.renew(), now)
         self._settle_news()
 
     def receive(self, event: Happening | Reply, now: float, wall_ns: int = 0) -> None:
@@ -217,7 +193,7 @@ class GroupMachine:
                 self.context.out.append(Beat(sent_at=now, deaf_s=self.context.deaf_s))
         if now >= self._renew_at and self.context.is_connected:
             self._renew_at = now + timing.lease_s / 3
-            self.context.steps.start("member", self._write_member(), now)
+            self.context.steps.start("member", self.joining.renew(), now)
         self._watch_others()
         self.owner.tick()
         if now >= min(self._leave_by, self._give_up_at):
@@ -229,7 +205,7 @@ class GroupMachine:
     def may_begin(self, message: Message, now: float) -> bool:
         """Whether a handler call that was handed out may still begin."""
         self.context.now = now
-        return self.phase is not Phase.GONE and self.owner.may_begin(message)
+        return self.phase is not Phase.GONE and self.owner.handing.may_begin(message)
 
     def next_call(self, now: float) -> tuple[Message, ...] | None:
         """Take the messages of a handler call that begins now; None: there is none to make.
@@ -237,12 +213,12 @@ class GroupMachine:
         What else comes of it is let out by `flush`, soon.
         """
         self.context.now = now
-        return None if self.phase is Phase.GONE else self.owner.next_call()
+        return None if self.phase is Phase.GONE else self.owner.handing.next_call()
 
     @property
     def num_callable(self) -> int:
         """How many handler calls could begin."""
-        return 0 if self.phase is Phase.GONE else self.owner.num_callable
+        return 0 if self.phase is Phase.GONE else self.owner.handing.num_callable
 
     def handled(self, message: Message, now: float) -> Message | None:
         """Take a call that returned; the next message, if one is to be handled at once.
@@ -250,13 +226,13 @@ class GroupMachine:
         What else comes of it is let out by `flush`, soon.
         """
         self.context.now = now
-        return None if self.phase is Phase.GONE else self.owner.handled(message)
+        return None if self.phase is Phase.GONE else self.owner.handing.handled(message)
 
     def flush(self, now: float) -> None:
         """Let out what `handled` gathered."""
         self.context.now = now
         if self.phase is not Phase.GONE:
-            self.owner.dispatch()
+            self.owner.handing.dispatch()
 
     @property
     def next_deadline(self) -> float:
@@ -321,7 +297,7 @@ class GroupMachine:
             case Delivered():
                 self.owner.on_delivered(event)
             case Handled():
-                self.owner.on_handled(event)
+                self.owner.handing.on_handled(event)
             case PullIdle():
                 self.owner.on_idle(event)
             case PullEnded():
@@ -391,121 +367,16 @@ class GroupMachine:
         self.context.steps.start("join", self._join_script(), self.context.now)
 
     def _join_script(self) -> Script:
-        while not (yield from self._join_once()):
-            yield Pause(RETRY_S)
+        yield from self.joining.join()
         self.context.out.append(Watch())
         self._beat_at = self.context.now
         self._renew_at = self.context.now + self.context.settings.timing.lease_s / 3
-
-    def _join_once(self) -> Part:
-        context = self.context
-        prepared = yield Prepare(id=context.steps.take_id())
-        if not isinstance(prepared, Prepared):
-            self._give_up_if_refused(prepared)
-            return False
-        context.has_key_ttl = prepared.has_key_ttl
-        if not (yield from self._agree()):
-            return False
-        if not (yield from self.owner.load()):
-            return False
-        if not (yield from context.refresh_key(member_key(context.settings.member))):
-            return False
-        return (yield from self._put_member())
-
-    def _give_up_if_refused(self, reply: Reply) -> None:
-        if isinstance(reply, Failed) and reply.reason in (Failure.REFUSED, Failure.STREAM_GONE):
-            stream = self.context.settings.config.stream or ""
-            self._end(StreamUnfit(stream, reply.detail))
-
-    def _agree(self) -> Part:
-        """Write ``cfg``, or find that it says the same."""
-        context = self.context
-        wanted = context.settings.config
-        read = yield ReadKey(id=context.steps.take_id(), key=CONFIG_KEY)
-        if not isinstance(read, KeyRead):
-            return False
-        if read.value is None:
-            # What was known of a bucket that is gone: it may have had more partitions by then.
-            return (yield from self._put_config(agree(context.config, wanted), read.revision))
-        version = version_of(read.value)
-        if version > VERSION:
-            self._end(GroupTooNew(context.settings.group, version, VERSION))
-            return False
-        try:
-            found = decode(ConfigRecord, read.value)
-        except BadRecord as error:
-            self._end(error)
-            return False
-        differing = differences(found, wanted)
-        if differing is not None:
-            has, wants = differing
-            self._end(ConfigMismatch(context.settings.group, wants, has))
-            return False
-        agreed = agree(found, wanted)
-        if agreed != found:
-            return (yield from self._put_config(agreed, read.revision))
-        context.note(CONFIG_KEY, read.value, read.revision)
-        return True
-
-    def _put_config(self, config: ConfigRecord, revision: int) -> Part:
-        value = encode(config)
-        id_ = self.context.steps.take_id()
-        wrote = yield WriteKey(id=id_, key=CONFIG_KEY, value=value, revision=revision)
-        if isinstance(wrote, Written):
-            self.context.note(CONFIG_KEY, value, wrote.revision)
-        return isinstance(wrote, Written)
-
-    def _put_member(self) -> Part:
-        """Write ``members.<id>`` over whatever is known to be there."""
-        context = self.context
-        settings = context.settings
-        key = member_key(settings.member)
-        value = encode(
-            MemberRecord(
-                instance=settings.instance,
-                capacity=settings.capacity,
-                labels=settings.labels,
-                host=settings.host,
-                pid=settings.pid,
-                joined_ns=settings.joined_ns,
-                is_static=settings.is_static,
-                is_leaving=self.phase is Phase.LEAVING and not self._keeps_partitions,
-                is_away=self._is_away,
-                software=settings.software,
-            )
-        )
-        wrote = yield WriteKey(
-            id=context.steps.take_id(),
-            key=key,
-            value=value,
-            revision=context.book.revision(key),
-            ttl_s=settings.timing.lease_s + self._grace_s,
-        )
-        if not isinstance(wrote, Written):
-            return False
-        context.note(key, value, wrote.revision)
-        return True
-
-    def _write_member(self) -> Script:
-        """Renew ``members.<id>``, unless another process has the name now."""
-        key = member_key(self.context.settings.member)
-        while not (yield from self._put_member()):
-            yield Pause(RETRY_S)
-            yield from self.context.refresh_key(key)
-            if self._is_replaced():
-                return
-
-    def _is_replaced(self) -> bool:
-        settings = self.context.settings
-        record = self.context.book.members.get(settings.member)
-        return record is not None and record.instance != settings.instance
 
     def _on_caught_up(self) -> None:
         if self._is_caught_up or (self.phase is Phase.JOINING and "join" in self.context.steps):
             return
         self._is_caught_up = True
-        for partition, record in self.context.book.partitions.items():
-            self._known_owners.setdefault(partition, (record.epoch, record.owner))
+        self.witness.look()
         if self.phase is Phase.JOINING:
             self.phase = Phase.MEMBER
             self.context.tell(Joined(member=self.context.settings.member))
@@ -519,7 +390,7 @@ class GroupMachine:
         """End a leaving member's life once nothing names it any more."""
         if self.phase is not Phase.LEAVING or "leave" in self.context.steps:
             return
-        if self._keeps_partitions:
+        if self.joining.grace_s:  # what it owns waits for the next process under its name
             if self.owner.is_put_down:
                 self.context.steps.start("leave", self._leave_for_a_while(), self.context.now)
             return
@@ -546,24 +417,14 @@ class GroupMachine:
             heard_at = max(heard_at, self._stopped_at)
         return heard_at + self.context.settings.timing.heartbeat_timeout_s
 
-    @property
-    def _grace_s(self) -> float:
-        settings = self.context.settings
-        return settings.timing.static_grace_s if settings.is_static else 0.0
-
-    @property
-    def _keeps_partitions(self) -> bool:
-        """Whether what this member owns waits for the next process under its name."""
-        return self._grace_s > 0
-
     def _leave_for_a_while(self) -> Script:
         """Save what was done, say so, let somebody else lead, and go."""
         context = self.context
         while context.has_stream and not (yield from self.owner.save()):
             yield Pause(RETRY_S)
         self.context.steps.cancel("member")
-        self._is_away = True
-        yield from self._put_member()
+        self.joining.is_away = True
+        yield from self.joining.put_member()
         if self.leader is not None:
             revision = context.book.revision(LEADER_KEY)
             yield DeleteKey(id=context.steps.take_id(), key=LEADER_KEY, revision=revision)
@@ -608,7 +469,7 @@ class GroupMachine:
             if not self.context.changed:
                 break
         self._leave_if_free()
-        self.owner.dispatch()
+        self.owner.handing.dispatch()
 
     def _is_over(self) -> bool:
         return self.phase is Phase.GONE
@@ -616,7 +477,7 @@ class GroupMachine:
     def _on_key(self, key: str) -> None:
         if not self._is_caught_up or self._is_over():
             return
-        self._note_too_new(key)
+        self._tell_all(self.witness.see_key(key))
         if key == LEADER_KEY:
             self._on_leader()
         elif key == CONFIG_KEY:
@@ -629,60 +490,39 @@ class GroupMachine:
         elif (partition := numbered(key, PARTITION_PREFIX)) is not None:
             self._on_partition(partition)
         elif (partition := numbered(key, PARKED_PREFIX)) is not None:
-            self.owner.on_parked(partition)
-
-    def _note_too_new(self, key: str) -> None:
-        version = self.context.book.too_new.get(key)
-        if version is not None and (key, version) not in self._told_too_new:
-            self._told_too_new.add((key, version))
-            self.context.tell(RecordTooNew(key=key, version=version))
+            self.owner.failures.on_parked(partition)
 
     def _settle_all(self) -> None:
         for partition in sorted({*range(self.context.num_partitions), *self.owner.owned}):
             self.owner.settle(partition)
 
-    def _tell_all(self, event: GroupEvent) -> None:
+    def _tell_all(self, *events: GroupEvent | None) -> None:
         """Tell what every member sees; the leader keeps it."""
-        self.context.tell(event)
-        if self.leader is not None:
-            self.leader.keep(event)
+        for event in events:
+            if event is not None:
+                self.context.tell(event)
+                if self.leader is not None and isinstance(event, GROUP_EVENTS):
+                    self.leader.keep(event)
 
     def _on_config(self) -> None:
-        known, config = self._known_config, self.context.config
-        self._known_config = config
-        if known is not None and known.active != config.active:
-            self._tell_all(Resized(previous=known.active, partitions=config.active))
-        to = self.context.resize_to
-        if to is not None and (known is None or known.resize_to != config.resize_to):
-            self._tell_all(Resizing(partitions=config.active, resize_to=to))
+        self._tell_all(*self.witness.see_config())
         self.owner.on_control()
         if self.leader is not None:
             self.leader.on_config()
 
     def _on_control(self) -> None:
-        known, control = self._known_control, self.context.book.control
-        self._known_control = control
-        if known.is_paused != control.is_paused:
-            self._tell_all(Paused() if control.is_paused else Resumed())
-        paused = tuple(n for n in control.paused if n not in known.paused)
-        resumed = tuple(n for n in known.paused if n not in control.paused)
-        if paused:
-            self._tell_all(Paused(partitions=paused))
-        if resumed:
-            self._tell_all(Resumed(partitions=resumed))
+        self._tell_all(*self.witness.see_control())
         self.owner.on_control()
         if self.leader is not None:
             self.leader.on_control()
 
     def _on_leader(self) -> None:
         settings = self.context.settings
-        leader = self.context.book.leader
-        name = leader.member if leader is not None else None
-        if name != self._known_leader:
-            self._known_leader = name
-            self.context.tell(LeaderChanged(leader=name))
+        event = self.witness.see_leader()
+        if event is not None:
+            self.context.tell(event)  # who leads keeps it as the first thing it does
         mine = LeaderRecord(member=settings.member, instance=settings.instance)
-        if leader == mine:
+        if self.context.book.leader == mine:
             if self.leader is None:
                 self.leader = Leader(self.context, self.election.dead)
                 self.election = Election(self.context)
@@ -694,30 +534,20 @@ class GroupMachine:
 
     def _on_member(self, member: str) -> None:
         if member == self.context.settings.member:
-            if self._is_replaced():
+            if self.joining.is_replaced:
                 self._end(MemberReplaced(member))
             elif member not in self.context.book.members and "leave" not in self.context.steps:
-                self.context.steps.start("member", self._write_member(), self.context.now)
+                self.context.steps.start("member", self.joining.renew(), self.context.now)
         if self.leader is not None:
             self.leader.on_members()
 
     def _on_partition(self, partition: int) -> None:
+        event, is_worth_keeping = self.witness.see_partition(partition)
+        if is_worth_keeping:
+            self._tell_all(event)
+        elif event is not None:
+            self.context.tell(event)
         record = self.context.book.partitions.get(partition)
-        if record is not None and self.context.is_current(record):
-            known = self._known_owners.get(partition)
-            self._known_owners[partition] = (record.epoch, record.owner)
-            if known != (record.epoch, record.owner):
-                event = PartitionMoved(
-                    partition=partition,
-                    epoch=record.epoch,
-                    owner=record.owner,
-                    previous=known[1] if known is not None else None,
-                    cause=record.cause,
-                )
-                self.context.tell(event)
-                is_start = known is None and record.cause == Cause.JOINED
-                if self.leader is not None and not is_start:
-                    self.leader.keep(event)
         if record is None or record.state is not PartitionState.MOVING:
             self.context.note_draining(partition, is_draining=False)
         self.owner.settle(partition)

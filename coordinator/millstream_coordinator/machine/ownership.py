@@ -94,8 +94,9 @@ class Ownership:
         """Tokens whose letters are being handled → the lane that waits for that, if any."""
         self.replayed: dict[int, tuple[Message, int]] = {}
         """Handler calls of letters under way: sequence → message, and id of the command."""
-        self.stopped_by: Message | None = None
-        """The message that stopped the partition here; it waits, held, at the head of its lane."""
+        self.stopped_by: list[Message] = []
+        """What stopped the partition here, first the one that is written down; calls that were
+        under way then may add to it. Each waits, held, at the head of its lane."""
         self.stopped_error = ""
         self.is_stopped = False
         """An operator must resume it first."""

@@ -150,16 +150,16 @@ def replay(owner: Owner, one: Ownership, token: str) -> Script:
     if (yield from change_parked(owner, one, change)):
         event = KeyReplayed(partition=one.partition, key=token, count=count, is_parked=is_parked)
         owner.context.tell(event)
-        owner.replay_ended(one, token)
+        owner.failures.replay_ended(one, token)
 
 
 def _handle(owner: Owner, one: Ownership, message: Message) -> Part:
     """Call the handler for a letter until it returns; False: it failed too often."""
     config, timing = owner.context.settings.config, owner.context.settings.timing
     while True:
-        while not owner.may_call(one):
+        while not owner.failures.may_call(one):
             yield Pause(_LOOK_AGAIN_S)
-        id_ = owner.begin_replayed(one, message)
+        id_ = owner.failures.begin_replayed(one, message)
         if isinstance((yield Handle(messages=(message,), id=id_)), Done):
             return True
         if message.attempt > config.max_attempts:
@@ -193,5 +193,6 @@ def _write(owner: Owner, one: Ownership, record: ParkedRecord, revision: int) ->
     if not isinstance(reply, Written):
         return False
     owner.context.note(key, value, reply.revision)
-    owner.take_parked(one, record)
+    # What is known by now may be newer than what was written: an operator was faster.
+    owner.failures.take_parked(one, owner.context.book.parked.get(one.partition, record))
     return True
