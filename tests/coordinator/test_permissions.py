@@ -220,7 +220,7 @@ async def test_a_permission_that_is_taken_away_later_is_said_once(
             f"authorization {{ users: [{{user: root, password: pw}}, {user}] }}\n"
         )
 
-    saving = f"$KV.MILLSTREAM_{GROUP}.members.*"
+    saving = f"$KV.MILLSTREAM_{GROUP}.done.*"
     place = [grant.pattern for grant in LEADER.publish].index(saving)
     write(LEADER)
     with Server(
@@ -232,13 +232,15 @@ async def test_a_permission_that_is_taken_away_later_is_said_once(
                 await until(lambda: len(group.partitions) == 4)
                 write(without(LEADER, "publish", place))
                 os.kill(server.pid, signal.SIGHUP)
+                await until(lambda: "Reloaded" in server.log)
+                await root.jetstream(timeout=10).publish("orders.1.k", b"1")
                 await until(lambda: "no permission" in caplog.text)
                 write(LEADER)
                 os.kill(server.pid, signal.SIGHUP)
-                await until(lambda: "Reloaded" in server.log)
+                await until(lambda: server.log.count("Reloaded") > 1)
 
     said = [one.getMessage() for one in caplog.records if "no permission" in one.getMessage()]
-    assert said == [f"group g: no permission to publish to '$KV.MILLSTREAM_{GROUP}.members.m'"]
+    assert said == [f"group g: no permission to publish to '$KV.MILLSTREAM_{GROUP}.done.m'"]
 
 
 def test_the_snippet_is_a_users_permissions(tmp_path: Path) -> None:
