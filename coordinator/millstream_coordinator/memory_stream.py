@@ -247,6 +247,7 @@ class MemoryStream:
         consumer.pending.setdefault(stored.seq, consumer.delivered)
         consumer.sent_at[stored.seq] = now
         mark = self._place(consumer.rule, 0, stored.subject)
+        finest = self._place(consumer.rule, max(consumer.rule.finer, default=0), stored.subject)
         message = Message(
             subject=stored.subject,
             data=stored.data,
@@ -260,6 +261,7 @@ class MemoryStream:
             reply=f"{consumer.name} {stored.seq}",
             consumer_seq=consumer.delivered,
             mark=consumer.partition if mark is None else mark,
+            finest=consumer.partition if finest is None else finest,
         )
         pull.push(Delivered(pull.number, (message,)))
 

@@ -39,6 +39,8 @@ class Sum:
     ownerships: int = 0
     stale: int = 0
     repeats: int = 0
+    letters: int = 0
+    resizes: int = 0
     longest_unowned_s: float = 0.0
 
     def add(self, other: "Sum") -> None:
@@ -50,12 +52,15 @@ class Sum:
         self.ownerships += other.ownerships
         self.stale += other.stale
         self.repeats += other.repeats
+        self.letters += other.letters
+        self.resizes += other.resizes
         self.longest_unowned_s = max(self.longest_unowned_s, other.longest_unowned_s)
 
     def __str__(self) -> str:
         return (
             f"{self.seeds} seeds, {len(self.failures)} failed, {self.events} events,"
             f" {self.faults} faults, {self.messages} messages, {self.ownerships} ownerships,"
+            f" {self.letters} letters, {self.resizes} resizes,"
             f" refused: {self.stale} stale effects and {self.repeats} repeats;"
             f" longest unowned after a disturbance {self.longest_unowned_s:.2f} s"
         )
@@ -137,6 +142,8 @@ def run_chunk(seeds: range) -> Sum:
         part.ownerships += outcome.num_moves
         part.stale += outcome.num_stale
         part.repeats += outcome.num_repeated
+        part.letters += outcome.num_letters
+        part.resizes += outcome.num_resizes
         part.longest_unowned_s = max(part.longest_unowned_s, outcome.longest_unowned_s)
         if seed % 10 == 0:
             gc.collect()

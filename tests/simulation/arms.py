@@ -15,14 +15,27 @@ from types import ModuleType
 from typing import Any
 
 from millstream_coordinator import memory
-from millstream_coordinator.machine import context, handoff, lanes, leader, owner, ownership
+from millstream_coordinator.machine import (
+    context,
+    handoff,
+    lanes,
+    leader,
+    owner,
+    ownership,
+    parking,
+    reconciler,
+    resize,
+)
 from millstream_coordinator.sinks import mark
 
 from . import checkers
 from .checkers import Violation
 from .world import World
 
-MODULES = (memory, context, handoff, lanes, leader, owner, ownership, mark, checkers)
+MODULES = (
+    *(checkers, context, handoff, lanes, leader, mark, memory, owner, ownership),
+    *(parking, reconciler, resize),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +62,29 @@ ARMS = (
     Arm(
         "self-fence",
         (
-            Edit(owner, "Owner.dispatch", "if self.context.is_fenced:", "if False:"),
-            Edit(owner, "Owner._fence", "one.is_held = True", "pass"),
+            Edit(
+                context,
+                "Context.is_fenced",
+                "self.now - self.confirmed_at > self.settings.timing.heartbeat_timeout_s",
+                "self.confirmed_at < 0",
+            ),
+            Edit(
+                owner,
+                "Owner.next_deadline",
+                "self.context.confirmed_at + timeout_s + 1e-6",
+                "NEVER",
+            ),
         ),
     ),
     Arm(
         "acks held while in doubt",
-        (Edit(owner, "Owner._may_not_ack", "self.context.is_fenced or one.is_held", "False"),),
+        (
+            Edit(owner, "Owner._complete", "one.is_held or self._is_fenced", "False"),
+            Edit(
+                owner, "Owner._send_acks", "is_fenced = self.context.is_fenced", "is_fenced = False"
+            ),
+            Edit(owner, "Owner._send_acks", "is_fenced or one.is_held", "False"),
+        ),
     ),
     Arm(
         "done-set",
@@ -63,8 +92,23 @@ ARMS = (
             Edit(
                 handoff,
                 "_read_progress",
-                "one.inherit(position.floor, position.done)",
-                "one.inherit(position.floor, ())",
+                "one.inherit(position.floor, position.done, position.children)",
+                "one.inherit(position.floor, (), ())",
+            ),
+        ),
+    ),
+    Arm(
+        "lowest floor of a merge",
+        (Edit(resize, "_merge", "min(one.floor", "max(one.floor"),),
+    ),
+    Arm(
+        "parked keys known before the first pull",
+        (
+            Edit(
+                parking,
+                "claim",
+                "claimed = replace(record, epoch=one.epoch)",
+                "claimed = ParkedRecord(epoch=one.epoch)",
             ),
         ),
     ),
@@ -74,14 +118,7 @@ ARMS = (
     ),
     Arm(
         "reconciler",
-        (
-            Edit(
-                leader,
-                "Leader._reconcile",
-                "if record is None or record.epoch == found.epoch:",
-                "if True:",
-            ),
-        ),
+        (Edit(reconciler, "Reconciler._look_at_consumers", "if found is None:", "if True:"),),
     ),
     Arm(
         "second read of part.<n>",
@@ -97,7 +134,7 @@ ARMS = (
     ),
     Arm(
         "epoch + 1 on taking away",
-        (Edit(handoff, "take_away", "epoch=record.epoch + 1", "epoch=record.epoch"),),
+        (Edit(handoff, "_given_to", "epoch=record.epoch + 1", "epoch=record.epoch"),),
     ),
     Arm(
         "compare-and-set",
@@ -120,20 +157,23 @@ ARMS = (
 @contextmanager
 def off(arm: Arm) -> Iterator[None]:
     """Turn a rule off for a while."""
-    with ExitStack() as edits:
-        for edit in arm.edits:
-            edits.enter_context(_edited(edit))
+    edits: dict[tuple[ModuleType, str], list[Edit]] = {}
+    for edit in arm.edits:
+        edits.setdefault((edit.module, edit.function), []).append(edit)
+    with ExitStack() as stack:
+        for (module, function), some in edits.items():
+            stack.enter_context(_edited(module, function, some))
         yield
 
 
 @contextmanager
-def _edited(edit: Edit) -> Iterator[None]:
-    holder: Any = edit.module
-    *outer, name = edit.function.split(".")
+def _edited(module: ModuleType, function: str, edits: list[Edit]) -> Iterator[None]:
+    holder: Any = module
+    *outer, name = function.split(".")
     for one in outer:
         holder = getattr(holder, one)
     real = inspect.getattr_static(holder, name)
-    broken = _changed(real.fget if isinstance(real, property) else real, edit)
+    broken = _changed(real.fget if isinstance(real, property) else real, edits)
     holders = [holder]
     if not outer:  # whoever imported the function has a name of its own for it
         holders = [one for one in MODULES if getattr(one, name, None) is real]
@@ -146,12 +186,14 @@ def _edited(edit: Edit) -> Iterator[None]:
             setattr(one, name, real)
 
 
-def _changed(function: Any, edit: Edit) -> Any:
+def _changed(function: Any, edits: list[Edit]) -> Any:
     source = textwrap.dedent(inspect.getsource(function))
-    if source.count(edit.old) != 1:
-        raise ValueError(f"{edit.old!r} is not once in {edit.function}")
+    for edit in edits:
+        if source.count(edit.old) != 1:
+            raise ValueError(f"{edit.old!r} is not once in {edit.function}")
+        source = source.replace(edit.old, edit.new)
     flags = __future__.annotations.compiler_flag
-    code = compile(source.replace(edit.old, edit.new), f"<{edit.function}>", "exec", flags)
+    code = compile(source, f"<{function.__name__}>", "exec", flags)
     scope: dict[str, Any] = {}
     exec(code, function.__globals__, scope)
     made = scope[function.__name__]

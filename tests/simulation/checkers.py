@@ -39,12 +39,15 @@ from millstream_coordinator.errors import BadRecord
 from millstream_coordinator.machine.handoff import saved_position
 from millstream_coordinator.memory import MemoryClient, Observer
 from millstream_coordinator.model import (
+    ChildPosition,
     DonePosition,
     DoneRecord,
+    LetterReason,
     Message,
     PartitionRecord,
     decode,
 )
+from millstream_coordinator.ports import Done, Reply, StoreLetter
 from millstream_coordinator.sinks import Mark, Verdict, judge
 
 from .scheduler import Scheduler
@@ -54,9 +57,9 @@ if TYPE_CHECKING:
 
 Running = dict[tuple[str, int, int, bytes], int]
 Entry = tuple[int, bytes | int]
-"""What the sink keeps a mark of: a partition and a key, or the sequence of a keyless message."""
-Place = tuple[int, int]
-"""A partition and a sequence in it."""
+"""What the sink keeps a mark of: `Message.mark` and a key, or the place of a keyless message."""
+STREAM_SIZE = 1_000_000
+"""A message's place is its sequence, plus so much for each stream before its own."""
 
 
 class Violation(AssertionError):
@@ -74,7 +77,7 @@ class Sink:
 
     def apply(self, message: Message) -> tuple[Verdict, int]:
         """Apply the effect or refuse it; also the epoch of the mark."""
-        entry = (message.partition, message.seq if message.key is None else message.key)
+        entry = (message.mark, message.seq if message.key is None else message.key)
         mark = self.marks.get(entry)
         epoch = message.epoch
         if mark is not None and message.key is None:
@@ -92,27 +95,47 @@ class Sink:
 
 @dataclass(slots=True)
 class Published:
-    """The messages of one partition, in order, and how far they are all dealt with."""
+    """The messages of one partition of a level, in order, and how far they are dealt with."""
 
     seqs: list[int] = field(default_factory=list)
     num_settled: int = 0
-    """So many from the first on are handled or were dropped."""
+    """So many from the first on are handled, dropped or among the letters."""
+    num_done: int = 0
+    """So many from the first on need nothing any more."""
 
 
 class Checkers(Observer):
     """Watches one run."""
 
-    def __init__(self, scheduler: Scheduler, sink: Sink, bound_s: float, timeout_s: float) -> None:
-        self.sink = sink
-        self.published: dict[int, Published] = defaultdict(Published)
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        bound_s: float,
+        timeout_s: float,
+        levels: tuple[int, ...],
+        *,
+        has_streams: bool = False,
+    ) -> None:
+        """``has_streams``: one per partition."""
+        self.sink = Sink()
+        self.levels = levels
+        self.published: dict[tuple[int, int], Published] = defaultdict(Published)
+        """(level, partition) → its messages."""
         self.by_entry: dict[Entry, list[int]] = {}
-        self.handled: set[Place] = set()
-        self.dropped: set[Place] = set()
-        """What the stream dropped before it was handled."""
+        self.handled: set[int] = set()
+        self.dropped: set[int] = set()
+        """What the stream dropped, or a reset skipped, before it was handled."""
+        self.lettered: set[int] = set()
+        """What was stored as a letter."""
+        self.put_aside: set[int] = set()
+        """… and not to be replayed."""
         self.num_published = 0
         self.num_handled = 0
         self.longest_unowned_s = 0.0
         self._scheduler = scheduler
+        self._has_streams = has_streams
+        self._level_of: dict[tuple[int, int], int] = {}
+        """(partition, epoch) → at which level that is."""
         self._bound_s = bound_s
         self._timeout_s = timeout_s
         self._owners: dict[tuple[int, int], str] = {}
@@ -123,6 +146,8 @@ class Checkers(Observer):
         self._records: dict[int, PartitionRecord] = {}
         self._over_at: dict[tuple[int, int], float] = {}
         """(partition, epoch) → when a higher epoch was written."""
+        self._has_lost_bucket = False
+        """Progress began anew: what was handled may come again, behind replayed letters too."""
         self._is_lost: set[int] = set()
         """Partitions whose record somebody wrote over."""
         self._made_at: dict[str, float] = {}
@@ -142,59 +167,88 @@ class Checkers(Observer):
 
     # ---- messages ----
 
-    def publishes(self, partition: int, key: bytes | None, seq: int) -> None:
-        """Note a message that is about to be stored."""
-        self.num_published += 1
-        self.published[partition].seqs.append(seq)
-        self.by_entry.setdefault((partition, seq if key is None else key), []).append(seq)
+    def place(self, mark: int, seq: int) -> int:
+        """A message's place: unlike its sequence, there is only one of each."""
+        return mark * STREAM_SIZE + seq if self._has_streams else seq
 
-    def drops(self, partition: int, seq: int) -> None:
-        """Note that the stream dropped a message."""
-        if (partition, seq) not in self.handled:
-            self.dropped.add((partition, seq))
+    def place_of(self, message: Message) -> int:
+        return self.place(message.mark, message.seq)
+
+    def publishes(self, number: int, key: bytes | None, seq: int) -> None:
+        """Note a message that is about to be stored; ``number`` is its finest partition."""
+        self.num_published += 1
+        for level in self.levels:
+            self.published[level, number % level].seqs.append(seq)
+        entry = (number % self.levels[0], seq if key is None else key)
+        self.by_entry.setdefault(entry, []).append(seq)
+
+    def drops(self, mark: int, seq: int) -> None:
+        """Note that nobody will get a message any more."""
+        if self.place(mark, seq) not in self.handled:
+            self.dropped.add(self.place(mark, seq))
 
     @property
     def is_complete(self) -> bool:
-        """Whether every message had its effect, or was dropped."""
-        return all(self._first_unsettled(partition) is None for partition in list(self.published))
+        """Whether every message had its effect, or needs none."""
+        return all(self._first_undone(number) is None for number in range(self.levels[0]))
 
     def missing(self) -> dict[int, list[int]]:
-        """What is not handled, by partition."""
+        """What is not dealt with, by partition of the first level."""
         return {
-            n: [seq for seq in one.seqs if not self._is_settled(n, seq)]
-            for n, one in self.published.items()
+            n: [seq for seq in one.seqs if not self._is_done(n, seq)]
+            for (level, n), one in self.published.items()
+            if level == self.levels[0]
         }
 
-    def _is_settled(self, partition: int, seq: int) -> bool:
-        place = (partition, seq)
-        return place in self.handled or place in self.dropped
+    def _is_settled(self, mark: int, seq: int) -> bool:
+        place = self.place(mark, seq)
+        return place in self.handled or place in self.dropped or place in self.lettered
 
-    def _first_unsettled(self, partition: int) -> int | None:
-        one = self.published[partition]
-        seqs = one.seqs
-        while one.num_settled < len(seqs) and self._is_settled(partition, seqs[one.num_settled]):
+    def _is_done(self, mark: int, seq: int) -> bool:
+        place = self.place(mark, seq)
+        return place in self.handled or place in self.dropped or place in self.put_aside
+
+    def _first_undone(self, mark: int) -> int | None:
+        one = self.published[self.levels[0], mark]
+        while one.num_done < len(one.seqs) and self._is_done(mark, one.seqs[one.num_done]):
+            one.num_done += 1
+        return one.seqs[one.num_done] if one.num_done < len(one.seqs) else None
+
+    def _first_unsettled(self, level: int, partition: int) -> int | None:
+        one = self.published[level, partition]
+        mark = partition % self.levels[0]
+        while one.num_settled < len(one.seqs):
+            if not self._is_settled(mark, one.seqs[one.num_settled]):
+                return one.seqs[one.num_settled]
             one.num_settled += 1
-        return seqs[one.num_settled] if one.num_settled < len(seqs) else None
+        return None
 
     # ---- handler calls and acks ----
 
-    def begins(self, member: SimulatedMember, message: Message) -> None:
-        who = member.name
+    def begins(self, member: SimulatedMember, messages: tuple[Message, ...]) -> None:
+        """A handler call begins; one call may hold several messages of a key, in order."""
+        mine: set[tuple[str, int, int, bytes]] = set()
+        for message in messages:
+            self._check_owner(member, message)
+            self._check_confirmed(member, f"handler call of {message.seq}")
+            self._check_done(message)
+            if message.key is None:
+                continue
+            lane = (member.name, message.partition, message.epoch, message.key)
+            if lane in self._running and lane not in mine:
+                self.fail(f"key {message.key!r} has two handler calls at one time in {member.name}")
+            is_lost = self._has_lost_bucket and self.place_of(message) in self.handled
+            if message.seq < self._begun.get(lane, 0) and not is_lost:
+                self.fail(f"key {message.key!r}: {message.seq} began after {self._begun[lane]}")
+            mine.add(lane)
+            self._begun[lane] = message.seq
+            self._running[lane] = message.seq
+
+    def _check_owner(self, member: SimulatedMember, message: Message) -> None:
         where = (message.partition, message.epoch)
-        owner = self._owners.setdefault(where, who)
-        if owner != who:
-            self.fail(f"partition {where[0]} epoch {where[1]} served by {owner} and by {who}")
-        self._check_confirmed(member, f"handler call of {message.seq}")
-        self._check_done(message)
-        if message.key is None:
-            return
-        lane = (who, *where, message.key)
-        if lane in self._running:
-            self.fail(f"key {message.key!r} has two handler calls at one time in {who}")
-        if message.seq < self._begun.get(lane, 0):
-            self.fail(f"key {message.key!r}: {message.seq} began after {self._begun[lane]}")
-        self._begun[lane] = message.seq
-        self._running[lane] = message.seq
+        owner = self._owners.setdefault(where, member.name)
+        if owner != member.name:
+            self.fail(f"partition {where[0]} epoch {where[1]} served by {owner} and {member.name}")
 
     def ends(self, member: SimulatedMember, message: Message, *, is_handled: bool) -> None:
         if message.key is not None:
@@ -202,15 +256,31 @@ class Checkers(Observer):
             self._running.pop(lane, None)
         if is_handled:
             self.num_handled += 1
-            self.handled.add((message.partition, message.seq))
+            self.handled.add(self.place_of(message))
             self._check_effects(message)
+
+    def fails(self, member: SimulatedMember, messages: tuple[Message, ...]) -> None:
+        """Note that a call failed: all of its messages are called for again."""
+        for message in reversed(messages):
+            if message.key is not None:
+                lane = (member.name, message.partition, message.epoch, message.key)
+                self._begun[lane] = min(self._begun.get(lane, message.seq), message.seq)
 
     def acks(self, member: SimulatedMember, message: Message) -> None:
         self._check_confirmed(member, f"ack of {message.seq}")
 
     def acked(self, partition: int, seq: int) -> None:
-        if (partition, seq) not in self.handled:
+        mark = partition % self.levels[0]
+        place = self.place(mark, seq)
+        if place not in self.handled and place not in self.lettered:
             self.fail(f"message {seq} of partition {partition} is acked and was not handled")
+
+    def stored(self, client: MemoryClient, command: StoreLetter, reply: Reply) -> None:
+        if isinstance(reply, Done):
+            place = self.place_of(command.message)
+            self.lettered.add(place)
+            if command.reason is not LetterReason.PARK:
+                self.put_aside.add(place)
 
     def _check_confirmed(self, member: SimulatedMember, what: str) -> None:
         silence_s = member.now - member.confirmed_at
@@ -221,6 +291,8 @@ class Checkers(Observer):
         expected = self._expected.get(message.partition)
         if expected is None or message.epoch <= expected.epoch:
             return
+        if self.place_of(message) in self.lettered:
+            return  # a letter that is replayed
         if _covers(expected, message.seq):
             self.fail(
                 f"message {message.seq} of partition {message.partition} is handled again under"
@@ -229,13 +301,14 @@ class Checkers(Observer):
 
     def _check_effects(self, message: Message) -> None:
         """Look at an entry's newest effects: each follows the one before as it was published."""
-        entry = (message.partition, message.seq if message.key is None else message.key)
+        mark = message.mark
+        entry = (mark, message.seq if message.key is None else message.key)
         effects = self.sink.effects.get(entry, [])
         wanted = self.by_entry[entry]
         num_passed = self._checked.get(entry, 0)
         if effects and (num_passed == 0 or wanted[num_passed - 1] != effects[-1].seq):
             while num_passed < len(wanted) and wanted[num_passed] != effects[-1].seq:
-                if (message.partition, wanted[num_passed]) not in self.dropped:
+                if not self._may_lack(mark, wanted[num_passed]):
                     break
                 num_passed += 1
             if num_passed == len(wanted) or wanted[num_passed] != effects[-1].seq:
@@ -244,6 +317,11 @@ class Checkers(Observer):
             self._checked[entry] = num_passed
         if len(effects) > 1 and effects[-1].epoch < effects[-2].epoch:
             self.fail(f"a stale effect was applied to {entry}: {effects}")
+
+    def _may_lack(self, mark: int, seq: int) -> bool:
+        """Whether a message may have no effect."""
+        place = self.place(mark, seq)
+        return place in self.dropped or place in self.put_aside
 
     # ---- consumers ----
 
@@ -267,34 +345,67 @@ class Checkers(Observer):
             served.append((self.now, value))
 
     def wrote(self, client: MemoryClient, key: str, value: bytes | None) -> None:
-        if value is None:
-            return
         who = client.settings.instance
         if key.startswith(naming.PARTITION_PREFIX):
             partition = int(key.removeprefix(naming.PARTITION_PREFIX))
-            record = decode(PartitionRecord, value)
-            self._check_floor(partition, record.floor, f"{key} by {who}")
             before = self._records.get(partition)
+            if value is None:  # a partition that a resize did away with
+                self._expected.pop(partition, None)
+                return
+            record = decode(PartitionRecord, value)
+            level = record.level or self.levels[0]
+            self._level_of[partition, record.epoch] = level
+            self._check_floor(level, partition, record.floor, f"{key} by {who}")
+            if before is not None and (before.level or self.levels[0]) != level:
+                self._expected.pop(partition, None)
             if before is not None:
                 self._check_epoch(partition, before, record, who)
             if before is None or record.epoch > before.epoch:
                 self._change_owner(client, partition, record, before)
             self._records[partition] = record
             self._written_at[partition] = self.now
-        elif key.startswith(naming.DONE_PREFIX):
+        elif key.startswith(naming.DONE_PREFIX) and value is not None:
             for partition, position in decode(DoneRecord, value).partitions.items():
-                self._check_floor(partition, position.floor, f"{key} of {partition}")
-                for first, last in position.done:
-                    self._check_range(partition, first, last, key)
+                known = self._level_of.get((partition, position.epoch))
+                if known is not None:
+                    self._check_position(known, partition, position, key)
+                for child in position.children:
+                    self._check_position(child.level, child.partition, child, key)
+
+    def _check_position(
+        self, level: int, partition: int, position: DonePosition | ChildPosition, key: str
+    ) -> None:
+        self._check_floor(level, partition, position.floor, f"{key} of {partition} of {level}")
+        for first, last in position.done:
+            self._check_range(level, partition, first, last, key)
 
     def loses_bucket(self) -> None:
         """Forget what rested on the bucket: it is gone."""
+        self._has_lost_bucket = True
         self._records.clear()
         self._is_lost.clear()
         self._written_at.clear()
         self._expected.clear()
         self._owners.clear()
         self._over_at.clear()
+
+    def resets(self, partition: int, level: int | None, floor: int) -> None:
+        """Note that an operator has a partition go on behind a floor."""
+        self._expected.pop(partition, None)
+        mark = partition % self.levels[0]
+        for seq in self.published[level or self.levels[0], partition].seqs:
+            if seq > floor:
+                break
+            if not self._is_settled(mark, seq):
+                self.drops(mark, seq)
+
+    def knows(self, partition: int, record: PartitionRecord) -> None:
+        """Note a record that no member wrote."""
+        before = self._records.get(partition)
+        if before is not None:
+            self._over_at[partition, before.epoch] = self.now
+        self._records[partition] = record
+        self._level_of[partition, record.epoch] = record.level or self.levels[0]
 
     def loses_record(self, partition: int) -> None:
         """Forget what a partition's record pointed to: somebody wrote over it."""
@@ -305,17 +416,18 @@ class Checkers(Observer):
         """Forget what was saved: somebody else wrote over it."""
         self._expected.clear()
 
-    def _check_floor(self, partition: int, floor: int, where: str) -> None:
-        seq = self._first_unsettled(partition)
+    def _check_floor(self, level: int, partition: int, floor: int, where: str) -> None:
+        seq = self._first_unsettled(level, partition)
         if seq is not None and seq <= floor:
             self.fail(f"floor {floor} in {where} passes {seq}, which is not handled")
 
-    def _check_range(self, partition: int, first: int, last: int, key: str) -> None:
-        seqs = self.published[partition].seqs
+    def _check_range(self, level: int, partition: int, first: int, last: int, key: str) -> None:
+        seqs = self.published[level, partition].seqs
+        mark = partition % self.levels[0]
         for place in range(bisect_left(seqs, first), len(seqs)):
             if seqs[place] > last:
                 return
-            if not self._is_settled(partition, seqs[place]):
+            if not self._is_settled(mark, seqs[place]):
                 self.fail(f"{first}-{last} in {key} holds {seqs[place]}, which is not handled")
 
     def _check_epoch(
@@ -377,11 +489,11 @@ class Checkers(Observer):
 
     def check_end(self) -> None:
         """Each effect exactly once and in order, for every key."""
-        for (partition, key), wanted in self.by_entry.items():
-            got = [one.seq for one in self.sink.effects.get((partition, key), [])]
-            needed = [seq for seq in wanted if (partition, seq) not in self.dropped]
+        for (mark, key), wanted in self.by_entry.items():
+            got = [one.seq for one in self.sink.effects.get((mark, key), [])]
+            needed = [seq for seq in wanted if not self._may_lack(mark, seq)]
             if got != needed and got != [seq for seq in wanted if seq in set(got) | set(needed)]:
-                self.fail(f"effects of {key!r} in {partition} are {got}, published {wanted}")
+                self.fail(f"effects of {key!r} in {mark} are {got}, published {wanted}")
 
 
 def balance_fault(loads: dict[str, int], capacities: dict[str, int]) -> str | None:

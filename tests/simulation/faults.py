@@ -18,6 +18,7 @@ vanish                   consumers are gone with their node; who pulls hears not
 zombie                   a consumer of an epoch that is over is made again, as by one that woke up
 purge                    the stream drops its oldest messages, handled or not
 join, leave              a member comes; a member drains and goes
+                         and what operators do (``operators.py``)
 ======================== ==========================================================================
 """
 
@@ -32,7 +33,7 @@ from millstream_coordinator.machine.group import Phase
 from millstream_coordinator.naming import parse_consumer
 from millstream_coordinator.ports import Command, DeleteConsumer, PullEnded
 
-from .checkers import record_of
+from .operators import KINDS as OPERATIONS
 
 if TYPE_CHECKING:
     from .member import SimulatedMember
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 KINDS = (
     *("kill", "kill", "restart", "pause", "pause", "suspend", "suspend", "cut", "leader", "leader"),
     *("still", "leap", "wall", "server", "slow", "loss", "conflict", "foreign", "record", "bucket"),
-    *("redeliver", "vanish", "zombie", "purge", "join", "leave"),
+    *("redeliver", "vanish", "zombie", "purge", "join", "leave", *OPERATIONS),
 )
 MEETS_BACKLOG = ("kill", "pause", "suspend", "cut", "leader", "still")
 GARBAGE = b'{"epoch":"'
@@ -56,7 +57,7 @@ class Faults:
         self.world = world
         self.num_done = 0
         self._num_zombies = 0
-        self._is_over = False
+        self.is_over = False
 
     def arrange(self, start_s: float, end_s: float) -> None:
         """Draw what is to happen between two moments."""
@@ -77,6 +78,9 @@ class Faults:
             world.start_member()
             return
         victim = chance.choice(living)
+        if kind in OPERATIONS:
+            world.operators.act(kind, victim)
+            return
         if kind == "leader":
             leaders = [one for one in living if one.machine.is_leader]
             victim = leaders[0] if leaders else victim
@@ -92,8 +96,9 @@ class Faults:
     def burst(self, victim: SimulatedMember) -> None:
         """Publish to a member's partitions: a fault that meets no backlog shows nothing."""
         world, chance = self.world, self.world.chance
+        num_partitions = world.num_partitions
         for partition in victim.machine.partitions:
-            key = f"k{partition + world.num_partitions * chance.randrange(3)}".encode()
+            key = f"k{partition + num_partitions * chance.randrange(3)}".encode()
             for _ in range(chance.randint(2, 8)):
                 world.publish(key)
 
@@ -101,7 +106,7 @@ class Faults:
         """End a fault after a while; that disturbs as well. `end` ends all that are left."""
 
         def act() -> None:
-            if not self._is_over:
+            if not self.is_over:
                 self.world.disturbed_at = self.world.now
                 action()
 
@@ -114,8 +119,10 @@ class Faults:
         world.disturbed_at = world.now
         world.loss = 0.0
         self._num_zombies = 0
-        self._is_over = True
+        self.is_over = True
         world.is_server_down = False
+        world.cure()
+        world.operators.end()
         for member in world.living():
             member.slow_until = 0.0
             if member.is_paused:
@@ -212,8 +219,9 @@ class Faults:
                 self._write_foreign(victim)
             case "record":
                 number = chance.randrange(world.num_partitions)
-                world.checkers.loses_record(number)
-                self._put(naming.partition_key(number), chance.choice((None, GARBAGE)))
+                if world.server.value(world.group, naming.partition_key(number)) is not None:
+                    world.checkers.loses_record(number)
+                    self._put(naming.partition_key(number), chance.choice((None, GARBAGE)))
             case "bucket":
                 world.checkers.loses_bucket()
                 world.server.delete_bucket(victim.settings.group)
@@ -280,18 +288,20 @@ class Faults:
     def _make_zombie(self, partition: int) -> None:
         """Make a consumer whose epoch is over, where the server lets one."""
         world = self.world
-        record = record_of(world.server.value(world.group, naming.partition_key(partition)))
+        record = world.record(partition)
         if record is None or record.epoch < 2 or not world.has_stream:
             return
         name = naming.consumer(world.group, partition, world.chance.randrange(1, record.epoch))
         stream = world.stream_of(partition)
-        if name in stream.consumers or stream.overlaps(world.rule, partition):
+        level = record.level or 0
+        if name in stream.consumers or stream.overlaps(world.rule, partition, level):
             return
         world.note(None, f"zombie {name}")
         stream.add_consumer(
             name,
             partition,
             world.rule,
+            level=level,
             start_seq=1,
             max_ack_pending=world.limits.max_ack_pending,
             ack_wait_s=world.timing.ack_wait_s,
@@ -304,4 +314,4 @@ class Faults:
             below = last_seq + 2 - world.chance.randrange(1, 20)
             if below > 1:
                 for seq in world.server.purge(name, below):
-                    world.checkers.drops(world.partition_of(name, seq), seq)
+                    world.checkers.drops(world.mark_of(name, seq), seq)

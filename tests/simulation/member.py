@@ -24,6 +24,7 @@ from millstream_coordinator.ports import (
     Acks,
     Alive,
     Announce,
+    Announced,
     Beat,
     BucketGone,
     ClosePull,
@@ -32,8 +33,12 @@ from millstream_coordinator.ports import (
     Delivered,
     Disconnected,
     DoubleAck,
+    Enter,
+    Entered,
     Failed,
     Failure,
+    Flush,
+    Flushed,
     Handle,
     Handled,
     Happening,
@@ -83,6 +88,7 @@ _UP = {
 _KEPT = (Watch, OpenPull, ClosePull, Listen)
 """What an adapter repeats until it gets through."""
 _HAPPENINGS = (
+    Announced,
     KeyChanged,
     WatchCaughtUp,
     BucketGone,
@@ -134,6 +140,7 @@ class SimulatedMember:
         self._tick_at = FOREVER
         self._ticked_for = -FOREVER
         self._num_spins = 0
+        self._is_flushing = False
 
     @property
     def name(self) -> str:
@@ -269,6 +276,8 @@ class SimulatedMember:
     def _carry_out_all(self) -> None:
         for command in self.machine.take_commands():
             self._carry_out(command)
+        if self.settings.takes_calls:
+            self._take_calls()
         self._arrange_tick()
 
     def _arrange_tick(self) -> None:
@@ -304,8 +313,12 @@ class SimulatedMember:
             world.note_command(self, command)
         match command:
             case Handle():
-                for message in command.messages:
-                    self._begin(message)
+                self._begin(command.messages, is_taken=False)
+            case Enter():
+                entered = Entered(partition=command.partition, epoch=command.epoch)
+                self._after_hook(entered)
+            case Flush():
+                self._after_hook(Flushed(partition=command.partition, epoch=command.epoch))
             case Tell():
                 world.told(self, command.event)
             case Stop():
@@ -384,7 +397,7 @@ class SimulatedMember:
             elif isinstance(event, Delivered | PullIdle | PullEnded):
                 pipe = event.pull
             else:
-                pipe = "core" if isinstance(event, Heard) else "watch"
+                pipe = "core" if isinstance(event, Heard | Announced) else "watch"
         self.deliver(lambda: self._arrive(event, is_reply=is_reply), pipe)
         if isinstance(event, Heard | KeyChanged) and world.duplicates():
             self.deliver(lambda: self._arrive(event, is_reply=is_reply), pipe)
@@ -426,26 +439,68 @@ class SimulatedMember:
 
     # ---- handlers ----
 
-    def _begin(self, message: Message) -> None:
+    def _after_hook(self, event: Entered | Flushed) -> None:
+        """The user's own is opened or flushed: that takes about as long as a call."""
+        duration_s = self.world.handler_duration(is_slow=False)
+        self.world.scheduler.after(duration_s, lambda: self._when_awake(lambda: self._take(event)))
+
+    def _take_calls(self) -> None:
+        while self.is_alive and self.machine.num_callable:
+            messages = self.machine.next_call(self.now)
+            if messages is None:
+                return
+            self._flush_soon()
+            self._begin(messages, is_taken=True)
+
+    def _flush_soon(self) -> None:
+        """Have what the machine gathered let out in the next round, as the edge does."""
+        if not self._is_flushing:
+            self._is_flushing = True
+            self.world.scheduler.after(0.0, lambda: self._when_awake(self._flush))
+
+    def _flush(self) -> None:
+        self._is_flushing = False
+        if self.is_alive:
+            self.machine.flush(self.now)
+            self._carry_out_all()
+
+    def _begin(self, messages: tuple[Message, ...], *, is_taken: bool) -> None:
+        """Call the handler; ``is_taken``: the edge took the call, else it was handed out."""
         world = self.world
-        world.checkers.begins(self, message)
+        if world.trace is not None and is_taken:
+            world.note(self, f"calls the handler for {[message.seq for message in messages]}")
+        world.checkers.begins(self, messages)
         duration_s = world.handler_duration(is_slow=world.now < self.slow_until)
-        world.scheduler.after(duration_s, lambda: self._when_awake(lambda: self._end(message)))
 
-    def _end(self, message: Message) -> None:
+        def end() -> None:
+            self._when_awake(lambda: self._end(messages, is_taken=is_taken))
+
+        world.scheduler.after(duration_s, end)
+
+    def _end(self, messages: tuple[Message, ...], *, is_taken: bool) -> None:
+        """Apply the effects, one after the other, and say how the call ended."""
         world = self.world
-        if world.handler_fails():
-            world.checkers.ends(self, message, is_handled=False)
-            self._handled(Handled(message=message, error="chance"))
+        error: str | None = None
+        seen_epoch: int | None = None
+        for message in messages:
+            if error is None and world.handler_fails(message):
+                error = "chance"
+            if error is not None:
+                world.checkers.ends(self, message, is_handled=False)
+                continue
+            verdict, epoch = world.checkers.sink.apply(message)
+            world.checkers.ends(self, message, is_handled=verdict is not Verdict.STALE)
+            if verdict is Verdict.STALE:
+                error, seen_epoch = "stale", epoch
+        if error is not None:
+            world.checkers.fails(self, messages)
+        if error is None and is_taken and len(messages) == 1:
+            following = self.machine.handled(messages[0], self.now)
+            self._flush_soon()
+            if following is not None:
+                self._begin((following,), is_taken=True)
             return
-        verdict, epoch = world.checkers.sink.apply(message)
-        world.checkers.ends(self, message, is_handled=verdict is not Verdict.STALE)
-        if verdict is Verdict.STALE:
-            self._handled(Handled(message=message, error="stale", seen_epoch=epoch))
-        else:
-            self._handled(Handled(message=message))
-
-    def _handled(self, event: Handled) -> None:
-        if self.world.trace is not None:
-            self.world.note_event(self, event)
+        event = Handled(message=messages[0], error=error, seen_epoch=seen_epoch)
+        if world.trace is not None:
+            world.note_event(self, event)
         self._take(event)

@@ -28,19 +28,24 @@ from millstream_coordinator.memory import MemoryClient, MemoryServer
 from millstream_coordinator.memory_stream import MemoryStream
 from millstream_coordinator.model import (
     ConfigRecord,
+    FailurePolicy,
     Limits,
     MemberSettings,
+    Message,
+    PartitionRecord,
     PartitionState,
     Retention,
     Timing,
 )
 from millstream_coordinator.naming import parse_consumer
 from millstream_coordinator.partitioning.key import KeyRule, to_token
+from millstream_coordinator.partitioning.layout import config_record
 from millstream_coordinator.ports import Command, Happening, Reply
 
-from .checkers import Checkers, Sink, balance_fault, record_of
+from .checkers import Checkers, balance_fault, record_of
 from .faults import Faults
 from .member import SimulatedMember
+from .operators import Operators
 from .scheduler import Scheduler
 
 GROUP = "g"
@@ -49,6 +54,12 @@ FAULTS_FROM_S = 0.5
 FAULTS_UNTIL_S = 5.0
 SETTLE_S = 25.0
 UNOWNED_BOUND_S = 6.0
+POLICIES = (
+    *(FailurePolicy.RETRY, FailurePolicy.RETRY, FailurePolicy.RETRY),
+    *(FailurePolicy.DEAD_LETTER, FailurePolicy.PARK, FailurePolicy.STOP),
+)
+LEVELS = ((1, 2), (1, 2, 6), (2, 4), (2, 6), (3, 6))
+KEYED = "s.{partition}.{key}"
 EVENTS_MAX = 60_000
 LOOK_S = 0.25
 
@@ -62,6 +73,8 @@ class Outcome:
     num_faults: int = 0
     num_published: int = 0
     num_dropped: int = 0
+    num_letters: int = 0
+    num_resizes: int = 0
     num_handler_calls: int = 0
     num_stale: int = 0
     num_repeated: int = 0
@@ -82,7 +95,16 @@ class World:
         self.outcome = Outcome(seed)
         self.trace: list[str] | None = [] if trace else None
         self.scheduler = Scheduler()
-        self.num_partitions = self.chance.choice((1, 2, 4, 4, 6))
+        self.retention = self.chance.choice(
+            (Retention.LIMITS, Retention.LIMITS, Retention.WORK_QUEUE)
+        )
+        self.has_stream = self.chance.random() > 0.05
+        self.has_streams = self.has_stream and self.chance.random() < 0.15
+        """One stream per partition."""
+        self.levels: tuple[int, ...] = (self.chance.choice((1, 2, 4, 4, 6)),)
+        if self.has_stream and not self.has_streams and self.chance.random() < 0.4:
+            self.levels = self.chance.choice(LEVELS)
+        self.config = self._make_config()
         self.timing = Timing(
             probe_interval_s=self.chance.choice((0.1, 0.1, 0.25)),
             reconcile_interval_s=1.0,
@@ -93,19 +115,27 @@ class World:
             retry_max_s=0.5,
         )
         self.checkers = Checkers(
-            self.scheduler, Sink(), UNOWNED_BOUND_S, self.timing.heartbeat_timeout_s
+            self.scheduler,
+            UNOWNED_BOUND_S,
+            self.timing.heartbeat_timeout_s,
+            self.levels,
+            has_streams=self.has_streams,
         )
-        self.server = MemoryServer(self.checkers, clock=lambda: self.scheduler.now)
-        self.retention = self.chance.choice(
-            (Retention.LIMITS, Retention.LIMITS, Retention.WORK_QUEUE)
+        self.server = MemoryServer(
+            self.checkers,
+            clock=lambda: self.scheduler.now,
+            has_key_ttl=self.chance.random() > 0.1,
         )
-        self.has_stream = self.chance.random() > 0.05
-        self.stream = self.server.add_stream(STREAM, self.retention)
-        self.rule = KeyRule.parse("s.*.{key}")
+        for name in self.stream_names:
+            self.server.add_stream(name, self.retention)
         self.limits = Limits(
             max_ack_pending=self.chance.choice((1, 4, 16, 64)),
             max_lanes=self.chance.choice((1, 4, 16)),
+            batch_messages=self.chance.choice((1, 1, 1, 3)),
+            batch_wait_s=0.01,
         )
+        self.has_hooks = self.chance.random() < 0.2
+        self.takes_calls = self.chance.random() < 0.5
         self.members: list[SimulatedMember] = []
         self.is_cluster = self.chance.random() < 0.3
         """What is sent to different leaders keeps no order."""
@@ -116,10 +146,40 @@ class World:
         self._handler_s = self.chance.choice((0.002, 0.02, 0.08))
         self._wall_offset_s = 0.0
         self._num_started = 0
-        self._partitions: dict[int, int] = {}
-        """Sequence → partition."""
+        self._fail_rate = self.chance.choice((0.02, 0.02, 0.1))
+        self._poison: set[int] = set()
+        """Places of messages whose handler raises, until the faults are over."""
+        self._marks: dict[tuple[str, int], int] = {}
+        """Stream and sequence → mark."""
         self._digest = hashlib.blake2b(digest_size=8)
         self.faults = Faults(self)
+        self.operators = Operators(self)
+
+    def _make_config(self) -> ConfigRecord:
+        if not self.has_stream:
+            self.rule = KeyRule.parse(KEYED)
+            return config_record(None, None, self.levels[0])
+        first, *finer = self.levels
+        if self.has_streams:
+            self.rule = KeyRule.parse("s.{key}")
+        else:
+            tokens = ["s", "{partition}", *(f"{{partition:{level}}}" for level in finer), "{key}"]
+            self.rule = KeyRule.parse(".".join(tokens))
+        on_failure = self.chance.choice(POLICIES)
+        stream = f"{STREAM}-{{partition}}" if self.has_streams else STREAM
+        return config_record(self.rule, stream, first, on_failure=on_failure, max_attempts=2)
+
+    @property
+    def stream_names(self) -> list[str]:
+        if not self.has_streams:
+            return [STREAM]
+        return [f"{STREAM}-{number}" for number in range(self.levels[0])]
+
+    @property
+    def num_partitions(self) -> int:
+        """How many there are now."""
+        config = self.operators.config
+        return self.levels[0] if config is None else config.active
 
     @property
     def now(self) -> float:
@@ -143,8 +203,15 @@ class World:
         mean = max(0.4, self._handler_s) if is_slow else self._handler_s
         return mean * (0.3 + draw)
 
-    def handler_fails(self) -> bool:
-        return self.chance.random() < 0.02
+    def handler_fails(self, message: Message) -> bool:
+        if self.checkers.place_of(message) in self._poison:
+            return True
+        return self.chance.random() < self._fail_rate
+
+    def cure(self) -> None:
+        """Let no message fail any more."""
+        self._poison.clear()
+        self._fail_rate = 0.0
 
     # ---- what members do ----
 
@@ -200,6 +267,8 @@ class World:
         outcome.num_faults = self.faults.num_done
         outcome.virtual_s = self.now
         outcome.num_published = checkers.num_published
+        outcome.num_letters = len(checkers.lettered)
+        outcome.num_resizes = self.operators.num_resizes
         outcome.num_dropped = len(checkers.dropped)
         outcome.num_handler_calls = checkers.num_handled
         outcome.num_stale = checkers.sink.num_stale
@@ -242,7 +311,7 @@ class World:
 
     def _fail_to_settle(self) -> None:
         missing = self.checkers.missing()
-        records = [self.server.value(GROUP, naming.partition_key(n)) for n in self.numbers]
+        records = [self.record(n) for n in self.numbers]
         fault = self._rest_fault()
         self.checkers.fail(
             f"not at rest {SETTLE_S} s after the last fault: {fault}; {missing}, {records}"
@@ -266,21 +335,30 @@ class World:
 
     def publish(self, key: bytes | None) -> None:
         number = self.chance.randrange(1 << 20) if key is None else int(key[1:])
-        number %= self.num_partitions
-        seq = self.stream.last_seq + 1
-        self._partitions[seq] = number
-        self.checkers.publishes(number, key, seq)
-        self.server.publish(STREAM, f"s.{number}.{to_token(key)}", b"")
+        finest = number % self.levels[-1]
+        mark = finest % self.levels[0]
+        name = f"{STREAM}-{mark}" if self.has_streams else STREAM
+        stream = self.server.streams[name]
+        seq = stream.last_seq + 1
+        self._marks[name, seq] = mark
+        self.checkers.publishes(finest, key, seq)
+        has_poison = self.config.on_failure is not FailurePolicy.RETRY
+        if has_poison and not self.faults.is_over and self.chance.random() < 0.02:
+            self._poison.add(self.checkers.place(mark, seq))
+        tokens = [] if self.has_streams else [str(finest % level) for level in self.levels]
+        self.server.publish(name, ".".join(["s", *tokens, to_token(key)]), b"")
 
     def stream_of(self, partition: int) -> MemoryStream:
         """The stream that holds a partition."""
-        del partition
-        return self.stream
+        return self.server.streams[f"{STREAM}-{partition}" if self.has_streams else STREAM]
 
-    def partition_of(self, stream: str, seq: int) -> int:
-        """The partition of a stream's message."""
-        del stream
-        return self._partitions[seq]
+    def mark_of(self, stream: str, seq: int) -> int:
+        """The mark of a stream's message."""
+        return self._marks[stream, seq]
+
+    def record(self, number: int) -> PartitionRecord | None:
+        """A partition's record, as the bucket has it."""
+        return record_of(self.server.value(GROUP, naming.partition_key(number)))
 
     # ---- members ----
 
@@ -292,16 +370,14 @@ class World:
             group=GROUP,
             member=name,
             instance=f"{name}.{self._num_started}",
-            config=ConfigRecord(
-                partitions=self.num_partitions,
-                stream=STREAM if self.has_stream else None,
-                filter="s.{partition}.*" if self.has_stream else None,
-            ),
+            config=self.config,
             is_static=is_static,
             capacity=self.chance.choice((1, 1, 1, 2)),
             joined_ns=self.wall_ns(),
             timing=self.timing,
             limits=self.limits,
+            has_hooks=self.has_hooks,
+            takes_calls=self.takes_calls,
         )
         one = SimulatedMember(self, settings)
         self.members.append(one)
@@ -333,12 +409,16 @@ class World:
                 owned.update(member.machine.partitions)
         if not [one for one in self.living() if one.machine.phase is Phase.MEMBER]:
             self.disturbed_at = self.now
-        if self.loss or self.is_server_down:
+        config = self.operators.config
+        is_resizing = config is not None and config.resize_to is not None
+        if self.loss or self.is_server_down or is_resizing:
             self.disturbed_at = self.now
         self.checkers.look(owned, self.num_partitions, max(self.disturbed_at, 1.0))
         self.scheduler.after(LOOK_S, self._look)
 
     def is_at_rest(self) -> bool:
+        if self.operators.mend():
+            return False
         return self.checkers.is_complete and self._rest_fault() is None
 
     def _rest_fault(self) -> str | None:
@@ -347,10 +427,15 @@ class World:
             if member.machine.phase is not Phase.MEMBER:
                 return f"{member.name} is {member.machine.phase.name}"
             served.update(member.machine.partitions)
+        config = self.operators.config
+        if config is None or config.resize_to is not None:
+            return f"the configuration is {config}"
         for number in self.numbers:
-            record = record_of(self.server.value(GROUP, naming.partition_key(number)))
+            record = self.record(number)
             if record is None or record.state is not PartitionState.OWNED:
                 return f"partition {number} is {record}"
+            if (record.level or self.levels[0]) != config.active:
+                return f"partition {number} is of another level: {record}"
             if served.get(number) != record.epoch:
                 return f"partition {number} is served under {served.get(number)}, not {record}"
         return None
@@ -361,12 +446,18 @@ class World:
         return balance_fault(loads, {one.name: one.settings.capacity for one in members})
 
     def _stale_consumer(self) -> str | None:
-        for name in self.stream.consumers:
-            found = parse_consumer(GROUP, name)
-            assert found is not None
-            record = record_of(self.server.value(GROUP, naming.partition_key(found.partition)))
-            if record is None or record.epoch != found.epoch:
-                return f"consumer {name} is left, its epoch is over"
+        active = self.num_partitions
+        for stream in self.server.streams.values():
+            for name in stream.consumers:
+                found = parse_consumer(GROUP, name)
+                assert found is not None
+                record = self.record(found.partition)
+                is_current = record is not None and record.epoch == found.epoch
+                if not is_current or found.partition >= active:
+                    return f"consumer {name} is left, its epoch is over"
+        for number in range(active, self.levels[-1]):
+            if self.record(number) is not None:
+                return f"part.{number} is left, there are {active} partitions"
         return None
 
 
