@@ -134,6 +134,29 @@ async def test_a_transform_to_another_number_of_partitions_is_refused(
     assert "8 partitions where 4 are wanted" in str(error)
 
 
+@pytest.mark.parametrize("found", [4, 8])
+async def test_a_sourced_work_queue_is_read_as_the_partitions_it_is_sourced_into(
+    server: Server, client: Client, name: str, found: int
+) -> None:
+    origin = f"{name.upper()}-FROM"
+    await make(client, name, name=origin, subjects=[f"from{name}.*"])
+    written = f"{name}.{{{{partition({found},1)}}}}.{{{{wildcard(1)}}}}"
+    transform = {"src": f"from{name}.*", "dest": written}
+    sources = [{"name": origin, "subject_transforms": [transform]}]
+    await make(client, name, subjects=None, retention="workqueue", sources=sources)
+
+    if found != 4:
+        error = await refusal(client, server, name)
+        assert "8 partitions where 4 are wanted" in str(error)
+        return
+    seen = Seen()
+    async with running(member(server.url, name, seen)):
+        for number in range(12):
+            await client.jetstream().publish(f"from{name}.k{number % 3}", b"%d" % number)
+        await until(lambda: len(seen.messages) == 12)
+    assert seen.of_key(b"k1") == [1, 4, 7, 10]
+
+
 async def test_a_missing_transform_is_refused(server: Server, client: Client, name: str) -> None:
     await make(client, name, subjects=[f"{name}.*"])
 
