@@ -18,11 +18,13 @@ from millstream_coordinator.errors import (
     StreamMissing,
 )
 from millstream_coordinator.events import GroupEvent, Joined, Left
+from millstream_coordinator.model import ConfigRecord, Message
 from millstream_coordinator.operation import admin, service as service_module
 from millstream_coordinator.operation.connect import connected, unless_stopped
 from millstream_coordinator.operation.service import NewGroup, Service
 from millstream_coordinator.operation.settings import CoordinatorSettings
 from millstream_coordinator.operation.target import Target
+from millstream_coordinator.worker import Group
 from tests.coordinator.made_group import make_group, make_stream
 from tests.helpers.servers import Server
 
@@ -164,6 +166,37 @@ async def test_an_existing_groups_own_definition_counts(
             counts.append((await Target(client, name).view()).config.partitions)
 
     assert counts == [3, 3]
+
+
+async def test_workers_that_may_not_lead_get_their_partitions_from_the_service_and_are_resized(
+    server: Server, client: Client, name: str
+) -> None:
+    await make_stream(client, name)
+    levels = ConfigRecord(
+        partitions=2,
+        stream=name,
+        filter=f"{name}.{{partition}}.{{partition:4}}.*",
+        key=f"{name}.{{partition}}.{{partition:4}}.{{key}}",
+        levels=(2, 4),
+    )
+    await make_group(client, name, config=levels)
+    worker = Group(
+        server.url, stream=name, name=name, partitions=2, member="worker", can_lead=False
+    )
+
+    @worker.handler(key=f"{name}.{{partition}}.{{partition:4}}.{{key}}")
+    async def handle(message: Message) -> None:
+        pass
+
+    async with running(server, name) as one, asyncio.TaskGroup() as tasks:
+        tasks.create_task(worker.run(handle_signals=False))
+        await until(lambda: list(worker.partitions) == [0, 1])
+        await admin.resize(Target(client, name), 4)
+        await until(lambda: list(worker.partitions) == [0, 1, 2, 3])
+        is_leader = one.service.led[name].is_leader
+        await worker.stop()
+
+    assert is_leader
 
 
 # ---- all groups

@@ -65,7 +65,7 @@ def log_lines(*, as_json: bool) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger(LOGGER if as_json else f"{LOGGER}.operation.service")
-    logger.addHandler(handler)
+    logger.handlers = [it for it in logger.handlers if not isinstance(it, _Said)] + [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
