@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -37,6 +38,14 @@ def _seconds(value: object) -> object:
     return value
 
 
+def _names(value: object) -> object:
+    """Text is names separated by commas, as an environment variable has them."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
 Grace = Annotated[timedelta, BeforeValidator(_seconds), Field(ge=timedelta(0))]
 
@@ -71,7 +80,7 @@ class CoordinatorSettings(BaseSettings):
     connect_timeout: Duration = timedelta(seconds=2)
     member: str | None = None
     """Name of this coordinator in its groups; a random one if not set."""
-    groups: tuple[str, ...] = ()
+    groups: Names = ()
     """The groups to lead where the command line names none."""
     all_groups: bool = False
     """Lead every group of the account, also those that come later."""
