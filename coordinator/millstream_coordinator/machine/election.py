@@ -47,7 +47,7 @@ class Election:
         self.context = context
         self.detector = Detector(context.settings.timing)
         self.dead: dict[str, Verdict] = {}
-        """Leaders found dead here: what a new leader knows from the start."""
+        """Leaders found dead here since somebody led: what a new leader knows from the start."""
         self._campaign_at: float | None = None
         self._listening_to: str | None = None
 
@@ -59,9 +59,9 @@ class Election:
             self.detector.watch({}, now)
             self._plan_campaign()
             return
-        verdict = self.dead.get(leader.member)
-        if verdict is not None and verdict.instance == leader.instance:
-            return
+        # Whoever writes the key is alive, found dead before or not, and a leader finds out itself
+        # who else is: a verdict that was kept would be held against one that has come back.
+        self.dead.clear()
         self._campaign_at = None
         self.detector.is_eager = self._place_in_line() <= EAGER_PLACES
         self.detector.watch({leader.member: leader.instance}, now)

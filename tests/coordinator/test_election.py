@@ -1,0 +1,61 @@
+"""Leaders that were found dead and come back."""
+
+from millstream_coordinator.events import MemberDead
+from millstream_coordinator.naming import LEADER_KEY
+from millstream_coordinator.ports import Command, Failed, Failure, WriteKey
+
+from .plane import Plane, Process
+
+
+def _only(plane: Plane, leads: Process | None) -> None:
+    """Let nobody else take the leader's key."""
+
+    def loses(process: Process, command: Command) -> bool:
+        if not isinstance(command, WriteKey) or command.key != LEADER_KEY or process is leads:
+            return False
+        process.take(Failed(id=command.id, reason=Failure.TIMEOUT))
+        return True
+
+    plane.loses = loses
+
+
+def _after_the_first_leader_was_away(plane: Plane) -> tuple[Process, Process, Process]:
+    first, second, third = plane.settle("a", "b", "c")
+    assert plane.leader is first
+    first.disconnect()
+    _only(plane, None)
+    plane.until(lambda: "a" in third.machine.election.dead)
+    _only(plane, second)
+    plane.until(lambda: second.machine.is_leader and "a" not in plane.owners().values())
+    first.reconnect()
+    plane.until(lambda: bool(first.partitions) and plane.is_served())
+    plane.run(1.0)
+    return first, second, third
+
+
+def test_a_new_leader_holds_no_old_verdict_against_a_member_that_came_back() -> None:
+    plane = Plane()
+    first, second, third = _after_the_first_leader_was_away(plane)
+    _only(plane, third)
+
+    second.kill()
+
+    plane.until(lambda: third.machine.is_leader)
+    plane.run(1.0)
+    assert [event.member for event in third.told(MemberDead)] == ["b"]
+    assert first.partitions
+
+
+def test_a_leader_that_came_back_and_leads_again_is_followed_again() -> None:
+    plane = Plane()
+    first, second, third = _after_the_first_leader_was_away(plane)
+    _only(plane, first)
+    second.kill()
+    plane.until(lambda: first.machine.is_leader)
+
+    plane.loses = lambda _process, _command: False
+    plane.run(5.0)
+    assert plane.leader is first
+
+    first.kill()
+    plane.until(lambda: third.machine.is_leader, 3.0)
