@@ -33,6 +33,7 @@ from millstream_coordinator.partitioning.create import (
     plan,
     resolve_start,
 )
+from millstream_coordinator.partitioning.difference import start_of
 from millstream_coordinator.partitioning.generation import current, renew
 from millstream_coordinator.partitioning.key import KeyRule
 from millstream_coordinator.partitioning.layout import group_arguments
@@ -469,7 +470,50 @@ async def test_a_work_queue_begins_where_its_description_says(
         await client.jetstream().publish(f"{name}.c.paid", b"")
 
     assert len(await messages_in(client, naming.work_stream(name), kept)) == kept
+    await made(client, parse_description(text))
+    assert len(await messages_in(client, naming.work_stream(name), kept)) == kept
     assert (await plan(client, parse_description(text))).is_done
+    assert not start_of(await config_of(client, naming.work_stream(name)))
+
+
+async def test_a_source_that_waits_for_its_first_message_keeps_its_start(
+    client: Client, name: str
+) -> None:
+    await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+    for _ in range(3):
+        await client.jetstream().publish(f"{name}.c.paid", b"")
+    text = SOURCED.replace("MORE", "").replace("NAME", name) + "start = 'latest'"
+    await made(client, parse_description(text))
+
+    waiting = await plan(client, parse_description(text))
+    await client.jetstream().publish(f"{name}.c.paid", b"")
+    await messages_in(client, naming.work_stream(name), 1)
+    begun = await plan(client, parse_description(text))
+
+    assert waiting.is_done
+    assert "start is 4, wanted not set, can be updated" in str(begun.steps[1])
+
+
+async def test_an_empty_work_queue_is_given_nothing_again_after_its_server_was_killed(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    with Server(server.kind, tmp_path) as other:
+        client = await connected(other)
+        await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
+        for number in range(5):
+            await client.jetstream().publish(f"{name}.c.x", b"%d" % number)
+        text = SOURCED.replace("MORE", "").replace("NAME", name) + "start = 'sequence:3'"
+        await made(client, parse_description(text))
+        await handled_by_a_member(client, parse_description(text), name, 3)
+        await client.close()
+        other.kill()
+        await other.restart()
+        client = await connected(other)
+
+        await client.jetstream().publish(f"{name}.c.x", b"5")
+
+        assert [seq for _, seq in await messages_in(client, naming.work_stream(name), 1)] == [4]
+        await client.close()
 
 
 async def test_a_work_queue_may_begin_at_a_time(client: Client, name: str) -> None:

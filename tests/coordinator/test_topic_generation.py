@@ -3,8 +3,10 @@
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
@@ -21,9 +23,12 @@ from millstream_coordinator.model import (
     decode,
     encode,
 )
+from millstream_coordinator.partitioning import generation
 from millstream_coordinator.partitioning.create import apply, plan
+from millstream_coordinator.partitioning.difference import ServerTraits
 from millstream_coordinator.partitioning.generation import GenerationStep, renew
 from millstream_coordinator.partitioning.topic import Description, parse_description
+from tests.helpers.servers import Server
 
 STEPS = list(GenerationStep)
 
@@ -87,6 +92,10 @@ class Work:
 
 @pytest.fixture
 async def work(client: Client, name: str) -> Work:
+    return await begun(client, name)
+
+
+async def begun(client: Client, name: str) -> Work:
     await client.jetstream().add_stream(StreamConfig(name=name, subjects=[f"{name}.>"]))
     work = Work(client, name)
     await apply(client, await plan(client, work.described(4)))
@@ -202,6 +211,30 @@ async def test_traffic_during_the_change_is_neither_lost_nor_repeated(work: Work
     assert old not in await work.api.stream_names()
 
 
+async def test_the_new_stream_and_its_place_survive_a_killed_server(
+    server: Server, tmp_path: Path, name: str
+) -> None:
+    with Server(server.kind, tmp_path) as other:
+        work = await begun(await nats.connect(other.url), name)
+        await work.publish(0, 12)
+        await work.until(naming.work_stream(name), 12)
+        handled = await work.handle(naming.work_stream(name), 5)
+        new = (await renew(work.client, work.described(6), name)).new_stream
+        await work.publish(12, 20)
+        handled += await work.handle(new, 15)
+        await apply(work.client, await plan(work.client, work.described(6)))
+        await work.client.close()
+        other.kill()
+        await other.restart()
+        work = Work(await nats.connect(other.url), name)
+
+        await work.publish(20, 30)
+
+        handled += await work.handle(new, 10)
+        check_order(handled, 30)
+        await work.client.close()
+
+
 async def test_a_group_paused_by_its_operator_stays_paused(work: Work) -> None:
     await work.put(naming.CONTROL_KEY, encode(ControlRecord(is_paused=True)))
 
@@ -248,6 +281,18 @@ async def test_a_stream_that_somebody_else_reads_is_refused(work: Work) -> None:
 
     with pytest.raises(NotPossible, match="consumer 'other' reads"):
         await renew(work.client, work.described(6), work.name)
+
+
+async def test_a_server_that_would_lose_the_new_stream_is_refused(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oldest = ServerTraits.of(2, 10)
+    monkeypatch.setattr(generation, "server_traits", lambda api: oldest)
+
+    with pytest.raises(NotPossible, match=r"2\.10 loses a stream"):
+        await renew(work.client, work.described(6), work.name)
+
+    assert await work.value(naming.CONTROL_KEY) is None
 
 
 async def test_another_key_is_refused(work: Work) -> None:

@@ -18,6 +18,7 @@ of one group are a mistake of somebody's. Policies alone can be changed, while n
 do not know and drop them (seen on 2.10 and 2.11).
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -43,8 +44,10 @@ from .difference import (
     Difference,
     ServerTraits,
     WantedStream,
+    begun,
     differences,
     dropped,
+    start_of,
     updated,
 )
 from .key import overlap, stored_subjects
@@ -56,6 +59,7 @@ OLDEST_SERVER: Final = (2, 10)
 """The first with transforms of streams and sources."""
 
 _PROBE_S = 5
+_FORGET_LOOKS, _FORGET_S = 10, 0.03
 
 
 class Action(StrEnum):
@@ -198,6 +202,40 @@ async def apply(
                 raise StreamUnfit(step.name, error.detail) from error
             raise unreachable(api, error) from error
         on_step(step)
+    for step in plan.steps:
+        if step.kind is StepKind.STREAM and step.action is Action.CREATE and start_of(step.body):
+            try:
+                await forget_start(api, step.name)
+            except RequestFailed as error:
+                raise unreachable(api, error) from error
+
+
+async def forget_start(api: Api, stream: str) -> None:
+    """Take out of a work queue's source where it began, if it has begun within a moment.
+
+    A source that waits for its first message keeps it; the next `plan` tells. Raises RequestFailed.
+    """
+    for _ in range(_FORGET_LOOKS):
+        info = await stream_info(api, stream)
+        if info is None or not start_of(info["config"]):
+            return
+        if sourced_to(info):
+            await api.call(f"STREAM.UPDATE.{stream}", begun(info["config"]))
+            return
+        await asyncio.sleep(_FORGET_S)
+
+
+def sourced_to(info: Mapping[str, Any]) -> int:
+    """The origin's sequence of the last message that a stream was given since it began; or 0.
+
+    Servers before 2.15 do not say it.
+    """
+    for config, source in zip(
+        info["config"].get("sources") or [], info.get("sources") or [], strict=False
+    ):
+        place = int(source.get("seq", 0))
+        return place if place >= config.get("opt_start_seq", 1) else 0
+    return 0
 
 
 async def resolve_start(api: Api, stream: str, start: Start) -> int:
@@ -323,12 +361,13 @@ class _Planner:
             return replace(step, body=(await self._begun(wanted)).config, reason=reason)
         found = info["config"]
         messages = info["state"]["messages"]
-        unlike = differences(wanted, found, messages=messages, server=self._server)
+        sourced = sourced_to(info)
+        unlike = differences(wanted, found, messages=messages, sourced=sourced, server=self._server)
         if not unlike:
             return replace(step, action=Action.KEEP)
         if any(difference.change is Change.REPLACE for difference in unlike):
             return replace(step, action=Action.REFUSE, differences=unlike)
-        body = updated(wanted, found)
+        body = updated(wanted, found, sourced=sourced)
         return replace(step, action=Action.UPDATE, differences=unlike, body=body)
 
     async def _begun(self, wanted: WantedStream) -> WantedStream:

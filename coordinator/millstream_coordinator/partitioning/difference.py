@@ -5,6 +5,9 @@ messages are cannot, once there are messages: what is stored keeps its old subje
 order would be spread over two partitions. Retention and storage the server itself does not change
 (nats-server 2.15.1). What a description says nothing of stays as it was found.
 
+**Where a source began** is no difference, and is taken out once it has begun: a nats-server that is
+killed (not stopped) goes back there if nothing is left in the queue (seen on 2.12.8 and 2.15.1).
+
 **Servers differ** (`ServerTraits`), and older ones take fields they do not know and drop them
 (`dropped`).
 """
@@ -31,6 +34,8 @@ class ServerTraits:
     """A sourced stream can be without a window of duplicates (2.14)."""
     changes_max_consumers: bool = True
     """An update may do so (2.12)."""
+    keeps_first_seq: bool = True
+    """A stream with ``first_seq`` survives a restart whatever is left in it (2.11)."""
     default_max_consumers: int | None = CONSUMERS_MAX
     """What -1 means (2.15; none before)."""
 
@@ -43,6 +48,7 @@ class ServerTraits:
         return cls(
             has_zero_window=version >= (2, 14),
             changes_max_consumers=version >= (2, 12),
+            keeps_first_seq=version >= (2, 11),
             default_max_consumers=CONSUMERS_MAX if version >= (2, 15) else None,
         )
 
@@ -90,6 +96,8 @@ _REPLACED = {
     "retention": "the server does not change to or from a work queue",
     "storage": "the server does not move a stream between file and memory",
 }
+_STARTS = ("opt_start_seq", "opt_start_time")
+_STARTS_AGAIN = "a server that is killed while the queue is empty would begin there again"
 _LOWERED = ("max_age", "max_bytes", "max_msgs")
 _WHERE_KEYS_ARE = ("subject_transform", "sources", LEVELS_KEY, PARTITIONER_KEY)
 
@@ -99,9 +107,13 @@ def differences(
     found: Mapping[str, Any],
     *,
     messages: int = 0,
+    sourced: int = 0,
     server: ServerTraits = NEWEST,
 ) -> tuple[Difference, ...]:
-    """Compare a described stream with its configuration on the server, which has ``messages``."""
+    """Compare a described stream with its configuration on the server.
+
+    It has ``messages``, and has been sourced up to the origin's sequence ``sourced``.
+    """
     fields: list[Difference] = []
     for state in ("sealed", "mirror"):
         if found.get(state):
@@ -119,6 +131,8 @@ def differences(
         if not server.changes_max_consumers:
             change, reason = Change.REPLACE, f"{reason}, and servers before 2.12 do not change it"
         fields.append(_difference("max_consumers", limit, asked, change, reason))
+    if start := sourced and start_of(found):
+        fields.append(_difference("start", start, None, Change.UPDATE, _STARTS_AGAIN))
     for field, value in _compared(wanted.config).items():
         there = _compared(found).get(field, _DEFAULTS.get(field))
         if there != value:
@@ -126,7 +140,25 @@ def differences(
     return tuple(fields)
 
 
-def updated(wanted: WantedStream, found: Mapping[str, Any]) -> dict[str, Any]:
+def start_of(config: Mapping[str, Any]) -> str:
+    """Where a stream's source is told to begin; "" if it is not."""
+    for source in config.get("sources") or []:
+        for name in _STARTS:
+            if source.get(name):
+                return str(source[name])
+    return ""
+
+
+def begun(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without the place where its source began."""
+    sources = [
+        {name: value for name, value in source.items() if name not in _STARTS}
+        for source in config["sources"]
+    ]
+    return {**config, "sources": sources}
+
+
+def updated(wanted: WantedStream, found: Mapping[str, Any], *, sourced: int = 0) -> dict[str, Any]:
     """The configuration for ``STREAM.UPDATE``: what was found, with what the description says."""
     config = {**found, **wanted.config}
     config["metadata"] = {**(found.get("metadata") or {}), **wanted.config.get("metadata", {})}
@@ -134,7 +166,7 @@ def updated(wanted: WantedStream, found: Mapping[str, Any]) -> dict[str, Any]:
     if (limit if limit > 0 else CONSUMERS_MAX) >= wanted.needed_consumers:
         config["max_consumers"] = limit
     if found.get("sources") and "sources" in wanted.config:
-        config["sources"] = found["sources"]
+        config["sources"] = (begun(found) if sourced else found)["sources"]
     config["first_seq"] = found.get("first_seq", 0)
     config.pop("no_ack", None)
     return config

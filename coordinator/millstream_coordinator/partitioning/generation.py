@@ -17,7 +17,9 @@ have any number, by a new stream, the next generation, while no member of it run
 6. `END`: records of partitions that are no more and the old stream go, the pause ends.
 
 Each step reads what is there, so `renew` called again after a crash goes on with it. Nothing of the
-origin is touched. Members then start with the new number and stream (`current`).
+origin is touched. Members then start with the new number and stream (`current`). Once the new
+stream got its first message from the origin, a `plan` of the description takes out of its source
+where it began (``difference.py`` says why); if there is one at once, `renew` does.
 
 **Why the group must have been stopped well.** A message that is copied has another sequence. If an
 owner died after its effect and before its ack, a fenced sink would not know the copy again. So
@@ -50,7 +52,7 @@ from ..jetstream.api import (
     parse_headers,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
-from .create import TIMEOUT_S, server_traits, stream_info, unreachable
+from .create import TIMEOUT_S, forget_start, server_traits, stream_info, unreachable
 from .difference import WantedStream
 from .key import KeyRule
 from .layout import copied_from, group_config, work_stream
@@ -245,6 +247,11 @@ class _Change:
     async def check(self) -> None:
         """Refuse what would go wrong half way. Raises NotPossible, StreamMissing."""
         name = self._group.name
+        if not server_traits(self._api).keeps_first_seq:
+            reason = (
+                "nats-server 2.10 loses a stream that begins with a later sequence at a restart"
+            )
+            raise NotPossible(name, reason)
         records = await self._records()
         members = [it for it in records if it.startswith(naming.MEMBER_PREFIX)]
         if members:
@@ -449,6 +456,7 @@ class _Change:
                 self._bucket, naming.CONTROL_KEY, encode(control), entry.revision, {}
             )
         await self._api.call(f"STREAM.DELETE.{self._old}")
+        await forget_start(self._api, self._new)
 
     async def _update(self, found: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
         metadata = {**(found.get("metadata") or {}), **changes.get("metadata", {})}
