@@ -214,7 +214,8 @@ class Failures:
             self._owner.handing.note_ready(one)
 
     def resume(self, one: Ownership) -> None:
-        """Begin again what joining anew abandoned."""
+        """Begin again what joining anew abandoned, and hear what was said meanwhile."""
+        self.on_parked(one.partition)
         steps = self.context.steps
         for given_up in one.given_up.values():
             if ("letter", one.partition, given_up.message.seq) not in steps:
