@@ -248,6 +248,8 @@ class Service:
             static_grace=settings.static_grace,
             drain_timeout=settings.drain_timeout,
             on_event=lambda event: self._on_event(name, event),
+            domain=settings.domain,
+            api_prefix=settings.js_prefix,
         )
         if rule is not None:
             # It has no capacity, so this is never called; the rule says what the group reads.
