@@ -36,7 +36,7 @@ from ..jetstream.api import (
     Api,
     RequestFailed,
 )
-from ..jetstream.keys import MADE_KEY, bucket_config
+from ..jetstream.keys import bucket_config, make_room
 from ..model import ConfigRecord, PartitionRecord, Retention, decode, encode
 from ..ports import Failure
 from .difference import (
@@ -550,7 +550,7 @@ async def _carry_out(api: Api, step: Step) -> None:
                     return  # a member that joined meanwhile made it
                 raise
             if step.kind is StepKind.BUCKET and not step.body.get("allow_msg_ttl"):
-                await _make_room(api, step)
+                await make_room(api, naming.bucket(step.name), answer)
             lost = dropped(step.body, answer["config"])
             if lost:
                 reason = f"the server did not take over {', '.join(lost)}: is it too old?"
@@ -564,16 +564,6 @@ async def _carry_out(api: Api, step: Step) -> None:
         case StepKind.CONFIG:
             assert step.record is not None
             await _write(api, step, naming.CONFIG_KEY, encode(step.record), step.revision)
-
-
-async def _make_room(api: Api, step: Step) -> None:
-    """Have a key without meaning be the first in a bucket of nats-server 2.10, and no more there.
-
-    What stays at the first sequence of such a stream is lost at a restart (``jetstream/keys.py``).
-    """
-    bucket = naming.bucket(step.name)
-    revision = await api.write(bucket, MADE_KEY, b"", 0, {})
-    await api.write(bucket, MADE_KEY, b"", revision, {})
 
 
 async def _write(api: Api, step: Step, key: str, value: bytes, revision: int) -> None:
