@@ -11,6 +11,7 @@ from millstream_coordinator import naming
 from millstream_coordinator.errors import ConfigMismatch, GroupTooNew
 from millstream_coordinator.events import (
     Cause,
+    JoinRefused,
     MemberDead,
     PartitionAssigned,
     PartitionLost,
@@ -18,7 +19,9 @@ from millstream_coordinator.events import (
     Paused,
     RecordTooNew,
     Resumed,
+    StreamDoubtful,
 )
+from millstream_coordinator.memory import MemoryClient
 from millstream_coordinator.model import (
     ConfigRecord,
     ControlRecord,
@@ -27,7 +30,7 @@ from millstream_coordinator.model import (
     PartitionState,
     Timing,
 )
-from millstream_coordinator.ports import WriteKey
+from millstream_coordinator.ports import Command, Failed, Failure, Prepare, Prepared, WriteKey
 
 from .plane import GROUP, STREAM, Plane, Process
 
@@ -696,3 +699,48 @@ def test_who_is_deaf_does_not_take_the_lead() -> None:
 
     assert not deaf.machine.is_leader
     assert plane.leader is not deaf
+
+
+def test_a_member_whose_bucket_cannot_be_made_again_yet_keeps_trying() -> None:
+    plane = Plane()
+    (a,) = plane.settle("a")
+    is_refused = True
+    execute = plane.server.execute
+
+    def refuse(client: MemoryClient, command: Command) -> None:
+        if is_refused and isinstance(command, Prepare):
+            client.send(Failed(id=command.id, reason=Failure.REFUSED, detail="no suitable peers"))
+        else:
+            execute(client, command)
+
+    plane.server.execute = refuse  # type: ignore[method-assign]
+    plane.server.delete_bucket(GROUP)
+    plane.run(6.0)
+    assert a.told(JoinRefused) == [JoinRefused(member="a", reason="no suitable peers")]
+    is_refused = False
+    plane.until(plane.is_served)
+
+    assert a.is_alive
+
+
+def test_what_a_stream_may_do_to_messages_is_told_once() -> None:
+    plane = Plane()
+    execute = plane.server.execute
+
+    def warn(client: MemoryClient, command: Command) -> None:
+        if isinstance(command, Prepare):
+            send = client.send
+            client.send = lambda event: send(
+                replace(event, warnings=("drops by age",)) if isinstance(event, Prepared) else event
+            )
+            execute(client, command)
+            client.send = send
+        else:
+            execute(client, command)
+
+    plane.server.execute = warn  # type: ignore[method-assign]
+    (a,) = plane.settle("a")
+    plane.server.delete_bucket(GROUP)
+    plane.run(6.0)
+
+    assert a.told(StreamDoubtful) == [StreamDoubtful(text="drops by age")]

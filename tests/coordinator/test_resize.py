@@ -357,3 +357,49 @@ def test_progress_is_read_by_the_next_leader_too() -> None:
     plane.run(2.0)
 
     check_history(plane)
+
+
+def test_a_record_of_a_resized_group_that_is_lost_is_made_anew_above_its_epoch() -> None:
+    plane = plane_of()
+    plane.settle("a", "b", "c")
+    publish_for(plane, 0.5)
+    resize(plane, 4)
+    for member in ("a", "b"):
+        plane.control(draining=(member,))
+        plane.run(1.0)
+    before = plane.records()[0]
+    assert before.epoch > (plane.read(ConfigRecord, naming.CONFIG_KEY) or plane.config).base_epoch
+
+    plane.leader.kill()
+    plane.server.put(GROUP, naming.partition_key(0), None)
+    plane.until(plane.is_served)
+    plane.run(1.0)
+
+    assert plane.records()[0].epoch > before.epoch
+    assert plane.records()[0].floor >= before.floor
+    check_history(plane, repeats_max=20)
+
+
+def test_a_record_of_another_number_of_partitions_is_not_written_over_below_its_epoch() -> None:
+    plane = plane_of()
+    plane.settle("a", "b")
+    record = plane.records()[0]
+
+    plane.put(naming.partition_key(0), replace(record, level=8, epoch=record.epoch + 5))
+    plane.until(plane.is_served)
+
+    assert plane.records()[0].level is None
+    assert plane.records()[0].epoch > record.epoch + 5
+
+
+def test_a_resize_tells_how_long_it_stood_still() -> None:
+    plane = plane_of()
+    processes = plane.settle("a", "b")
+    plane.handler_s = 2.0
+    publish(plane, 0)
+    plane.run(0.1)
+    resize(plane, 4)
+
+    still = [one.assigned(n) for one in processes for n in one.partitions]
+    assert {event.cause for event in still} == {Cause.RESIZED}
+    assert all(1.8 < (event.stopped_s or 0) < 2.2 for event in still)

@@ -24,6 +24,19 @@ class Barrier:
         self._context = context
         self._handed_on: dict[str, dict[int, DonePosition]] = {}
         """Holder → what a resize handed on to the partitions of its chunk."""
+        self._stopped_ns: dict[int, int] = {}
+        """New partition → when the first of those it comes from was drained."""
+        self._crossed: int | None = None
+        """``base_epoch`` of the resize this leader did."""
+
+    def is_sure(self, partition: int) -> bool:
+        """Whether a partition without a record is one that the last resize has yet to make.
+
+        Only who did the resize knows that; for others its record may as well be lost.
+        """
+        lost = self._context.last_known.get(partition)
+        is_lost = lost is not None and self._context.is_current(lost)
+        return self._crossed == self._context.config.base_epoch and not is_lost
 
     def is_known(self, partition: int) -> bool:
         """Whether it was looked for what was handed on to a partition; if not: `read`."""
@@ -59,7 +72,7 @@ class Barrier:
             floor=position.floor,
             done_from=holder if position.done or position.children else None,
             cause=Cause.RESIZED,
-            stopped_ns=context.wall_ns,
+            stopped_ns=self._stopped_ns.get(partition, 0),
             level=context.config.level,
         )
 
@@ -104,6 +117,13 @@ class Barrier:
         if not is_still_so:
             return False
         config = replace(context.config, level=to, resize_to=None, base_epoch=base_epoch)
+        self._crossed = base_epoch
+        common = min(old, to)
+        self._stopped_ns = {
+            number: min(it.stopped_ns for n, it in records.items() if n % common == number % common)
+            for number in range(to)
+            if old % common == to % common == 0
+        }
         return (yield from context.write(CONFIG_KEY, config))
 
     def _write(self, positions: dict[int, DonePosition], base_epoch: int) -> Part:

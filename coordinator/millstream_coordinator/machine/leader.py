@@ -102,6 +102,8 @@ class Leader:
         """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
         self._moving_since: dict[int, tuple[int, float]] = {}
+        self._config_read_for: dict[int, int] = {}
+        """Partition → revision of a record of another cfg, for which that was read again."""
         self._survey = Survey(context)
         self._barrier = Barrier(context)
         self._reconciler = Reconciler(context, self.keep)
@@ -250,7 +252,8 @@ class Leader:
                 homes=self._find_homes(),
             )
         self._is_short = len(self._target) < count
-        if all(number in book.partitions for number in range(count)):
+        records = [book.partitions.get(number) for number in range(count)]
+        if all(record is not None and context.is_current(record) for record in records):
             self._survey.forget()
         self._touched.update(range(count), book.partitions)
 
@@ -416,14 +419,26 @@ class Leader:
         if not self._barrier.is_known(partition):
             self._look_up(("lead", "handed on", partition // CHUNK), self._barrier.read(partition))
             return
-        record = self._barrier.first_record(partition)
-        if record is None and not self._survey.is_done:
-            self._look_up(("lead", "survey"), self._survey.run())
-            return
-        state = PartitionState.FREE if target is None else PartitionState.OWNED
-        record = record or self._survey.first_record(partition)
-        new = replace(record, owner=target, instance=instance, state=state)
         revision = context.book.revision(partition_key(partition))
+        there = context.book.partitions.get(partition)
+        is_ahead = there is not None and there.epoch > context.config.base_epoch
+        if is_ahead and self._config_read_for.get(partition) != revision:
+            # Whoever wrote it knows another cfg; that may be the newer one.
+            self._config_read_for[partition] = revision
+            self._look_up(("lead", "config"), context.refresh_key(CONFIG_KEY))
+            return
+        record = self._barrier.first_record(partition)
+        if record is None or not self._barrier.is_sure(partition):
+            if not self._survey.is_done:
+                self._look_up(("lead", "survey"), self._survey.run())
+                return
+            found = self._survey.first_record(partition)
+            if record is None or self._survey.knows(partition):
+                record = found
+            record = replace(record, epoch=max(record.epoch, found.epoch))
+        state = PartitionState.FREE if target is None else PartitionState.OWNED
+        epoch = max(record.epoch, there.epoch + 1 if there is not None else 0)
+        new = replace(record, epoch=epoch, owner=target, instance=instance, state=state)
         self._run(partition, _no_result(context, partition, new, revision))
 
     def _look_up(self, key: tuple[str | int, ...], looking: Part) -> None:

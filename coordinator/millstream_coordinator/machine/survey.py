@@ -49,13 +49,19 @@ class Survey:
         """Everything is there now; what is missing later is looked for anew."""
         self.is_done = False
 
+    def knows(self, partition: int) -> bool:
+        """Whether anybody bears witness of a partition since the last resize."""
+        lost = self._context.last_known.get(partition)
+        was_there = lost is not None and self._context.is_current(lost)
+        return was_there or partition in self._floors or partition in self._saved
+
     def first_record(self, partition: int) -> PartitionRecord:
         """Return the record a partition begins with, owned by nobody; the survey is done."""
         context = self._context
         position, holder = self._saved.get(partition, (None, None))
         floor = self._floors.get(partition, 0)
         record = PartitionRecord(
-            epoch=max(self._epoch, context.highest_epoch) + 1,
+            epoch=max(self._epoch, context.highest_epoch, context.config.base_epoch) + 1,
             floor=max(floor, position.floor) if position is not None else floor,
             done_from=holder,
             cause=Cause.JOINED,
@@ -86,7 +92,7 @@ class Survey:
         newest: dict[int, int] = {}
         for name in listed.names:
             found = parse_consumer(context.settings.group, name)
-            if found is not None:
+            if found is not None and found.epoch > context.config.base_epoch:
                 newest[found.partition] = max(found.epoch, newest.get(found.partition, 0))
         books: list[tuple[int, int, int, int]] = []
         for partition, epoch in newest.items():
