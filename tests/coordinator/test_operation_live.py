@@ -1,21 +1,25 @@
 """Operators and a running group: what is written to the bucket is what the members then do."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from nats.aio.client import Client
+from prometheus_client import CollectorRegistry
 
 from millstream_coordinator.model import FailurePolicy, Message
 from millstream_coordinator.operation import admin, letters
 from millstream_coordinator.operation.letters import Choice
+from millstream_coordinator.operation.metrics import Metrics
 from millstream_coordinator.operation.overview import PartitionRow, read_overview
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
 from millstream_coordinator.partitioning.topic import Start
 from millstream_coordinator.worker import Group
 from tests.coordinator.made_group import make_stream
+from tests.coordinator.test_web import get
 from tests.helpers.servers import Server
 
 T = TypeVar("T")
@@ -42,6 +46,7 @@ class Team:
         self.client = client
         self.name = name
         self.target = Target(client, name)
+        self.groups: list[Group] = []
         self.handled: list[str] = []
         self.bad: set[str] = set()
 
@@ -97,6 +102,7 @@ async def team(
         )
         for member in "ab"
     ]
+    one.groups = groups
     async with asyncio.TaskGroup() as tasks:
         for group in groups:
             group.handler(key=f"{name}.{rule}")(one.handle)
@@ -261,3 +267,25 @@ async def test_a_resize_under_load_keeps_the_order_of_each_key(
 
 async def _count(one: Team) -> int:
     return len(one.handled)
+
+
+async def test_a_worker_that_serves_is_healthy_and_counts_what_it_handles(
+    server: Server, client: Client, name: str
+) -> None:
+    async with team(server, client, name) as one:
+        metrics = Metrics(one.groups[1], registry=CollectorRegistry())
+        async with metrics.serve("127.0.0.1:0") as url:
+            for number in range(PARTITIONS):
+                await one.publish(number, "k", "x")
+            await until(lambda: _is(_counted(one), lambda count: count == PARTITIONS))
+            status, _, health = await get(url, "/healthz")
+            _, _, page = await get(url, "/metrics")
+
+    assert status.endswith("200 OK")
+    assert json.loads(health)["member"] == "b"
+    assert f'millstream_handled_messages_total{{group="{name}"}} 2.0' in page.decode()
+    assert f'millstream_partitions{{group="{name}"}} 2.0' in page.decode()
+
+
+async def _counted(one: Team) -> int:
+    return sum(group.stats().handled for group in one.groups)

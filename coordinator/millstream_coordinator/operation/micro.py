@@ -132,7 +132,7 @@ class _Delete(_Grave, kw_only=True):
 class _Letters(_Ask, kw_only=True):
     partition: int | None = None
     key: str | None = None
-    limit: int = 100
+    limit: int | None = 100
 
 
 class _Letter(_Ask, kw_only=True):
