@@ -26,6 +26,7 @@ HEARTBEAT_TIMEOUT_S = 1.0
 """The group's default, which the workers use."""
 LATE_S = 2.0
 """A takeover that took longer is told at length."""
+HANGING_S = 1.0
 BACKLOG_MIN = 20
 PATIENCE_S = 60.0
 SINK = "chains"
@@ -129,8 +130,21 @@ class Faults:
         await self.until_whole()
 
     async def until_whole(self) -> GroupView:
-        """Every partition has one owner that runs, and every worker its share."""
-        self._group.check_alive()
+        """Every partition has one owner that runs, every worker its share, and no call hangs.
+
+        A call that a fault left waiting for its sink holds a lane for as long as the client waits;
+        what comes to that worker next would be late for that alone.
+        """
+        await self._group.until_balanced(PATIENCE_S)
+        await self._group.until(
+            lambda: all(
+                since > time.monotonic() - HANGING_S
+                for worker in self._group.running()
+                for since in worker.running.values()
+            ),
+            PATIENCE_S,
+            "no handler call hangs",
+        )
         return await self._group.until_balanced(PATIENCE_S)
 
     async def _until_settled(self) -> dict[int, tuple[int, str | None]]:

@@ -51,6 +51,8 @@ class Worker:
     """(when, partition, epoch, seq) of each handler call."""
     effects: list[tuple[float, str, int, int, int]] = field(default_factory=list)
     """(when, applied/repeat/stale/failed, partition, epoch, seq) of each call that ended."""
+    running: dict[tuple[int, int, int], float] = field(default_factory=dict)
+    """(partition, epoch, seq) of each call that did not end yet, and since when it runs."""
     proxy: Proxy | None = None
     is_meant_to_end: bool = False
     """Killed, or asked to leave."""
@@ -222,10 +224,12 @@ class Cluster:
                 case "handle":
                     partition, epoch, seq = (int(fact) for fact in facts)
                     worker.calls.append((float(at), partition, epoch, seq))
+                    worker.running[partition, epoch, seq] = float(at)
                     self.entered[partition % self.partitions].add(seq)
                 case "applied" | "repeat" | "stale" | "failed":
                     partition, epoch, seq = (int(fact) for fact in facts[:3])
                     worker.effects.append((float(at), kind, partition, epoch, seq))
+                    worker.running.pop((partition, epoch, seq), None)
                     if kind in ("applied", "repeat"):
                         self.done[partition % self.partitions].add(seq)
                 case _:
