@@ -17,6 +17,7 @@ from typing import Any
 from millstream_coordinator import memory
 from millstream_coordinator.machine import (
     context,
+    handing,
     handoff,
     lanes,
     leader,
@@ -33,7 +34,7 @@ from .checkers import Violation
 from .world import World
 
 MODULES = (
-    *(checkers, context, handoff, lanes, leader, mark, memory, owner, ownership),
+    *(checkers, context, handing, handoff, lanes, leader, mark, memory, owner, ownership),
     *(parking, reconciler, resize),
 )
 
@@ -79,11 +80,14 @@ ARMS = (
     Arm(
         "acks held while in doubt",
         (
-            Edit(owner, "Owner._complete", "one.is_held or self._is_fenced", "False"),
+            Edit(handing, "Handing.complete", "one.is_held or self._owner.is_fenced", "False"),
             Edit(
-                owner, "Owner._send_acks", "is_fenced = self.context.is_fenced", "is_fenced = False"
+                handing,
+                "Handing.send_acks",
+                "is_fenced = self.context.is_fenced",
+                "is_fenced = False",
             ),
-            Edit(owner, "Owner._send_acks", "is_fenced or one.is_held", "False"),
+            Edit(handing, "Handing.send_acks", "is_fenced or one.is_held", "False"),
         ),
     ),
     Arm(
