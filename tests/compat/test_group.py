@@ -178,7 +178,7 @@ async def test_a_lost_bucket_is_made_again(
 async def test_keys_run_out_where_the_server_can_and_it_is_known_where_not(
     client: Client, server: VersionServer, name: str
 ) -> None:
-    """Leases: keys that run out by themselves"""
+    """Known whether keys run out by themselves, and lived without"""
     config = ConfigRecord(partitions=1, stream=None, filter=None)
     settings = MemberSettings(group=name, member="m", instance="i", config=config)
     bucket = Bucket(Api(client, 2.0), settings)
