@@ -16,6 +16,11 @@ listens on its form for the same reason.
 one's), and counts with its finest level, which a resize may bring. A stream is given room for all
 its groups and for `SPARE_CONSUMERS` of others, never less than the server's own default.
 
+**What sourcing does not promise.** A nats-server that is killed while such a queue is empty has
+forgotten how far it was sourced, and goes on by the time of the queue's last message: what the
+origin took just before that time, and had not handed on, is missing (2.12.8 and 2.15.1; not when
+it is stopped, nor while a message is left). Who cannot bear that reads the origin itself.
+
 **No window of duplicates** on a group's own stream: it would drop a message of the origin whose
 ``Nats-Msg-Id`` came before, though the origin took both (seen on all versions; when a backlog is
 sourced they come within milliseconds). Servers before 2.14 cannot do without; there it is the
