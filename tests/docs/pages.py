@@ -33,7 +33,7 @@ DOCS = ROOT / "coordinator" / "docs"
 README = ROOT / "coordinator" / "README.md"
 
 RUNNABLE = ("python", "console")
-PATIENCE_S = 30.0
+PATIENCE_S = 15.0
 INTERRUPT_S = 4.0
 HOST = "vm"
 """The machine's name in the pages' outputs."""
