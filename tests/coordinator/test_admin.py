@@ -40,6 +40,7 @@ from tests.coordinator.made_group import (
     revision,
     served,
 )
+from tests.helpers.servers import Server
 
 Operation = Callable[[Target, bool], Awaitable[Outcome]]
 
@@ -463,11 +464,13 @@ async def test_a_record_of_a_newer_version_is_not_written_over(client: Client, n
     assert await partition(target, 0) == newer
 
 
-async def test_a_connection_that_is_gone_is_said(client: Client, name: str) -> None:
+async def test_a_connection_that_is_gone_is_said_with_where_it_led(
+    server: Server, client: Client, name: str
+) -> None:
     target = await make_group(client, name)
     await client.close()
 
-    with pytest.raises(ServerUnreachable):
+    with pytest.raises(ServerUnreachable, match=server.url.removeprefix("nats://")):
         await admin.pause(target)
 
 

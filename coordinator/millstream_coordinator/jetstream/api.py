@@ -134,9 +134,10 @@ class Api:
 
     @property
     def url(self) -> str:
-        """Host and port of the server, to name it in errors."""
+        """Host and port of the server, to name it in errors; of all it may be while it is away."""
         url = self.connection.connected_url
-        return f"{url.hostname}:{url.port}" if url else "?"
+        urls = [url] if url else self.connection.servers
+        return ",".join(f"{it.hostname}:{it.port}" for it in urls) or "?"
 
     def subject(self, name: str) -> str:
         """Where the API's function ``name`` is asked."""
