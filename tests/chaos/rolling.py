@@ -42,8 +42,8 @@ class Rolling:
     unhandled: int = 0
 
 
-async def roll(target: Target, sent: signal.Signals) -> Rolling:
-    """Restart every worker once."""
+async def roll(target: Target, sent: signal.Signals, restarts: int = WORKERS) -> Rolling:
+    """Restart so many workers, each once."""
     result = Rolling()
     arguments = ("--handler-ms", "10", "--static-grace", str(GRACE_S))
     group = Cluster(target.url, "rolling", PARTITIONS, *arguments)
@@ -56,7 +56,7 @@ async def roll(target: Target, sent: signal.Signals) -> Rolling:
         await group.until_balanced(PATIENCE_S)
         whole_at = time.monotonic()
         published = 0
-        for name in names:
+        for name in names[:restarts]:
             before = await group.until_balanced(PATIENCE_S)
             await group.publish(published, ROUND)
             published += ROUND

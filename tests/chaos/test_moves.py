@@ -51,7 +51,7 @@ async def test_a_move_by_agreement_takes_nothing_away_and_handles_nothing_twice(
 async def test_a_rolling_restart_of_members_with_names_moves_nothing(
     target: Target, sent: signal.Signals
 ) -> None:
-    result = await roll(target, sent)
+    result = await roll(target, sent, restarts=2)
 
     assert result.moved == 0
     assert result.moves_seen == []
