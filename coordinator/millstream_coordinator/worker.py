@@ -69,6 +69,7 @@ EventCallback = Callable[[GroupEvent], None]
 H = TypeVar("H", bound=Handler)
 
 _CANCEL_AGAIN_S = 0.05
+_CANCELS_MAX = 20
 
 EVENT_BACKLOG_MAX = 10_000
 """Events kept for one slow reader of `Group.events`; then the oldest go."""
@@ -364,8 +365,7 @@ class Group:
                         self._step(lambda: machine.start(self.now(), self._wall_ns()))
                         await self._stopped.wait()
                 finally:
-                    for task in list(self._tasks):
-                        task.cancel()
+                    await self._cancel_tasks()
                     if self._timer is not None:
                         self._timer.cancel()
                     if self._calls is not None:
@@ -380,6 +380,19 @@ class Group:
             self._stopped.set()
             await self._keepers.close()
             await port.close()
+
+    async def _cancel_tasks(self) -> None:
+        """End what still runs; more than once, for a cancellation may be swallowed.
+
+        By nats-py, while a publish waits for room, and by handlers that catch everything.
+        """
+        for _ in range(_CANCELS_MAX):
+            tasks = list(self._tasks)
+            if not tasks:
+                return
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
 
     async def _open(self, port: Port, tasks: asyncio.TaskGroup) -> bool:
         """Open the port; False if the member was stopped before that."""
@@ -580,6 +593,17 @@ class Group:
     def tell(self, event: GroupEvent) -> None:
         """Tell the world: log, counters, callbacks, readers of `events`."""
         level = logging.WARNING if isinstance(event, HandlerOverdue) else logging.INFO
+        if logger.isEnabledFor(level):
+            self._log(level, event)
+        self._counters.told(event)
+        if isinstance(event, PartitionAssigned | PartitionRevoked | PartitionLost):
+            self._call_back(event)
+        if self._on_event is not None:
+            self._on_event(event)
+        for queue in self._readers:
+            _put(queue, event)
+
+    def _log(self, level: int, event: GroupEvent) -> None:
         logger.log(
             level,
             "group %s member %s: %s",
@@ -595,13 +619,6 @@ class Group:
                 "facts": {one.name: getattr(event, one.name) for one in fields(event)},
             },
         )
-        self._counters.told(event)
-        if isinstance(event, PartitionAssigned | PartitionRevoked | PartitionLost):
-            self._call_back(event)
-        if self._on_event is not None:
-            self._on_event(event)
-        for queue in self._readers:
-            _put(queue, event)
 
     def _call_back(self, event: PartitionAssigned | PartitionRevoked | PartitionLost) -> None:
         if not self._has_hooks:

@@ -424,6 +424,62 @@ async def test_a_stop_waits_for_calls_and_acks_only_what_was_handled() -> None:
 
 
 @virtual
+async def test_a_handler_that_swallows_its_cancellation_does_not_hold_up_the_end() -> None:
+    server = open_server()
+    publish(server, "a", 0)
+    begun = asyncio.Event()
+    swallowed: list[int] = []
+
+    async def handle(_: Message) -> None:
+        begun.set()
+        for attempt in range(3):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed.append(attempt)
+
+    group, _ = make(server, handle, drain_timeout=timedelta(seconds=1))
+    task = asyncio.create_task(group.run(handle_signals=False))
+    await begun.wait()
+    async with asyncio.timeout(10):
+        await group.stop()
+        await task
+
+    assert swallowed == [0, 1, 2]
+    log = Log()
+    again, _ = make(server, log, member="b")
+    async with running(again):
+        await server.until(lambda: len(log.handled) == 1)
+
+
+async def test_a_function_in_a_thread_extends_its_deadline_and_sees_it_pass() -> None:
+    server = open_server()
+    publish(server, "a", 0)
+    seen: list[bool] = []
+    events: list[object] = []
+    is_told = threading.Event()
+
+    def handle(message: Message) -> None:
+        message.extend()
+        seen.append(message.is_overdue)
+        is_told.wait(10)
+        seen.append(message.is_overdue)
+
+    def on_event(event: object) -> None:
+        events.append(event)
+        if isinstance(event, HandlerOverdue):
+            is_told.set()
+
+    group = Group(server, stream=STREAM, name=NAME, partitions=1, on_event=on_event)
+    group.handler(key=RULE, deadline=timedelta(seconds=0.2))(handle)
+    async with running(group), asyncio.timeout(10):
+        await server.until(lambda: group.stats().handled == 1)
+
+    assert seen == [False, True]
+    assert sum(isinstance(event, HandlerOverdue) for event in events) == 1
+
+
+@virtual
 async def test_a_member_counts_what_it_does() -> None:
     server, log = open_server(), Log()
     for number in range(5):
