@@ -52,7 +52,31 @@ cem: 100 clicks in order, half over Kafka, half by NATS
 dora: 100 clicks in order, half over Kafka, half by NATS
 eve: 100 clicks in order, half over Kafka, half by NATS
 """,
+    "06_dead_letters": """\
+handled: order 1 and order 3
+given up after 2 calls: order 2
+because of OSError: the bank is closed
+handled: order 2
+""",
+    "07_sql_sink": """\
+order 5 came twice, the second time it was a repeat
+ann owes 55
+""",
+    "08_exactly_once_nats_to_nats": """\
+lines: 1 2 3 4 5
+total: 15
+refused as repeats: 1
+""",
+    "09_membership": """\
+first alone has report, cleanup, backup
+with second, first has 2 and second has 1
+second left, first has report, cleanup, backup
+""",
+    "10_test_your_worker": """\
+20 legs in order, one worker crashed, no server was there
+""",
 }
+WITHOUT_SERVER = ("10_test_your_worker",)
 WITH_KAFKA = ("04_bridge_a_topic", "05_half_moved_producer")
 
 
@@ -79,7 +103,7 @@ def test_an_example_shows_what_it_says_on_embedded_servers(name: str) -> None:
     assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
 
 
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", [name for name in SAID if name not in WITHOUT_SERVER])
 def test_an_example_without_a_server_is_one_line(name: str) -> None:
     done = run(name, {"NATS_URL": "nats://127.0.0.1:1"}, timeout_s=10)
     assert (done.returncode, done.stdout) == (3, "")
@@ -88,7 +112,7 @@ def test_an_example_without_a_server_is_one_line(name: str) -> None:
 
 
 @pytest.mark.real_server
-@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("name", [name for name in SAID if name not in WITHOUT_SERVER])
 def test_an_example_shows_the_same_on_a_nats_server(name: str, tmp_path: Path) -> None:
     require.need("nats")
     with Server(REAL, tmp_path) as server:
