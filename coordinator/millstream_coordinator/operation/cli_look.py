@@ -315,7 +315,9 @@ def _notes(overview: Overview) -> list[str]:
     if overview.stream is not None:
         facts.append(f"on failure: {overview.on_failure}")
     if overview.letters:
-        facts.append(f"{overview.letters} dead letters")
+        facts.append(
+            "1 dead letter" if overview.letters == 1 else f"{overview.letters} dead letters"
+        )
     if overview.is_paused:
         facts.append("paused")
     if overview.resize_to is not None:
