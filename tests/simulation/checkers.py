@@ -271,8 +271,7 @@ class Checkers(Observer):
 
     def acked(self, partition: int, seq: int) -> None:
         mark = partition % self.levels[0]
-        place = self.place(mark, seq)
-        if place not in self.handled and place not in self.lettered:
+        if not self._is_settled(mark, seq):
             self.fail(f"message {seq} of partition {partition} is acked and was not handled")
 
     def stored(self, client: MemoryClient, command: StoreLetter, reply: Reply) -> None:

@@ -142,9 +142,14 @@ class Operators:
             return
         if self.control != ControlRecord() or self._is_something_said():
             return
-        wanted = chance.choice([level for level in config.levels if level != config.active])
+        self.resize(chance.choice([level for level in config.levels if level != config.active]))
+
+    def resize(self, level: int) -> None:
+        """Ask for another number of partitions."""
+        config = self.config
+        assert config is not None
         self.num_resizes += 1
-        self.write(naming.CONFIG_KEY, replace(config, resize_to=wanted))
+        self.write(naming.CONFIG_KEY, replace(config, resize_to=level))
 
     def _is_something_said(self) -> bool:
         records = [self.world.record(number) for number in self.world.numbers]

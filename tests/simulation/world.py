@@ -19,6 +19,8 @@ from millstream_coordinator.events import (
     ConsumerReconciled,
     Fenced,
     GroupEvent,
+    Joined,
+    Left,
     MemberDead,
     PartitionAssigned,
     describe,
@@ -89,6 +91,7 @@ class World:
     """A run. ``trace``: keep a readable line of everything that happens."""
 
     group = GROUP
+    capacities: tuple[int, ...] = (1, 1, 1, 2)
 
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.chance = random.Random(seed)
@@ -106,7 +109,7 @@ class World:
             self.levels = self.chance.choice(LEVELS)
         self.config = self._make_config()
         self.timing = Timing(
-            probe_interval_s=self.chance.choice((0.1, 0.1, 0.25)),
+            probe_interval_s=self.chance.choice((0.1, 0.25, 0.25)),
             reconcile_interval_s=1.0,
             audit_interval_s=1.0,
             drain_timeout_s=3.0,
@@ -145,6 +148,7 @@ class World:
         self._base_delay_s = self.chance.choice((0.0002, 0.001, 0.01))
         self._handler_s = self.chance.choice((0.002, 0.02, 0.08))
         self._wall_offset_s = 0.0
+        self._members_changed_at = 0.0
         self._num_started = 0
         self._fail_rate = self.chance.choice((0.02, 0.02, 0.1))
         self._poison: set[int] = set()
@@ -223,7 +227,9 @@ class World:
         self._digest.update(f"{self.now:.9f} {member.name} {event}\n".encode())
         if isinstance(event, PartitionAssigned):
             self.outcome.num_moves += 1
-        elif isinstance(event, MemberDead | Fenced | ConsumerReconciled):
+        elif isinstance(event, Joined | Left | MemberDead):
+            self._members_changed_at = self.now
+        if isinstance(event, MemberDead | Fenced | ConsumerReconciled):
             self.outcome.kinds.append(type(event).__name__)
 
     # ---- the trace ----
@@ -291,8 +297,11 @@ class World:
         self.checkers.check_end()
 
     def _run_until_clean(self) -> None:
-        """Go on at rest until the reconciler had its time; then nothing may move."""
-        rest_until = self.now + 1.2 * self.timing.reconcile_interval_s
+        """Go on at rest until reconciler and planner had their time; then nothing may move."""
+        rest_until = max(
+            self.now + 1.2 * self.timing.reconcile_interval_s,
+            self._members_changed_at + self.timing.batch_max_s + 0.5,
+        )
         deadline = rest_until + SETTLE_S
         while self.now < rest_until or (
             fault := self._rest_fault() or self._stale_consumer() or self._balance_fault()
@@ -372,7 +381,7 @@ class World:
             instance=f"{name}.{self._num_started}",
             config=self.config,
             is_static=is_static,
-            capacity=self.chance.choice((1, 1, 1, 2)),
+            capacity=self.chance.choice(self.capacities),
             joined_ns=self.wall_ns(),
             timing=self.timing,
             limits=self.limits,
@@ -402,7 +411,7 @@ class World:
 
     def _look(self) -> None:
         if not self.is_server_down:
-            self.server.tick()
+            self.server.tick_if_due()
         owned: set[int] = set()
         for member in self.members:
             if member.is_active:
@@ -426,6 +435,9 @@ class World:
         for member in self.living():
             if member.machine.phase is not Phase.MEMBER:
                 return f"{member.name} is {member.machine.phase.name}"
+            key = naming.member_key(member.settings.member)
+            if self.server.value(GROUP, key) is None:
+                return f"{member.name} has no record"
             served.update(member.machine.partitions)
         config = self.operators.config
         if config is None or config.resize_to is not None:
