@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast, get_args
 from unittest.mock import patch
@@ -125,7 +126,8 @@ def _json(value: object) -> str:
             return f'"{value}"'
         case tuple():
             return "[]"
-    return str(value)
+        case _:
+            return str(value)
 
 
 def _json_kind(kind: str) -> str:
@@ -160,7 +162,7 @@ def all_events() -> str:
         for kind in get_args(events.GroupEvent):
             names = ", ".join(f"`{it.name}`" for it in documented(kind))
             kept = "leader, kept" if kind in get_args(events.GROUP_EVENTS) else "the member itself"
-            text = " ".join(inspect.getdoc(kind).split())
+            text = " ".join((inspect.getdoc(kind) or "").split())
             notes = [f"`{it.name}`: {it.text}" for it in documented(kind) if it.text]
             yield f"`{events.event_name(kind)}`", names, kept, " ".join([text, *notes])
 
@@ -206,8 +208,9 @@ def shown(default: object) -> str:
         case timedelta():
             return f"{default.total_seconds():g} s"
         case bool():
-            return "no" if not default else "yes"
-    return f"`{default}`"
+            return "yes" if default else "no"
+        case _:
+            return f"`{default}`"
 
 
 # ---- metrics -------------------------------------------------------------------------------------
@@ -255,7 +258,8 @@ def help_text(name: str) -> str:
 
 def _options(text: str) -> tuple[str, str]:
     """A help text without the options that all commands have; and those."""
-    own, common = [], []
+    own: list[str] = []
+    common: list[str] = []
     target = own
     for line in text.splitlines():
         if line.startswith("  -"):
@@ -295,9 +299,7 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "service": lambda: metrics_table(service_metrics()),
     },
     "reference/commands.md": {"options": common_options, "commands": all_commands},
-    "reference/kv-layout.md": {
-        name: (lambda kind=kind: record(kind)) for name, kind in RECORDS.items()
-    },
+    "reference/kv-layout.md": {name: partial(record, kind) for name, kind in RECORDS.items()},
 }
 STATES = "explanation/why-this-is-safe.md"
 

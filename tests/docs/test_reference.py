@@ -1,0 +1,95 @@
+"""The reference pages say what the code says."""
+
+import inspect
+import re
+from datetime import timedelta
+
+import pytest
+
+from millstream_coordinator import Group, naming
+from millstream_coordinator.machine.group import Phase
+from millstream_coordinator.machine.ownership import OwnershipState
+from millstream_coordinator.model import FailurePolicy, PartitionState
+from millstream_coordinator.operation.micro import NAME, PREFIX
+from millstream_coordinator.partitioning.key import KEY_HEADER
+
+from . import reference, states
+from .pages import DOCS
+from .reference import SECTIONS, STATES, shown
+
+LAYOUT = (DOCS / "reference" / "kv-layout.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [(page, name) for page, names in SECTIONS.items() for name in names]
+)
+def test_what_a_page_takes_from_the_code_is_what_the_code_says(page: str, name: str) -> None:
+    assert reference.section(page, name) == SECTIONS[page][name]().strip(), (
+        f"run python -m tests.docs.reference {page}"
+    )
+
+
+def test_every_argument_of_a_group_is_in_the_table_with_its_default() -> None:
+    page = (DOCS / "reference" / "settings.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)` \| (.*?) \| ", page.partition("### Key rules")[0], re.M))
+
+    arguments = list(inspect.signature(Group).parameters.values())
+
+    assert list(table) == [it.name for it in arguments]
+    for one in arguments:
+        assert table[one.name].strip("`") == _default(one.default), one.name
+
+
+def _default(default: object) -> str:
+    if default is inspect.Parameter.empty:
+        return "required"
+    if isinstance(default, FailurePolicy):
+        return f'"{default.value}"'
+    if isinstance(default, timedelta):
+        return shown(default)
+    return str(default)
+
+
+@pytest.mark.parametrize("header", [*naming.LETTER_HEADERS, naming.REPLAY, KEY_HEADER])
+def test_every_header_is_on_the_layout_page(header: str) -> None:
+    assert f"`{header}" in LAYOUT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        naming.bucket("<group>"),
+        *(naming.CONFIG_KEY, naming.CONTROL_KEY, naming.LEADER_KEY, naming.member_key("<member>")),
+        *(naming.done_key("<member>"), f"{naming.PARTITION_PREFIX}<n>"),
+        *(f"{naming.PARKED_PREFIX}<n>", f"{naming.EVENT_PREFIX}<i>"),
+        naming.heartbeat("<group>", "<member>"),
+        naming.probe("<group>", "<member>"),
+        naming.event("<group>", "<member>"),
+        naming.release("<group>"),
+        f"{PREFIX}.<request>",
+        naming.dead_letter_stream("<group>"),
+        naming.dead_letter("<group>", "<mark>", "<key token>"),
+        naming.work_stream("<group>"),
+        f"{naming.work_prefix('<group>')}.<partition>",
+    ],
+)
+def test_every_name_on_the_server_is_on_the_layout_page(name: str) -> None:
+    assert f"`{name}" in LAYOUT
+
+
+def test_the_service_is_called_as_the_page_on_deploying_calls_it() -> None:
+    assert f"nats micro info {NAME}" in (DOCS / "how-to" / "deploy.md").read_text(encoding="utf-8")
+
+
+def test_simulated_groups_do_nothing_that_the_state_diagrams_do_not_show() -> None:
+    for name, arrows in states.observed(states.SOME).items():
+        shown = states.drawn(reference.section(STATES, name))
+        assert states.named(arrows) <= shown, f"run python -m tests.docs.reference {STATES}"
+
+
+def test_every_state_is_in_its_diagram() -> None:
+    kinds = {"member": Phase, "partition": PartitionState, "ownership": OwnershipState}
+    for name, kind in kinds.items():
+        shown = {it for arrow in states.drawn(reference.section(STATES, name)) for it in arrow}
+        wanted = {str(it.value) if kind is PartitionState else it.name for it in kind}
+        assert wanted <= shown
