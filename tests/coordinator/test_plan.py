@@ -11,6 +11,7 @@ from millstream_coordinator import naming
 from millstream_coordinator.errors import ConfigMismatch, GroupTooNew
 from millstream_coordinator.events import (
     Cause,
+    ConsumerReconciled,
     JoinRefused,
     MemberDead,
     PartitionAssigned,
@@ -30,7 +31,15 @@ from millstream_coordinator.model import (
     PartitionState,
     Timing,
 )
-from millstream_coordinator.ports import Command, Failed, Failure, Prepare, Prepared, WriteKey
+from millstream_coordinator.ports import (
+    Command,
+    CreateConsumer,
+    Failed,
+    Failure,
+    Prepare,
+    Prepared,
+    WriteKey,
+)
 
 from .plane import GROUP, STREAM, Plane, Process
 
@@ -744,3 +753,16 @@ def test_what_a_stream_may_do_to_messages_is_told_once() -> None:
     plane.run(6.0)
 
     assert a.told(StreamDoubtful) == [StreamDoubtful(text="drops by age")]
+
+
+def test_a_consumer_of_an_epoch_that_is_over_is_deleted_and_told() -> None:
+    plane = Plane(1)
+    (a,) = plane.settle("a")
+    stale, current = naming.consumer(GROUP, 0, 0), naming.consumer(GROUP, 0, 1)
+
+    plane.server.execute(a.client, CreateConsumer(id=0, name=stale, partition=0, start_seq=1))
+    assert set(plane.stream.consumers) == {stale, current}
+    plane.run(2.0)
+
+    assert set(plane.stream.consumers) == {current}
+    assert a.told(ConsumerReconciled) == [ConsumerReconciled(consumer=stale)]

@@ -111,6 +111,7 @@ class Roster:
         now = self._context.now
         cause = _CAUSES.get(verdict.reason, Cause.MISSED_HEARTBEATS)
         self._note_end(verdict.member, Death(verdict.instance, now, cause, verdict.heard_at))
+        self.watch()
         event = MemberDead(member=verdict.member, reason=verdict.reason)
         self._context.tell(event)
         self._keep(event)
