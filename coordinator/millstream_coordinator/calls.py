@@ -235,7 +235,10 @@ class Calls:
         given = list(messages) if self._is_batch else messages[0]
         if self._threads is not None:
             with call:
-                await self._loop.run_in_executor(self._threads, self._handler, given)
+                result = await self._loop.run_in_executor(self._threads, self._handler, given)
+                if inspect.isawaitable(result):
+                    # A plain function that only makes a coroutine, as a lambda does.
+                    await result
             return
         with call:
             scope = asyncio.timeout(self._deadline_s)

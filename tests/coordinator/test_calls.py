@@ -101,6 +101,20 @@ async def test_a_plain_function_is_a_handler_too() -> None:
     assert sum(isinstance(event, MessageRetried) for event in events) == 1
 
 
+@virtual
+async def test_what_a_plain_function_gives_to_await_is_awaited_before_the_ack() -> None:
+    server, log = open_server(), Log()
+    publish(server, "a", 0)
+    log.fails = lambda message: message.attempt == 1
+    group, events = make(server, lambda message: log(message))  # noqa: PLW0108 - the case meant
+
+    async with running(group):
+        await server.until(lambda: len(log.handled) == 1)
+
+    assert [attempt for _, _, attempt in log.calls] == [1, 2]
+    assert sum(isinstance(event, MessageRetried) for event in events) == 1
+
+
 async def test_plain_functions_run_in_threads_beside_each_other() -> None:
     server = open_server()
     for number in range(4):
