@@ -757,12 +757,15 @@ def test_what_a_stream_may_do_to_messages_is_told_once() -> None:
 
 def test_a_consumer_of_an_epoch_that_is_over_is_deleted_and_told() -> None:
     plane = Plane(1)
-    (a,) = plane.settle("a")
-    stale, current = naming.consumer(GROUP, 0, 0), naming.consumer(GROUP, 0, 1)
+    a, b = plane.settle("a", "b")
+    owner, other = (a, b) if a.partitions else (b, a)
+    plane.control(pins={0: other.settings.member})
+    plane.until(lambda: other.partitions == {0} and plane.is_served())
+    stale, current = naming.consumer(GROUP, 0, 1), naming.consumer(GROUP, 0, 2)
 
-    plane.server.execute(a.client, CreateConsumer(id=0, name=stale, partition=0, start_seq=1))
+    plane.server.execute(owner.client, CreateConsumer(id=0, name=stale, partition=0, start_seq=1))
     assert set(plane.stream.consumers) == {stale, current}
     plane.run(2.0)
 
     assert set(plane.stream.consumers) == {current}
-    assert a.told(ConsumerReconciled) == [ConsumerReconciled(consumer=stale)]
+    assert plane.leader.told(ConsumerReconciled) == [ConsumerReconciled(consumer=stale)]

@@ -102,6 +102,8 @@ class Leader:
         """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
         self._moving_since: dict[int, tuple[int, float]] = {}
+        self._leader_read_for: dict[int, int] = {}
+        """Partition → revision of a record of a stranger, for which that was read again."""
         self._config_read_for: dict[int, int] = {}
         """Partition → revision of a record of another cfg, for which that was read again."""
         self._survey = Survey(context)
@@ -292,7 +294,8 @@ class Leader:
             if target is not None:
                 self._take_away(partition, record, target, instance)
         elif self._is_owner_gone(record):
-            self._take_away(partition, record, target, instance)
+            if not self._is_stranger(partition, record):
+                self._take_away(partition, record, target, instance)
         else:
             self._settle_living(partition, record, target, instance)
 
@@ -311,6 +314,18 @@ class Leader:
             self._write_move(partition, record, PartitionState.MOVING, target, instance)
         elif partition in self._overdue():
             self._take_away(partition, record, target, instance)
+
+    def _is_stranger(self, partition: int, record: PartitionRecord) -> bool:
+        """Whether an owner nobody here knows may be another leader's doing: then ask who leads.
+
+        After a lost bucket there may be two for a while, each with members the other does not know.
+        """
+        revision = self.context.book.revision(partition_key(partition))
+        if record.owner in self.roster.members or self._leader_read_for.get(partition) == revision:
+            return False
+        self._leader_read_for[partition] = revision
+        self._look_up(("lead", "leader"), self.context.refresh_key(LEADER_KEY))
+        return True
 
     def _is_owner_gone(self, record: PartitionRecord) -> bool:
         assert record.owner is not None
