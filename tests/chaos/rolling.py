@@ -13,10 +13,10 @@ import asyncio
 import signal
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from millstream_coordinator import GroupView
 from tests.chaos.group import percentile
 from tests.chaos.group_cluster import Cluster, entries_at
 from tests.chaos.target import KINDS, Target, opened
@@ -53,8 +53,7 @@ async def roll(target: Target, sent: signal.Signals, restarts: int = WORKERS) ->
         names = [f"static-{number}" for number in range(WORKERS)]
         for name in names:
             await group.start(name)
-        await group.until_balanced(PATIENCE_S)
-        whole_at = time.monotonic()
+        whole = await group.until_balanced(PATIENCE_S)
         published = 0
         for name in names[:restarts]:
             before = await group.until_balanced(PATIENCE_S)
@@ -89,7 +88,7 @@ async def roll(target: Target, sent: signal.Signals, restarts: int = WORKERS) ->
             " ".join(line.facts)
             for worker in group.workers
             for line in worker.lines
-            if line.kind == "PartitionMoved" and line.at > whole_at and _is_to_another(line.facts)
+            if line.kind == "PartitionMoved" and _is_to_another(line.facts, whole)
         ]
         await group.until(
             lambda: max(group.backlogs(published)) <= 0, PATIENCE_S, "everything handled"
@@ -100,9 +99,12 @@ async def roll(target: Target, sent: signal.Signals, restarts: int = WORKERS) ->
     return result
 
 
-def _is_to_another(facts: tuple[str, ...]) -> bool:
+def _is_to_another(facts: tuple[str, ...], whole: GroupView) -> bool:
+    """Whether a partition went from one member to another after the group was first whole."""
     said = dict(fact.split("=", 1) for fact in facts)
-    return "None" not in (said["owner"], said["previous"]) and said["owner"] != said["previous"]
+    is_later = int(said["epoch"]) > whole.partitions[int(said["partition"])].epoch
+    is_other = "None" not in (said["owner"], said["previous"]) and said["owner"] != said["previous"]
+    return is_later and is_other
 
 
 def main() -> int:

@@ -91,7 +91,8 @@ class Proxy:
         self._up.set()
         self._down.set()
         await self._server.wait_closed()
-        if self._serving:
+        await asyncio.sleep(0)  # one that was just accepted gets its handler a round later
+        while self._serving:
             await asyncio.wait(self._serving)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,6 +126,8 @@ class Proxy:
             for end in (writer, *(behind[1:] if behind else ())):
                 self._writers.discard(end)
                 _reset(end)
+                with contextlib.suppress(OSError):
+                    await end.wait_closed()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         for target in self._targets:
