@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any, cast, get_args
 from unittest.mock import patch
 
+import typer
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
 from typer.testing import CliRunner
@@ -35,10 +36,6 @@ from . import states
 from .pages import DOCS
 
 WIDTH = 92
-COMMANDS = (
-    *("ls", "describe", "members", "lag", "events", "create", "run", "drain", "move", "pause"),
-    *("resume", "resize", "reset", "delete", "dlq ls", "dlq show", "dlq replay", "dlq drop"),
-)
 COMMON = ("-s,", "--creds", "--nkey", "--tlsca", "--tlscert", "--tlskey", "--js-domain", "--config")
 RECORDS = {
     "cfg": model.ConfigRecord,
@@ -246,6 +243,15 @@ def metrics_table(families: list[Metric]) -> str:
 # ---- commands ------------------------------------------------------------------------------------
 
 
+def command_names() -> list[str]:
+    """Every command, those of ``dlq`` with it."""
+    names = []
+    for name, one in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        below = getattr(one, "commands", None)
+        names += [name] if below is None else [f"{name} {it}" for it in below]
+    return names
+
+
 def help_text(name: str) -> str:
     """What ``millstream coordinator NAME --help`` prints."""
     with patch.dict(os.environ, {"COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}):
@@ -276,7 +282,7 @@ def _options(text: str) -> tuple[str, str]:
 def all_commands() -> str:
     """The help of every command."""
     parts = []
-    for name in COMMANDS:
+    for name in command_names():
         own, _ = _options(help_text(name))
         text = re.sub(r"\n{2,}", "\n\n", own).replace("\nOptions:\n\n", "\n").strip()
         parts.append(f"## {name}\n\n```text\n{text}\n```")

@@ -26,7 +26,7 @@ NAMES = {str(page.relative_to(page.parents[2])): page for page in pages()}
 WITH_SESSION = [
     name
     for name, page in NAMES.items()
-    if any(it.kind in RUNNABLE and it.excuse is None for it in blocks(page))
+    if any(it.kind in RUNNABLE and not (it.file or it.excuse) for it in blocks(page))
 ]
 
 
