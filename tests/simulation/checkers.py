@@ -146,10 +146,12 @@ class Checkers(Observer):
         self._records: dict[int, PartitionRecord] = {}
         self._over_at: dict[tuple[int, int], float] = {}
         """(partition, epoch) → when a higher epoch was written."""
-        self._has_lost_bucket = False
+        self._began_anew = False
         """Progress began anew: what was handled may come again, behind replayed letters too."""
         self._is_lost: set[int] = set()
         """Partitions whose record somebody wrote over."""
+        self._was_lost: set[int] = set()
+        """… at any time: their done-sets are found again only if somebody remembers them."""
         self._made_at: dict[str, float] = {}
         self._served: dict[tuple[str, str], list[tuple[float, bytes | None]]] = {}
         """(who read, which key) → when, and what it was given: progress only."""
@@ -237,8 +239,9 @@ class Checkers(Observer):
             lane = (member.name, message.partition, message.epoch, message.key)
             if lane in self._running and lane not in mine:
                 self.fail(f"key {message.key!r} has two handler calls at one time in {member.name}")
-            is_lost = self._has_lost_bucket and self.place_of(message) in self.handled
-            if message.seq < self._begun.get(lane, 0) and not is_lost:
+            place = self.place_of(message)
+            is_repeat = place in self.handled and (self._began_anew or place in self.lettered)
+            if message.seq < self._begun.get(lane, 0) and not is_repeat:
                 self.fail(f"key {message.key!r}: {message.seq} began after {self._begun[lane]}")
             mine.add(lane)
             self._begun[lane] = message.seq
@@ -380,7 +383,7 @@ class Checkers(Observer):
 
     def loses_bucket(self) -> None:
         """Forget what rested on the bucket: it is gone."""
-        self._has_lost_bucket = True
+        self._began_anew = True
         self._records.clear()
         self._is_lost.clear()
         self._written_at.clear()
@@ -391,6 +394,7 @@ class Checkers(Observer):
     def resets(self, partition: int, level: int | None, floor: int) -> None:
         """Note that an operator has a partition go on behind a floor."""
         self._expected.pop(partition, None)
+        self._began_anew = True
         mark = partition % self.levels[0]
         for seq in self.published[level or self.levels[0], partition].seqs:
             if seq > floor:
@@ -410,6 +414,7 @@ class Checkers(Observer):
         """Forget what a partition's record pointed to: somebody wrote over it."""
         self._expected.pop(partition, None)
         self._is_lost.add(partition)
+        self._was_lost.add(partition)
 
     def loses_progress(self) -> None:
         """Forget what was saved: somebody else wrote over it."""
@@ -457,6 +462,8 @@ class Checkers(Observer):
         if before is not None:
             old, owner = before.epoch, before.owner
             self._over_at[(partition, old)] = self.now
+        if partition in self._was_lost:
+            return
         expected = self._expected.get(partition)
         since = self._written_at.get(partition, 0.0)
         served = self._served.get((client.settings.instance, naming.done_key(owner or "")), [])

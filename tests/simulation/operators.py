@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .member import SimulatedMember
     from .world import World
 
-KINDS = ("stop handing out", "pin", "drain", "reset", "resize", "resize")
+KINDS = ("stop handing out", "pin", "drain", "reset", *("resize",) * 4)
 
 
 class Operators:
