@@ -25,8 +25,10 @@ PATIENCE_S = 120.0
 
 async def start(
     target: Target, partitions: int, members: int, retention: RetentionPolicy
-) -> tuple[float, float, int]:
-    """Seconds until every partition was served, and until the group was whole; calls made."""
+) -> tuple[float, float, int, int]:
+    """Seconds until every partition was served and until the group was whole; times a partition
+    was assigned, which is more than there are when members came later than the others; calls.
+    """
     group = Cluster(target.url, "scale", partitions, "--handler-ms", "0", "--max-lanes", "64")
     try:
         client = await group.connect()
@@ -52,7 +54,10 @@ async def start(
         await group.until_balanced(PATIENCE_S)
         whole_s = time.monotonic() - joined_at
         calls = sum(len(worker.calls) for worker in group.workers)
-        return max(first_calls.values()) - joined_at, whole_s, calls
+        assigned = sum(
+            line.kind == "PartitionAssigned" for worker in group.workers for line in worker.lines
+        )
+        return max(first_calls.values()) - joined_at, whole_s, assigned, calls
     finally:
         await group.close()
 
@@ -72,13 +77,13 @@ def main() -> int:
     parser.add_argument("--retention", type=RetentionPolicy, default=RetentionPolicy.LIMITS)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as store, opened(given.server, Path(store)) as target:
-        served_s, whole_s, calls = asyncio.run(
+        served_s, whole_s, assigned, calls = asyncio.run(
             start(target, given.partitions, given.members, given.retention)
         )
     print(
         f"{given.server}, {given.retention.value}: {given.partitions} partitions of"
         f" {given.members} members served {served_s:.2f} s after the first member joined,"
-        f" whole after {whole_s:.2f} s ({calls} calls)"
+        f" whole after {whole_s:.2f} s ({assigned} assignments, {calls} calls)"
     )
     return 0
 
