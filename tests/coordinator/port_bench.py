@@ -170,8 +170,8 @@ class Bench:
         )
 
     async def publish(self, partition: int, key: str, data: bytes = b"") -> int:
-        """Store a message of a partition (of 2; the finer of 4 is the same number)."""
-        subject = f"{self.name}.{partition}.{partition}.{key}"
+        """Store a message of a partition of 4, which is one of 2 as well."""
+        subject = f"{self.name}.{partition % 2}.{partition}.{key}"
         if self.memory is not None:
             return self.memory.publish(self.stream, subject, data)
         client = await self._client("outside")

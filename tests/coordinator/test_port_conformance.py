@@ -412,15 +412,25 @@ async def test_a_pull_gets_what_is_there_and_what_comes_of_its_partition_in_orde
 
 async def test_a_finer_consumer_delivers_under_the_mark_of_the_first_level(side: Bench) -> None:
     await side.add_stream()
-    subject_level = 4
-    await side.publish(1, "k")
+    await side.publish(3, "k")
     member = await side.member()
 
-    await member.create(1, partition=1, level=subject_level)
-    member.open_pull(1, 1, partition=1)
+    await member.create(1, partition=3, level=4)
+    member.open_pull(1, 1, partition=3)
     message = (await member.messages(1))[0]
 
-    assert (message.partition, message.mark) == (1, 1)
+    assert (message.partition, message.mark, message.finest) == (3, 1, 3)
+
+
+async def test_a_consumer_of_the_first_level_tells_the_finest_partition(side: Bench) -> None:
+    await side.add_stream()
+    await side.publish(3, "k")
+    member = await side.member()
+
+    await member.pull(1, 1, partition=1)
+    message = (await member.messages(1))[0]
+
+    assert (message.partition, message.mark, message.finest) == (1, 1, 3)
 
 
 async def test_deliveries_start_where_the_consumer_does(side: Bench) -> None:
@@ -611,7 +621,7 @@ async def test_progress_starts_the_ack_timer_anew(side: Bench) -> None:
     await side.add_stream()
     for _ in range(2):
         await side.publish(0, "k")
-    member = await side.member(ack_wait_s=2.0)
+    member = await side.member(ack_wait_s=2.5)
     await member.pull(1, 1)
     slow, _ = await member.messages(2)
 
