@@ -145,7 +145,8 @@ def matches(printed: str, said: list[str]) -> bool:
 
 
 def _plain(text: str) -> str:
-    text = re.sub(rf"\b{re.escape(socket.gethostname().partition('.')[0])}\b", HOST, text)
+    for name in (socket.gethostname(), socket.gethostname().partition(".")[0]):
+        text = re.sub(rf"\b{re.escape(name)}\b", HOST, text)
     lines = (" ".join(line.split()) for line in text.splitlines() if not _NOISE.match(line))
     return "".join(f"{line}\n" for line in lines).strip("\n") + "\n"
 
