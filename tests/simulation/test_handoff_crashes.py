@@ -17,12 +17,17 @@ from millstream_coordinator.ports import (
     OpenPull,
     ReadConsumer,
     ReadKey,
+    Watch,
     WriteKey,
 )
 
+from .arms import ARMS, off
+from .checkers import Violation
+from .member import SimulatedMember
 from .world import World
 
 CHANGE_AT_S = 1.5
+PAUSE_S = 2.5
 STEPS = {
     "sync acks": DoubleAck,
     "1 read old consumer": ReadConsumer,
@@ -74,7 +79,23 @@ class CrashingWorld(World):
         self.disturbed_at = self.now
         if self._is_after:
             super().execute(client, command)
-        next(one for one in self.members if one.client is client).kill()
+        self._befall(next(one for one in self.members if one.client is client))
+
+    def _befall(self, member: SimulatedMember) -> None:
+        member.kill()
+
+
+class PausingWorld(CrashingWorld):
+    """Who takes the step stands still right after it, until somebody else has the partition.
+
+    Its watch has fallen behind as well: what it is to do it must read.
+    """
+
+    def _befall(self, member: SimulatedMember) -> None:
+        member.pause()
+        member.client.watched = None
+        self.faults.later(PAUSE_S, PAUSE_S, member.wake)
+        self.scheduler.after(PAUSE_S + 0.7, lambda: self.server.execute(member.client, Watch()))
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
@@ -89,3 +110,20 @@ def test_a_crash_at_any_step_is_picked_up(change: str, step: str, is_after: bool
 
     if (change, step) != ("kill", "sync acks"):  # the dead cannot sync theirs
         assert crashed
+
+
+def _run_with_pauses(step: str) -> None:
+    for seed in range(6):
+        PausingWorld(seed, "kill", STEPS[step], is_after=True).run()
+
+
+@pytest.mark.parametrize("step", list(STEPS)[1:])
+def test_a_pause_at_any_step_is_overtaken_safely(step: str) -> None:
+    _run_with_pauses(step)
+
+
+def test_without_the_second_read_who_was_overtaken_serves_a_partition_that_is_not_its_own() -> None:
+    rule = next(arm for arm in ARMS if arm.name == "second read of part.<n>")
+
+    with off(rule), pytest.raises(Violation, match="made after its epoch was over"):
+        _run_with_pauses("3 delete old consumer")
