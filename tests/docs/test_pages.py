@@ -1,5 +1,6 @@
 """What the coordinator's pages say is so: every command and every program on them is run."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from tests.helpers.servers import EMBEDDED, Server
 
 from .pages import (
+    README,
     RUNNABLE,
     Block,
     Shell,
@@ -89,3 +91,13 @@ def test_a_page_that_lies_is_found_out() -> None:
     assert matches(printed, ["…", "billing 7"])
     assert not matches(printed, ["GROUP LAG", "billing none"])
     assert not matches(printed, ["GROUP LAG"])
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    package = README.parent / "millstream_coordinator"
+    text = README.read_text(encoding="utf-8").partition("## Which room is what")[2]
+
+    named = re.findall(r"`(\w+\.py)`", text)
+
+    assert len(named) > 20
+    assert set(named) <= {it.name for it in package.rglob("*.py")}

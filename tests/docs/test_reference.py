@@ -9,7 +9,7 @@ import pytest
 from millstream_coordinator import Group, naming
 from millstream_coordinator.machine.group import Phase
 from millstream_coordinator.machine.ownership import OwnershipState
-from millstream_coordinator.model import FailurePolicy, PartitionState
+from millstream_coordinator.model import FailurePolicy, PartitionState, Timing
 from millstream_coordinator.operation.micro import NAME, PREFIX
 from millstream_coordinator.partitioning.key import KEY_HEADER
 
@@ -75,6 +75,33 @@ def test_every_header_is_on_the_layout_page(header: str) -> None:
 )
 def test_every_name_on_the_server_is_on_the_layout_page(name: str) -> None:
     assert f"`{name}" in LAYOUT
+
+
+TIMING = Timing()
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("reference/kv-layout.md", f"its lease of {TIMING.lease_s:g} s"),
+        ("reference/kv-layout.md", f"Every {TIMING.heartbeat_interval_s * 1000:g} ms"),
+        ("reference/kv-layout.md", f"heartbeat timeout ({TIMING.heartbeat_timeout_s:g} s)"),
+        (
+            "reference/kv-layout.md",
+            f"every {TIMING.save_interval_s * 1000:g} ms or {TIMING.save_every:,} messages",
+        ),
+        (STATES, f"heartbeat timeout ({TIMING.heartbeat_timeout_s:g} s)"),
+        (STATES, f"It gets {TIMING.reconnect_grace_s * 1000:g} ms to"),
+        (STATES, f"it judges nobody for {TIMING.restart_grace_s:g} s"),
+        (STATES, f"saved every {TIMING.save_interval_s * 1000:g} ms"),
+        ("how-to/cluster.md", f"nobody is judged until {TIMING.restart_grace_s:g} s after"),
+        ("how-to/deploy.md", f"within {TIMING.batch_s * 1000:g} ms of each other"),
+        ("how-to/deploy.md", f"up to {TIMING.batch_max_s:g} s after the first"),
+    ],
+)
+def test_a_time_on_a_page_is_the_one_in_the_code(page: str, said: str) -> None:
+    text = " ".join((DOCS / page).read_text(encoding="utf-8").split())
+    assert said in text
 
 
 def test_the_service_is_called_as_the_page_on_deploying_calls_it() -> None:
