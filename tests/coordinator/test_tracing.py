@@ -36,7 +36,8 @@ def spans(kind: trace.SpanKind) -> list[ReadableSpan]:
 
 def span_id(span: ReadableSpan) -> int:
     assert span.context is not None
-    return span.context.span_id
+    identity: int = span.context.span_id
+    return identity
 
 
 def traced_headers() -> dict[str, str]:
