@@ -64,7 +64,7 @@ def run_python(block: Block, folder: Path, typed: Shell, where: str) -> None:
     assert done.returncode == 0, f"{where}: {done.stderr}"
     if block.output is not None:
         said = block.output.splitlines()
-        assert matches(done.stdout, said), f"{where}: printed\n{done.stdout}"
+        assert matches(done.stdout, said, loosely=False), f"{where}: printed\n{done.stdout}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,6 +91,8 @@ def test_a_page_that_lies_is_found_out() -> None:
     assert matches(printed, ["…", "billing 7"])
     assert not matches(printed, ["GROUP LAG", "billing none"])
     assert not matches(printed, ["GROUP LAG"])
+    assert matches("order 1\norder 2\n", ["order 1", "order 2"], loosely=False)
+    assert not matches("order 2\norder 1\n", ["order 1", "order 2"], loosely=False)
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
