@@ -769,3 +769,34 @@ def test_a_consumer_of_an_epoch_that_is_over_is_deleted_and_told() -> None:
 
     assert set(plane.stream.consumers) == {current}
     assert plane.leader.told(ConsumerReconciled) == [ConsumerReconciled(consumer=stale)]
+
+
+def test_what_was_done_is_still_known_when_a_record_is_lost_and_made_anew_late() -> None:
+    plane = Plane()
+    _a, b = plane.settle("a", "b")
+    mine, other = sorted(b.partitions)
+    plane.handler_s = 60.0
+    plane.server.publish(STREAM, f"s.{mine}.slow", b"")
+    plane.run(0.05)
+    plane.handler_s = 0.0
+    quick = plane.server.publish(STREAM, f"s.{mine}.quick", b"")
+    plane.run(0.5)
+    key = naming.partition_key(mine)
+    is_cut = True
+
+    def loses(one: Process, command: Command) -> bool:
+        if not (is_cut and isinstance(command, WriteKey) and command.key == key):
+            return False
+        one.take(Failed(id=command.id, reason=Failure.TIMEOUT))
+        return True
+
+    plane.loses = loses
+    plane.server.put(GROUP, key, None)
+    plane.run(0.1)
+    plane.server.publish(STREAM, f"s.{other}.k", b"")  # so that the owner saves once more
+    plane.run(0.5)
+    is_cut = False
+    plane.until(plane.is_served)
+    plane.run(1.0)
+
+    assert [it.seq for it in plane.handled if it.seq == quick] == [quick]

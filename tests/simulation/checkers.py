@@ -150,8 +150,6 @@ class Checkers(Observer):
         """Progress began anew: what was handled may come again, behind replayed letters too."""
         self._is_lost: set[int] = set()
         """Partitions whose record somebody wrote over."""
-        self._was_lost: set[int] = set()
-        """… at any time: their done-sets are found again only if somebody remembers them."""
         self._made_at: dict[str, float] = {}
         self._served: dict[tuple[str, str], list[tuple[float, bytes | None]]] = {}
         """(who read, which key) → when, and what it was given: progress only."""
@@ -414,7 +412,6 @@ class Checkers(Observer):
         """Forget what a partition's record pointed to: somebody wrote over it."""
         self._expected.pop(partition, None)
         self._is_lost.add(partition)
-        self._was_lost.add(partition)
 
     def loses_progress(self) -> None:
         """Forget what was saved: somebody else wrote over it."""
@@ -462,8 +459,6 @@ class Checkers(Observer):
         if before is not None:
             old, owner = before.epoch, before.owner
             self._over_at[(partition, old)] = self.now
-        if partition in self._was_lost:
-            return
         expected = self._expected.get(partition)
         since = self._written_at.get(partition, 0.0)
         served = self._served.get((client.settings.instance, naming.done_key(owner or "")), [])

@@ -37,11 +37,18 @@ class Saving:
 
         One of the current epoch may still be pointed to: by the next change of owner, when this is
         a new process under the old one's name and the old one's partitions are yet to be moved.
+        Without a record it was lost, and the one made anew points here, or a resize did away with
+        the partition.
         """
         position = self._carried.get(partition)
-        if position is None or (record is not None and position.epoch >= record.epoch):
+        if position is None:
             return
-        if record is None or record.done_from != self.context.settings.member:
+        if record is None:
+            is_needed = partition < self.context.num_partitions
+        else:
+            is_here = record.done_from == self.context.settings.member
+            is_needed = is_here or position.epoch >= record.epoch
+        if not is_needed:
             del self._carried[partition]
 
     def tick(self) -> None:
