@@ -20,6 +20,7 @@ from millstream_coordinator.model import (
     LetterReason,
     ParkedRecord,
     PartitionRecord,
+    PartitionState,
     Timing,
 )
 from millstream_coordinator.ports import Command, Failed, Failure, StoreLetter
@@ -206,6 +207,39 @@ async def test_a_replay_asked_for_while_nobody_works_is_done_by_the_next_owner()
         await server.until(lambda: len(log.handled) == 4)
 
     assert log.of(b"bad") == [0, 1, 2, 3]
+
+
+@virtual
+async def test_a_move_called_off_begins_no_second_call_of_a_letter_that_is_handled() -> None:
+    server = open_server()
+    for number in range(2):
+        publish(server, "bad", number)
+    running_calls, most_calls, num_failed, handled = 0, 0, 0, []
+
+    async def handle(message: Message) -> None:
+        nonlocal running_calls, most_calls, num_failed
+        if num_failed == 0:
+            num_failed += 1
+            raise ValueError("not yet")
+        running_calls += 1
+        most_calls = max(most_calls, running_calls)
+        await asyncio.sleep(2)
+        running_calls -= 1
+        handled.append(message.data)
+
+    group, events = make(server, handle, on_failure="park", max_attempts=1)
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 2)
+        parked = read(server, ParkedRecord, "parked.0")
+        write(server, "parked.0", replace(parked, replay=("bad",)))
+        await server.until(lambda: running_calls == 1)
+        part = read(server, PartitionRecord, "part.0")
+        # The leader sees that there is nobody else and calls this off.
+        write(server, "part.0", replace(part, state=PartitionState.MOVING, next="b"))
+        await server.until(lambda: any(isinstance(event, KeyReplayed) for event in events))
+
+    assert most_calls == 1
+    assert list(dict.fromkeys(handled)) == [b"0", b"1"]
 
 
 @virtual

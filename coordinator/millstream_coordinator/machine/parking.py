@@ -46,7 +46,7 @@ from ..ports import (
     Written,
 )
 from .context import Part
-from .failure import retry_delay_s, store
+from .failure import letter_token, retry_delay_s, store
 from .handoff import RETRY_S
 from .steps import Pause, Script
 
@@ -116,7 +116,10 @@ def park(owner: Owner, one: Ownership, given_up: GivenUp) -> Script:
 def replay(owner: Owner, one: Ownership, token: str) -> Script:
     """Handle a parked key's letters, then let the key go on."""
     count = 0
-    while any(given_up.token == token for given_up in one.given_up.values()):
+    while any(given_up.token == token for given_up in one.given_up.values()) or any(
+        letter_token(message) == token for message, _ in one.replayed.values()
+    ):
+        # The latter: a drain that was called off ended an earlier replay, but not its call.
         yield Pause(_LOOK_AGAIN_S)
     is_parked = False
     while not is_parked:
