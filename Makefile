@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 PARTS  := pyproject.toml tests/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos flights compat kafka natscli postgres clean
+.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos reference flights compat kafka natscli postgres clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
