@@ -364,6 +364,7 @@ class MemoryServer:
             instance=me.instance,
             sent_at=command.sent_at,
             deaf_s=command.deaf_s,
+            epoch=command.epoch,
         )
         for other in list(self._clients.values()):
             if other.settings.group != me.group:

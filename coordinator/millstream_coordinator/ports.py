@@ -174,12 +174,14 @@ class Listen:
 class Beat:
     """Publish this member's heartbeat; it comes back as ``Heard`` like anybody's.
 
-    Payload ``<instance> <sent_at> <deaf_s>``; the last may be missing, and is 0 then.
+    Payload ``<instance> <sent_at> <deaf_s> <epoch>``; the last two may be missing, and are 0 then.
     """
 
     sent_at: float
     deaf_s: float = 0.0
     """How long ago the newest of its own heartbeats that came back was sent."""
+    epoch: int = 0
+    """The highest epoch of any partition it ever heard of: a bucket made anew begins above it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -530,6 +532,7 @@ class Heard:
     instance: str
     sent_at: float
     deaf_s: float = 0.0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -800,3 +800,46 @@ def test_what_was_done_is_still_known_when_a_record_is_lost_and_made_anew_late()
     plane.run(1.0)
 
     assert [it.seq for it in plane.handled if it.seq == quick] == [quick]
+
+
+# ---- epochs without a stream ----
+
+
+def slots(*names: str) -> tuple[Plane, list[Process]]:
+    """A group without a stream whose partitions have changed hands a few times."""
+    plane = Plane(stream=None)
+    processes = plane.settle(*names)
+    for draining in (names[:1], names[1:2], ()):
+        plane.control(draining=draining)
+        plane.run(1.0)
+    plane.until(plane.is_served)
+    return plane, processes
+
+
+def test_a_bucket_that_a_newcomer_makes_anew_begins_above_the_epochs_of_the_living() -> None:
+    plane, (a, b) = slots("a", "b")
+    highest = max(record.epoch for record in plane.records().values())
+    plane.loses = lambda one, command: one in (a, b) and isinstance(command, Prepare)
+    plane.server.delete_bucket(GROUP)
+
+    plane.join("c")
+    plane.until(lambda: len(plane.records()) == 4, 20.0)
+
+    assert min(record.epoch for record in plane.records().values()) > highest > 2
+
+
+def test_who_comes_back_to_a_bucket_made_anew_raises_what_is_too_low() -> None:
+    plane, (a, b) = slots("a", "b")
+    epochs = {n: record.epoch for n, record in plane.records().items()}
+    for one in (a, b):
+        one.disconnect()
+    plane.server.delete_bucket(GROUP)
+    c = plane.join("c")
+    plane.until(lambda: len(c.partitions) == 4, 20.0)
+    assert {record.epoch for record in plane.records().values()} == {1}
+
+    b.reconnect()
+    plane.until(lambda: b.machine.phase.name == "MEMBER" and plane.is_served(), 20.0)
+    plane.run(3.0)
+
+    assert all(record.epoch > epochs[n] for n, record in plane.records().items())

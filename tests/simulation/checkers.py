@@ -16,6 +16,8 @@ second read               no pull is opened on a consumer that was made after it
 effects                   per key: each message's effect once, in order, none of a lower epoch after
                           one of a higher
 epochs                    a partition's epoch never falls, and every change of owner raises it
+epochs without a stream   at rest a partition's epoch is above each that a living member had it
+                          under, also after a bucket was lost
 ownership                 no partition is unowned for longer than a bound, counted from the last
                           disturbance
 rest                      at rest nothing moves, and the partitions are balanced by capacity
@@ -157,6 +159,8 @@ class Checkers(Observer):
         self._expected: dict[int, DonePosition] = {}
         """Partition → progress that must be respected under the current epoch."""
         self._unowned_since: dict[int, float] = {}
+        self._served_epochs: dict[tuple[str, int], int] = {}
+        """(instance, partition) → the highest epoch it was served under there."""
 
     @property
     def now(self) -> float:
@@ -473,6 +477,18 @@ class Checkers(Observer):
             floor=max(record.floor, expected.floor if expected is not None else 0),
             done=expected.done if expected is not None else (),
         )
+
+    def serves(self, instance: str, partition: int, epoch: int) -> None:
+        """Note that a process has a partition."""
+        key = instance, partition
+        self._served_epochs[key] = max(epoch, self._served_epochs.get(key, 0))
+
+    def epoch_fault(self, instance: str, partition: int, record: PartitionRecord) -> str | None:
+        """Say whether a partition's epoch is one that this process had, or below it."""
+        epoch = self._served_epochs.get((instance, partition), 0)
+        if record.epoch > epoch or (record.epoch, record.instance) == (epoch, instance):
+            return None
+        return f"partition {partition} had epoch {epoch} in {instance}, now {record}"
 
     # ---- time ----
 

@@ -227,6 +227,7 @@ class World:
         self._digest.update(f"{self.now:.9f} {member.name} {event}\n".encode())
         if isinstance(event, PartitionAssigned):
             self.outcome.num_moves += 1
+            self.checkers.serves(member.name, event.partition, event.epoch)
         elif isinstance(event, Joined | Left | MemberDead):
             self._members_changed_at = self.now
         if isinstance(event, MemberDead | Fenced | ConsumerReconciled):
@@ -450,6 +451,10 @@ class World:
                 return f"partition {number} is of another level: {record}"
             if served.get(number) != record.epoch:
                 return f"partition {number} is served under {served.get(number)}, not {record}"
+            for member in () if self.has_stream else self.living():
+                fault = self.checkers.epoch_fault(member.name, number, record)
+                if fault is not None:
+                    return fault
         return None
 
     def _balance_fault(self) -> str | None:

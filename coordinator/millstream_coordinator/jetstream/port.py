@@ -230,7 +230,7 @@ class JetStreamPort:
             case Beat():
                 settings = self._settings
                 subject = naming.heartbeat(settings.group, settings.member)
-                beat = f"{settings.instance} {command.sent_at!r} {command.deaf_s!r}"
+                beat = f"{settings.instance} {command.sent_at!r} {command.deaf_s!r} {command.epoch}"
                 self._wire.publish(subject, beat.encode())
             case Announce():
                 subject = naming.event(self._settings.group, self._settings.member)
@@ -311,15 +311,18 @@ class JetStreamPort:
             self._wire.publish(message.reply, self._settings.instance.encode())
 
     async def _on_beat(self, message: Msg) -> None:
-        """Hear ``<instance> <sent at> [<deaf for> …]``; a newer member may say more."""
+        """Hear ``<instance> <sent at> [<deaf for> [<epoch> …]]``; a newer member may say more."""
         instance, *numbers = message.data.decode("ascii", "replace").split(" ")
         try:
             sent_at = float(numbers[0])
             deaf_s = float(numbers[1]) if len(numbers) > 1 else 0.0
+            epoch = int(numbers[2]) if len(numbers) > 2 else 0
         except (ValueError, IndexError):
             return
         member = message.subject.rpartition(".")[2]
-        self._wire.tell(Heard(member=member, instance=instance, sent_at=sent_at, deaf_s=deaf_s))
+        self._wire.tell(
+            Heard(member=member, instance=instance, sent_at=sent_at, deaf_s=deaf_s, epoch=epoch)
+        )
 
     async def _on_announced(self, message: Msg) -> None:
         if message.data:

@@ -47,7 +47,9 @@ class Context:
         self.changed: list[str] = []
         """Keys with news the machines have not been told yet."""
         self.highest_epoch = 0
-        """Of any partition, ever heard of: a new bucket must begin above it."""
+        """Of any partition, ever heard of by a member that beats: a new bucket begins above it."""
+        self.highest: dict[int, PartitionRecord] = {}
+        """Each partition's record of the highest epoch ever heard of."""
         self.last_known: dict[int, PartitionRecord] = {}
         """Each partition's newest record ever heard of, also when it or the bucket was lost."""
         self._config = settings.config
@@ -133,6 +135,9 @@ class Context:
             assert number is not None
             record = self.book.partitions[number]
             self.last_known[number] = record
+            known = self.highest.get(number)
+            if known is None or record.epoch > known.epoch:
+                self.highest[number] = record
             self.highest_epoch = max(self.highest_epoch, record.epoch)
 
     @property
@@ -178,6 +183,17 @@ class Context:
         if isinstance(reply, Written):
             self.note(key, None, reply.revision)
         return isinstance(reply, Written)
+
+    def is_outdated(self, partition: int) -> bool:
+        """Whether a partition's record has an epoch that was somebody else's, or a lower one.
+
+        In one bucket that cannot be; in one made anew by somebody who knew nothing it can.
+        """
+        record, known = self.book.partitions.get(partition), self.highest.get(partition)
+        if record is None or known is None or not self.is_current(record):
+            return False
+        is_same = (record.owner, record.instance) == (known.owner, known.instance)
+        return record.epoch < known.epoch or (record.epoch == known.epoch and not is_same)
 
     # ---- telling ----
 

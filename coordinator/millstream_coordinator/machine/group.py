@@ -83,7 +83,7 @@ from ..ports import (
 from .book import numbered
 from .context import Context
 from .election import Election
-from .handoff import RETRY_S
+from .handoff import RETRY_S, raise_outdated
 from .joining import Joining
 from .leader import Leader
 from .owner import Owner
@@ -190,7 +190,13 @@ class GroupMachine:
             if self._beat_at < now:
                 self._beat_at = now + timing.heartbeat_interval_s
             if self.context.is_connected:
-                self.context.out.append(Beat(sent_at=now, deaf_s=self.context.deaf_s))
+                self.context.out.append(
+                    Beat(
+                        sent_at=now,
+                        deaf_s=self.context.deaf_s,
+                        epoch=self.context.highest_epoch,
+                    )
+                )
         if now >= self._renew_at and self.context.is_connected:
             self._renew_at = now + timing.lease_s / 3
             self.context.steps.start("member", self.joining.renew(), now)
@@ -323,6 +329,7 @@ class GroupMachine:
                 self.context.confirmed_at = max(self.context.confirmed_at, event.sent_at)
                 self.owner.tick()
             return
+        self.context.highest_epoch = max(self.context.highest_epoch, event.epoch)
         if self.leader is not None:
             self.leader.on_heard(event.member, event.instance, event.deaf_s)
         else:
@@ -384,6 +391,8 @@ class GroupMachine:
         self._on_control()
         self._on_leader()
         self._settle_all()
+        for partition in self.context.book.partitions:
+            self._raise_if_outdated(partition)
         self.owner.resume()
 
     def _leave_if_free(self) -> None:
@@ -550,9 +559,16 @@ class GroupMachine:
         record = self.context.book.partitions.get(partition)
         if record is None or record.state is not PartitionState.MOVING:
             self.context.note_draining(partition, is_draining=False)
+        self._raise_if_outdated(partition)
         self.owner.settle(partition)
         if self.leader is not None:
             self.leader.on_partition(partition)
+
+    def _raise_if_outdated(self, partition: int) -> None:
+        key = ("raise", partition)
+        context = self.context
+        if not context.has_stream and context.is_outdated(partition) and key not in context.steps:
+            context.steps.start(key, raise_outdated(context, partition), context.now)
 
     # ---- others' lives ----
 

@@ -212,6 +212,22 @@ def raise_epoch(owner: Owner, one: Ownership, seen_epoch: int) -> Script:
         is_raised = yield from write_partition(context, one.partition, new, revision)
 
 
+def raise_outdated(context: Context, partition: int) -> Script:
+    """A bucket was made anew with epochs that had been before: go above those known here.
+
+    For groups without a stream: there nothing but members bears witness of epochs (`survey.py`).
+    """
+    while context.is_outdated(partition):
+        record = context.book.partitions[partition]
+        new = replace(
+            record,
+            epoch=context.highest[partition].epoch + 1,
+            stopped_ns=context.wall_ns,
+        )
+        revision = context.book.revision(partition_key(partition))
+        yield from write_partition(context, partition, new, revision)
+
+
 def serve(owner: Owner, one: Ownership, *, is_again: bool) -> Script:
     """Steps 3 to 6, until they succeed or the partition is somebody else's.
 

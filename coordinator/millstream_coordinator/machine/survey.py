@@ -10,6 +10,11 @@ the last:
   partitions there were: a bucket that was lost after a resize, and made anew by somebody who had
   not heard of it, is told so.
 
+A group without a stream has the first of them alone, so there the members themselves are asked:
+each heartbeat carries the highest epoch its sender knows, and who leads a bucket without records
+listens for the heartbeat timeout before it makes any. Who was not heard for so long (paused, cut
+off) trusts itself no more, and raises what is too low when it is back (`handoff.raise_outdated`).
+
 New epochs are above all of them, of whichever partition, and above the one a lost record may have
 had when nothing but that record told of it. A group that never ran has no witness and
 begins with epoch 1 at the start of its stream.
@@ -32,6 +37,7 @@ from ..ports import (
 )
 from .context import Context, Part
 from .handoff import saved_positions
+from .steps import Pause
 
 
 class Survey:
@@ -39,6 +45,7 @@ class Survey:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._listens_since = context.now
         self.is_done = False
         self._epoch = 0
         self._floors: dict[int, int] = {}
@@ -82,6 +89,9 @@ class Survey:
         self._epoch = 0
         self._saved = {}
         if not context.has_stream:
+            timeout_s = context.settings.timing.heartbeat_timeout_s
+            if not context.last_known and context.now < self._listens_since + timeout_s:
+                yield Pause(self._listens_since + timeout_s - context.now)
             self.is_done = True
             return True
         if not (yield from self._read_saved()):
