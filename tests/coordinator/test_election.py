@@ -1,10 +1,11 @@
-"""Leaders that were found dead and come back."""
+"""Leaders that were found dead and come back, and leaders that leave."""
 
 from millstream_coordinator.events import MemberDead
-from millstream_coordinator.naming import LEADER_KEY
-from millstream_coordinator.ports import Command, Failed, Failure, WriteKey
+from millstream_coordinator.model import LeaderRecord, MemberRecord
+from millstream_coordinator.naming import LEADER_KEY, member_key
+from millstream_coordinator.ports import Command, DeleteKey, Failed, Failure, WriteKey
 
-from .plane import Plane, Process
+from .plane import GROUP, STREAM, Plane, Process
 
 
 def _only(plane: Plane, leads: Process | None) -> None:
@@ -59,3 +60,40 @@ def test_a_leader_that_came_back_and_leads_again_is_followed_again() -> None:
 
     first.kill()
     plane.until(lambda: third.machine.is_leader, 3.0)
+
+
+def _leader_key(plane: Plane) -> LeaderRecord | None:
+    return plane.read(LeaderRecord, LEADER_KEY)
+
+
+def test_the_key_goes_with_a_leader_whose_lease_is_renewed_while_it_leaves() -> None:
+    plane = Plane()
+    (a,) = plane.settle("a")
+    renewals = [LEADER_KEY, member_key("a")]
+
+    def loses(_process: Process, command: Command) -> bool:
+        if isinstance(command, DeleteKey) and command.key in renewals:
+            renewals.remove(command.key)
+            plane.server.touch(GROUP, command.key)
+        return False
+
+    plane.loses = loses
+    a.stop()
+    plane.until(lambda: not a.is_alive)
+
+    assert renewals == []
+    assert _leader_key(plane) is None
+    assert plane.read(MemberRecord, member_key("a")) is None
+
+
+def test_the_key_goes_with_a_leader_that_could_not_drain_in_time() -> None:
+    plane = Plane()
+    (a,) = plane.settle("a")
+    plane.handler_s = 60.0
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(0.1)
+
+    a.stop()
+    plane.until(lambda: not a.is_alive, plane.timing.drain_timeout_s + 2.0)
+
+    assert _leader_key(plane) is None

@@ -43,6 +43,7 @@ class Context:
         """Nanoseconds since 1970; 0: nobody said."""
         self.confirmed_at = float("-inf")
         self.is_connected = True
+        self.may_lead = settings.can_lead
         self.has_key_ttl = True
         self.changed: list[str] = []
         """Keys with news the machines have not been told yet."""

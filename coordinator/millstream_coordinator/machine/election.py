@@ -69,6 +69,12 @@ class Election:
             self._listening_to = leader.member
             self.context.out.append(Listen(member=leader.member))
 
+    def withdraw(self) -> None:
+        """Take no key any more: this member is on its way out."""
+        self.context.may_lead = False
+        self._campaign_at = None
+        self.context.steps.cancel("campaign")
+
     def on_verdict(self, verdict: Verdict) -> None:
         """The leader is dead."""
         self.dead[verdict.member] = verdict
@@ -101,7 +107,7 @@ class Election:
         return self._campaign_at
 
     def _plan_campaign(self) -> None:
-        if self.context.settings.can_lead and self._campaign_at is None:
+        if self.context.may_lead and self._campaign_at is None:
             self._campaign_at = self.context.now + STAGGER_S * self._place_in_line()
 
     def _place_in_line(self) -> int:

@@ -60,7 +60,6 @@ from ..ports import (
     Broken,
     BucketGone,
     Command,
-    DeleteKey,
     Delivered,
     Disconnected,
     Entered,
@@ -116,6 +115,8 @@ class GroupMachine:
         self._beat_at = float("inf")
         self._renew_at = float("inf")
         self._leave_by = float("inf")
+        self._is_out_of_time = False
+        """It could not drain in time, and does no more than to take back that it leads."""
         self._stopped_at = float("-inf")
         self._probes: dict[int, str] = {}
 
@@ -202,7 +203,11 @@ class GroupMachine:
             self.context.steps.start("member", self.joining.renew(), now)
         self._watch_others()
         self.owner.tick()
-        if now >= min(self._leave_by, self._give_up_at):
+        if now >= self._leave_by and self.leader is not None and not self._is_out_of_time:
+            self._is_out_of_time = True
+            self._leave_by = now + timing.request_timeout_s
+            self.context.steps.start("leave", self._resign_and_end(), now)
+        elif now >= min(self._leave_by, self._give_up_at):
             self._end(None)
         self._settle_news()
 
@@ -434,21 +439,39 @@ class GroupMachine:
         self.context.steps.cancel("member")
         self.joining.is_away = True
         yield from self.joining.put_member()
-        if self.leader is not None:
-            revision = context.book.revision(LEADER_KEY)
-            yield DeleteKey(id=context.steps.take_id(), key=LEADER_KEY, revision=revision)
+        yield from self._resign()
         self._end(None)
 
     def _leave_script(self) -> Script:
         context = self.context
-        keys = [member_key(context.settings.member)]
-        if self.leader is not None:
-            keys.append(LEADER_KEY)
-        self.context.steps.cancel("member")
-        for key in keys:
-            yield DeleteKey(
-                id=context.steps.take_id(), key=key, revision=context.book.revision(key)
-            )
+        key = member_key(context.settings.member)
+        context.steps.cancel("member")
+        while not (yield from context.delete(key)):
+            if not (yield from context.refresh_key(key)):
+                yield Pause(RETRY_S)
+            elif context.settings.member not in context.book.members or self.joining.is_replaced:
+                break
+        yield from self._resign()
+        self._end(None)
+
+    def _resign(self) -> Script:
+        """Take the ``leader`` key back if it is this process's, also if it is only on its way.
+
+        A lease that is being renewed, or a campaign that is under way, must not outlast its member.
+        """
+        context = self.context
+        self.election.withdraw()
+        context.steps.cancel(("lead", "renew"))
+        settings = context.settings
+        mine = LeaderRecord(member=settings.member, instance=settings.instance)
+        while True:
+            if not (yield from context.refresh_key(LEADER_KEY)):
+                yield Pause(RETRY_S)
+            elif context.book.leader != mine or (yield from context.delete(LEADER_KEY)):
+                return
+
+    def _resign_and_end(self) -> Script:
+        yield from self._resign()
         self._end(None)
 
     def _end(self, error: GroupError | None) -> None:
