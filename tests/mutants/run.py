@@ -16,12 +16,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 CODE = ("millstream", "broker", "coordinator", "bridge", "tests", "examples", "pyproject.toml")
+JOBS = min(2, os.cpu_count() or 1)
+"""So many bugs are judged at a time, each in a copy of its own."""
 FAILED = 1
 """pytest's exit code for failed tests; the others mean that nothing was judged."""
 
@@ -51,6 +55,7 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir()
         for name in CODE:
             source = ROOT / name
             if source.is_dir():
@@ -102,6 +107,20 @@ def judge(copy: Copy, mutant: Mutant) -> str:
     return f"NOT JUDGED (pytest exit code {code})"
 
 
+def judge_and_tell(free: list[Copy], mutant: Mutant) -> str:
+    """Plant one bug in a copy that is free, print the verdict and return it."""
+    copy = free.pop()
+    started = time.monotonic()
+    try:
+        verdict = judge(copy, mutant)
+    finally:
+        free.append(copy)
+    took = time.monotonic() - started
+    tests = " ".join(mutant.tests)
+    print(f"{verdict:<10} {took:5.1f} s  {mutant.name:<40} {tests}", flush=True)
+    return verdict
+
+
 def main() -> int:
     """Run the chosen mutants and print the table."""
     parser = argparse.ArgumentParser(description="plant bugs in a copy and see their tests go red")
@@ -113,22 +132,14 @@ def main() -> int:
     mutants = [mutant for mutant in mutants if not names or mutant.name in names]
 
     with tempfile.TemporaryDirectory(prefix="millstream-mutants-") as folder:
-        copy = Copy(Path(folder))
-        code, output = copy.pytest(tuple(dict.fromkeys(t for m in mutants for t in m.tests)))
+        copies = [Copy(Path(folder, str(number))) for number in range(JOBS)]
+        code, output = copies[0].pytest(tuple(dict.fromkeys(t for m in mutants for t in m.tests)))
         if code != 0:
             sys.stderr.write(output)
             sys.stderr.write("the named tests do not pass on the code as it is\n")
             return 2
-        verdicts = []
-        for mutant in mutants:
-            started = time.monotonic()
-            verdict = judge(copy, mutant)
-            verdicts.append(verdict)
-            took = time.monotonic() - started
-            print(
-                f"{verdict:<10} {took:5.1f} s  {mutant.name:<40} {' '.join(mutant.tests)}",
-                flush=True,
-            )
+        with ThreadPoolExecutor(JOBS) as pool:
+            verdicts = list(pool.map(partial(judge_and_tell, copies), mutants))
     caught = verdicts.count("caught")
     print(f"{caught} of {len(verdicts)} planted bugs caught")
     return 0 if caught == len(verdicts) else 1
