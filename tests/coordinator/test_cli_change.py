@@ -496,3 +496,24 @@ def test_a_permission_that_is_missing_is_named_in_one_line_and_exit_2(
     assert f"no permission to publish to {subject!r}" in result.stderr
     assert result.stderr.count("\n") == 1
     assert "any" not in result.stderr
+
+
+@pytest.mark.real_server  # the embedded broker has no users with permissions
+def test_a_permission_that_create_lacks_is_no_server_that_cannot_be_reached(
+    tmp_path: Path,
+) -> None:
+    require.need("nats")
+    conf = tmp_path / "server.conf"
+    conf.write_text(
+        "authorization { users = [ {user: me, password: x,"
+        ' permissions: {publish: ["nothing"], subscribe: ["_INBOX.>"]}} ] }\n'
+    )
+    file = tmp_path / "orders.toml"
+    file.write_text('[topic.O]\nsubject = "o.{partition}.{k}"\npartitions = 2\n')
+    with Server(REAL, tmp_path / "store", arguments=("-c", str(conf))) as guarded:
+        url = guarded.url.replace("nats://", "nats://me:x@")
+        result = CliRunner().invoke(app, ["create", str(file), "--nats", url])
+
+    assert result.exit_code == 2
+    said = "no permission to publish to '$JS.API.INFO'"
+    assert result.stderr == f"millstream coordinator create: {said}\n"

@@ -13,6 +13,7 @@ import pytest
 from nats.aio.client import Client
 
 from millstream_coordinator import Group, Message, read_view
+from millstream_coordinator.errors import ServerUnreachable
 from millstream_coordinator.jetstream.api import api_prefix
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
@@ -106,6 +107,17 @@ async def test_a_client_with_tls(tmp_path: Path) -> None:
     ):
         await fill(clients[0])
         assert_in_order(await work_through(clients))
+
+
+async def test_a_refused_password_is_called_that_and_not_shown(tmp_path: Path) -> None:
+    config = "authorization { users: [{user: me, password: right}] }"
+    async with configured(tmp_path, config) as server:
+        url = server.url.replace("nats://", "nats://me:wr0ng@")
+        group = Group(url, stream=None, name="g", partitions=1)
+        with pytest.raises(ServerUnreachable) as raised:
+            await group.run(handle_signals=False)
+
+    assert str(raised.value) == f"NATS server {server.url}: nats: 'Authorization Violation'"
 
 
 async def test_a_client_with_an_inbox_prefix_of_its_own(tmp_path: Path) -> None:

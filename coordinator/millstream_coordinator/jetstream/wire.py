@@ -15,6 +15,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
+from urllib.parse import urlsplit, urlunsplit
 
 import nats.errors
 from nats.aio.client import Client
@@ -37,6 +38,13 @@ async def connect(url: str) -> Client:
     ``url``: one server, or several of one cluster with commas between them.
     """
     client = Client()
+    failures: list[str] = []
+
+    async def on_error(error: Exception) -> None:
+        if not failures:
+            failures.append(str(error) or type(error).__name__)
+        logger.debug("connection: %s", error, extra={"event": "connection_error"})
+
     try:
         await client.connect(
             [one.strip() for one in url.split(",")],
@@ -45,10 +53,12 @@ async def connect(url: str) -> Client:
             allow_reconnect=True,
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
-            error_cb=_on_error,
+            error_cb=on_error,
         )
     except (OSError, nats.errors.Error, ValueError, TimeoutError) as error:
-        raise ServerUnreachable(url, str(error) or type(error).__name__) from error
+        # The client's last word is only that no server was left; its first says why.
+        reason = failures[0] if failures else str(error) or type(error).__name__
+        raise ServerUnreachable(without_password(url), reason) from error
     except asyncio.CancelledError:
         await client.close()
         raise
@@ -58,8 +68,14 @@ async def connect(url: str) -> Client:
     return client
 
 
-async def _on_error(error: Exception) -> None:
-    logger.debug("connection: %s", error, extra={"event": "connection_error"})
+def without_password(urls: str) -> str:
+    """The URLs as they may be shown: what stands before ``@`` is left out."""
+    shown = []
+    for url in urls.split(","):
+        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
+        host = parts.netloc.rpartition("@")[2]
+        shown.append(urlunsplit((parts.scheme, host, parts.path, "", "")))
+    return ",".join(shown)
 
 
 async def unsubscribe(subscription: Subscription) -> None:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .connect import connected, unless_stopped, without_password
+from ..jetstream.wire import without_password
+from .connect import connected, unless_stopped
 from .console import check_group, command, exit_with, fail, option
 from .logs import event_line, log_lines
 from .metrics import ServiceMetrics

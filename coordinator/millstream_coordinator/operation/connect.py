@@ -9,12 +9,12 @@ import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 import nats.errors
 from nats.aio.client import Client
 
 from ..errors import GroupError, ServerUnreachable
+from ..jetstream.wire import without_password
 from .settings import CoordinatorSettings
 
 T = TypeVar("T")
@@ -35,7 +35,8 @@ async def connected(
     failures: list[str] = []
 
     async def on_error(error: Exception) -> None:
-        failures.append(str(error) or type(error).__name__)
+        if not failures:  # one is all that is ever read, however long the connection lives
+            failures.append(str(error) or type(error).__name__)
 
     timeout_s = settings.connect_timeout.total_seconds()
     # nats-py types these two as whole seconds and takes fractions.
@@ -77,16 +78,6 @@ def _identity(settings: CoordinatorSettings) -> dict[str, Any]:
             raise GroupError(f"certificate {file} cannot be used: {error}") from error
         options["tls"] = context
     return options
-
-
-def without_password(urls: str) -> str:
-    """The URLs as they may be shown: what stands before ``@`` is left out."""
-    shown = []
-    for url in urls.split(","):
-        parts = urlsplit(url.strip() if "://" in url else f"nats://{url.strip()}")
-        host = parts.netloc.rpartition("@")[2]
-        shown.append(urlunsplit((parts.scheme, host, parts.path, "", "")))
-    return ",".join(shown)
 
 
 async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -34,6 +34,7 @@ from ..jetstream.api import (
     STREAM_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     Api,
+    Forbidden,
     RequestFailed,
 )
 from ..jetstream.keys import bucket_config, make_room
@@ -294,6 +295,8 @@ class _Planner:
     async def plan(self) -> Plan:
         try:
             info = await self.api.call("INFO")
+        except Forbidden as error:
+            raise unreachable(self.api, error) from error
         except RequestFailed as error:
             raise ServerUnreachable(
                 self.api.url, f"JetStream does not answer: {error.detail}"
@@ -602,6 +605,8 @@ def server_traits(api: Api) -> ServerTraits:
 
 def unreachable(api: Api, error: RequestFailed) -> GroupError:
     """Say what a request that failed means; one without an answer names its subject."""
+    if isinstance(error, Forbidden):
+        return GroupError(error.detail)
     if error.reason is Failure.TIMEOUT:
         reason = f"no answer on {error.detail} (is the user allowed to ask there?)"
         return ServerUnreachable(api.url, reason)
