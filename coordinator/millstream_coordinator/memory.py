@@ -400,7 +400,13 @@ class MemoryServer:
                 # must never hit by chance.
                 self._buckets[name] = _Bucket(int(self.now() * 1e6))
             client.bucket = self._buckets[name]
-            client.send(Prepared(id=command.id, has_key_ttl=self._has_key_ttl))
+            client.send(
+                Prepared(
+                    id=command.id,
+                    has_key_ttl=self._has_key_ttl,
+                    may_overlap=self._may_overlap(client),
+                )
+            )
             return
         bucket = self._buckets.get(name)
         if isinstance(command, Watch):
@@ -463,6 +469,10 @@ class MemoryServer:
         return bucket.revision
 
     # ---- streams ----
+
+    def _may_overlap(self, client: "MemoryClient") -> bool:
+        stream = (client.settings.config.stream or "").replace("{partition}", "0")
+        return stream in self.streams and self.streams[stream].retention is Retention.LIMITS
 
     def _stream_of(self, client: "MemoryClient", command: Command) -> MemoryStream | None:
         """The stream a command is about; with ``{partition}`` in its name there are many."""

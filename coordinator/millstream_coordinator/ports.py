@@ -362,6 +362,8 @@ class Prepared:
     id: int
     has_key_ttl: bool = True
     """Whether keys written with a time to live go by themselves (not before server 2.11)."""
+    may_overlap: bool = False
+    """Whether two consumers of a partition may be there at once (limits streams)."""
     warnings: tuple[str, ...] = ()
     """What the streams may do to messages that nobody has handled, one line each."""
 

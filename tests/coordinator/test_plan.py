@@ -843,3 +843,13 @@ def test_who_comes_back_to_a_bucket_made_anew_raises_what_is_too_low() -> None:
     plane.run(3.0)
 
     assert all(record.epoch > epochs[n] for n, record in plane.records().items())
+
+
+def test_a_new_group_of_many_partitions_waits_longer_for_those_who_come_together() -> None:
+    large, small = Plane(1000), Plane(250)
+    for plane in (large, small):
+        plane.join("a")
+        plane.run(plane.timing.batch_s + 0.3)
+
+    assert small.records()
+    assert not large.records()

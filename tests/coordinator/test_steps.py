@@ -83,3 +83,22 @@ def test_scripts_are_abandoned_by_what_their_key_says() -> None:
 
     assert ("lead", 1) not in steps
     assert ("own", 1) in steps
+
+
+def test_a_pause_for_a_script_ends_with_it() -> None:
+    steps, _, seen = make()
+
+    def waiting() -> Script:
+        yield Pause(9.0, "other")
+        seen.append("after")
+
+    steps.start("other", reading(steps, "k", seen), 0.0)
+    steps.start("one", waiting(), 0.0)
+    assert seen == []
+    reply = Done(id=1)
+    steps.receive(reply, 0.1)
+
+    assert seen == [reply, "after"]
+    assert steps.next_deadline == 9.0
+    steps.tick(9.0)
+    assert seen == [reply, "after"]

@@ -293,7 +293,10 @@ class JetStreamPort:
         await self._bucket.prepare(self._streams.num_replicas, has_ttl=self._has_ttl)
         await self._letters.prepare()
         return Prepared(
-            id=command.id, has_key_ttl=self._bucket.has_ttl, warnings=self._streams.warnings
+            id=command.id,
+            has_key_ttl=self._bucket.has_ttl,
+            may_overlap=self._streams.is_limits,
+            warnings=self._streams.warnings,
         )
 
     async def _probe(self, command: Probe) -> Reply:

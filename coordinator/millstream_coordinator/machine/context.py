@@ -45,6 +45,8 @@ class Context:
         self.is_connected = True
         self.may_lead = settings.can_lead
         self.has_key_ttl = True
+        self.may_overlap = False
+        """Whether a consumer may be made while the one of the epoch before is still there."""
         self.changed: list[str] = []
         """Keys with news the machines have not been told yet."""
         self.highest_epoch = 0

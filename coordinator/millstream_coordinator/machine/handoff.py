@@ -3,7 +3,7 @@
 ======= ============================================ =============================================
 step    what                                         by
 ======= ============================================ =============================================
-1       read the old consumer (CONSUMER.INFO)        the owner that gives away (`release`), or the
+1       learn the floor                              the owner that gives away (`release`), or the
 2       compare-and-set ``part.<n>``: epoch + 1,     leader when that owner is dead or too slow
         new owner, floor                             (`take_away`)
 3       delete the old consumer                      the new owner (`serve`)
@@ -19,12 +19,22 @@ leader starts again at 1, or the new one, in which the new owner (or, if it is d
 change) starts again at 3. Acks that arrive between 1 and 3 cause repeats, which a fenced sink
 refuses.
 
-The floor of step 2 is the highest of three, each of which is true by itself: the old consumer's ack
-floor, the floor the owner saved, and the one of the record before.
+The floor of step 2 is the highest of those that are true by themselves: the floor of the record
+before, the owner's, and the old consumer's ack floor. A leader that takes away knows the owner's
+only as far as it was saved, and so reads the consumer (CONSUMER.INFO). An owner that gives away
+does not: a message passes into its own floor or done-set before it is acked, so its consumer has
+nothing to add.
 
 A graceful release waits only for handler calls that are running. What waits in lanes was not
 touched and is left for the new owner, so a move takes as long as one handler call and not as long
 as a backlog.
+
+**What is on the way of a move**, from ``next`` written to the pull: the watch tells the owner; the
+last ack is confirmed and the done-set saved, together; step 2; the watch tells the new owner; step
+3 and reading the done-set, together; 4; 5; the pull's first request. Where two consumers may
+overlap (a limits stream), 4 does not wait for 3 either, but 5 waits for both: nothing is pulled
+while the old consumer may be there. Elsewhere the server refuses 4 before 3. Epoch 1 has none
+before it, so a new group deletes nothing.
 
 ``done_from`` names whose ``done.<member>`` has the partition's newest done-set. It is handed on
 unchanged past an owner that died before it saved anything. A release with nothing done above the
@@ -42,7 +52,15 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadRecord
 from ..events import Cause
-from ..model import DonePosition, DoneRecord, PartitionRecord, PartitionState, decode, encode
+from ..model import (
+    DonePosition,
+    DoneRecord,
+    Message,
+    PartitionRecord,
+    PartitionState,
+    decode,
+    encode,
+)
 from ..naming import done_key, parse_consumer, partition_key
 from ..ports import (
     ConsumerNames,
@@ -62,7 +80,7 @@ from ..ports import (
     Written,
 )
 from .context import Context, Part
-from .steps import Pause, Script
+from .steps import Key, Pause, Script
 
 if TYPE_CHECKING:
     from .owner import Owner
@@ -155,27 +173,21 @@ def release(owner: Owner, one: Ownership) -> Script:
 
 def _release_once(owner: Owner, one: Ownership) -> Part:
     context = owner.context
-    floor = 0
-    if context.has_stream:
-        if one.last_acked is not None:
-            acked = yield DoubleAck(id=context.steps.take_id(), message=one.last_acked)
-            if isinstance(acked, Failed):
-                if acked.reason is Failure.NO_RESPONDERS:
-                    one.last_acked = None
-                return (yield from context.refresh(one.partition)) and False
-        name = context.consumer(one.partition, one.epoch)
-        info = yield ReadConsumer(id=context.steps.take_id(), name=name)
-        if not isinstance(info, ConsumerRead):
-            return False
-        floor = info.ack_floor
+    sync = ("sync", one.partition)
+    if context.has_stream and one.last_acked is not None:
+        context.steps.start(sync, _sync_acks(context, one, one.last_acked), context.now)
     position = one.position()
     has_more = bool(position.done or position.children)
     if has_more and not (yield from owner.save()):
         return False
+    if context.has_stream and one.last_acked is not None:
+        yield from _until_ended(context, sync)
+        if one.last_acked is not None:
+            return (yield from context.refresh(one.partition)) and False
     record = context.book.partitions.get(one.partition)
     if record is None or record.epoch != one.epoch or record.state is not PartitionState.MOVING:
         return False
-    floor = max(record.floor, position.floor, floor)
+    floor = max(record.floor, position.floor)
     new = replace(
         _given_to(record, record.next, record.next_instance, floor),
         done_from=context.settings.member if has_more else None,
@@ -184,6 +196,19 @@ def _release_once(owner: Owner, one: Ownership) -> Part:
     revision = context.book.revision(partition_key(one.partition))
     one.given_away = new
     return (yield from write_partition(context, one.partition, new, revision))
+
+
+def _sync_acks(context: Context, one: Ownership, last: Message) -> Script:
+    """Have the last ack confirmed, and so those before it; or nobody is there to take them."""
+    acked = yield DoubleAck(id=context.steps.take_id(), message=last)
+    if not isinstance(acked, Failed) or acked.reason is Failure.NO_RESPONDERS:
+        one.last_acked = None
+
+
+def _until_ended(context: Context, key: Key) -> Part:
+    while key in context.steps:
+        yield Pause(RETRY_S, key)
+    return True
 
 
 def raise_epoch(owner: Owner, one: Ownership, seen_epoch: int) -> Script:
@@ -260,15 +285,34 @@ def _serve_once(owner: Owner, one: Ownership, is_again: bool) -> Part:
 
 
 def _make_consumer(context: Context, one: Ownership, own: str, is_again: bool) -> Part:
-    old = [context.consumer(one.partition, one.epoch - 1)]
+    old = [context.consumer(one.partition, one.epoch - 1)] if one.epoch > 1 else []
     if is_again:
         old.append(own)
-    for name in old:
-        deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
-        if not isinstance(deleted, Done):
-            return False
+    one.is_clear = not old
+    clear = ("clear", one.partition)
+    if old:
+        context.steps.start(clear, _clear(context, one, old), context.now)
     if not one.has_progress and not (yield from _read_progress(context, one)):
         return False
+    if is_again or not context.may_overlap:
+        yield from _until_ended(context, clear)
+        if not one.is_clear:
+            return False
+    if not (yield from _create(context, one, own)):
+        return False
+    yield from _until_ended(context, clear)
+    return one.is_clear
+
+
+def _clear(context: Context, one: Ownership, names: list[str]) -> Script:
+    for name in names:
+        deleted = yield DeleteConsumer(id=context.steps.take_id(), name=name)
+        if not isinstance(deleted, Done):
+            return
+    one.is_clear = True
+
+
+def _create(context: Context, one: Ownership, own: str) -> Part:
     for _ in range(2):
         made = yield CreateConsumer(
             id=context.steps.take_id(),

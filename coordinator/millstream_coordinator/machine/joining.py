@@ -60,6 +60,7 @@ class Joining:
             self._note_refusal(prepared)
             return False
         context.has_key_ttl = prepared.has_key_ttl
+        context.may_overlap = prepared.may_overlap
         self._warn(prepared.warnings)
         if not (yield from self._agree()):
             return False

@@ -28,7 +28,8 @@ At most one script per partition runs at a time. What fails is looked at again w
 planned for at once, and so is everything while partitions are without an owner. Members that come
 and go while all is served are planned for together, ``batch_s`` after the last of them (but no
 later than ``batch_max_s`` after the first): a deploy moves partitions once, not once per process.
-So are those a new group begins with.
+So are those a new group begins with, and it waits for longer the more partitions it has: one that
+is given out and then moved to whoever came next starts twice.
 
 **Resize** (``cfg.resize_to``) is one barrier for the whole group, and whoever leads goes on with it
 from what the bucket says:
@@ -80,6 +81,8 @@ from .steps import Pause, Script
 from .survey import Survey
 
 NEVER = float("inf")
+BEGIN_AT_ONCE = 250
+"""Partitions a new group begins within about ``batch_s``; with more it waits longer."""
 
 
 class Leader:
@@ -225,7 +228,10 @@ class Leader:
             return
         if self._waiting_since is None:
             self._waiting_since = now
-        self._plan_at = min(now + timing.batch_s, self._waiting_since + timing.batch_max_s)
+        batch_s = timing.batch_s
+        if not self.context.book.partitions:
+            batch_s *= max(1.0, self.context.num_partitions / BEGIN_AT_ONCE)
+        self._plan_at = min(now + batch_s, self._waiting_since + timing.batch_max_s)
 
     # ---- the plan ----
 

@@ -49,6 +49,8 @@ class Ownership:
         self.lanes = Lanes()
         self.has_progress = False
         """Whether the saved done-set was read."""
+        self.is_clear = False
+        """Whether the consumers that were to be deleted before this one's are."""
         self.pull: int | None = None
         """The standing pull; None while there is no consumer to rely on."""
         self.consumer_seq = 0

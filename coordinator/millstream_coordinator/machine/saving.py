@@ -4,6 +4,10 @@ Written at most every ``save_interval_s`` (or ``save_every`` handled messages) w
 changed, for all partitions together: one by one it would be ten thousand writes a second for a
 thousand partitions. It also carries on what it last said of partitions given away, as long as their
 records point here.
+
+One write is under way at a time. Who must know that something is saved (a release) waits for one
+that began after it asked: partitions that are given away together share it, where each writing for
+itself would be refused by compare-and-set and begin again.
 """
 
 from collections.abc import Mapping
@@ -14,7 +18,10 @@ from ..naming import done_key
 from ..ports import KeyRead, ReadKey, WriteKey, Written
 from .context import Context, Part
 from .ownership import Ownership
-from .steps import Script
+from .steps import Pause, Script
+
+WAIT_S = 0.1
+"""A write is looked after this often by who waits for it, beside being told when it has ended."""
 
 
 class Saving:
@@ -27,6 +34,10 @@ class Saving:
         self._owned = owned
         self._carried: dict[int, DonePosition] = {}
         self._saved_at = float("-inf")
+        self._last_begun = 0
+        """Number of the newest write."""
+        self._last_stored = 0
+        """… of the newest that was stored."""
 
     def carry(self, one: Ownership) -> None:
         """Keep the progress of a partition that is given away."""
@@ -54,8 +65,7 @@ class Saving:
     def tick(self) -> None:
         """Save, if it is time."""
         if self.num_unsaved and "save" not in self.context.steps and self._is_due():
-            self._saved_at = self.context.now
-            self.context.steps.start("save", self._script(), self.context.now)
+            self._start()
 
     @property
     def next_deadline(self) -> float:
@@ -69,12 +79,29 @@ class Saving:
         is_time = self.context.now >= self._saved_at + timing.save_interval_s
         return is_time or self.num_unsaved >= timing.save_every
 
+    def _start(self) -> None:
+        self._saved_at = self.context.now
+        self.context.steps.start("save", self._script(), self.context.now)
+
     def _script(self) -> Script:
-        if not (yield from self.save()):
+        self._last_begun = number = self._last_begun + 1
+        if (yield from self._write()):
+            self._last_stored = number
+        else:
             self.num_unsaved += 1
 
     def save(self) -> Part:
-        """Write it; False: not written, to be tried again."""
+        """Save what is so now; False: not written, to be tried again."""
+        wanted = self._last_begun + 1
+        while self._last_stored < wanted:
+            if "save" not in self.context.steps:
+                if self._last_begun >= wanted:
+                    return False
+                self._start()
+            yield Pause(WAIT_S, "save")
+        return True
+
+    def _write(self) -> Part:
         context = self.context
         self.num_unsaved = 0
         partitions = dict(self._carried)

@@ -3,7 +3,8 @@
 What changes hands in a group takes several commands, each needing the answer of the one before. A
 **script** is such a sequence as a generator: it yields a command, gets the reply, goes on. It does
 no I/O and knows no clock, so it is as pure as the machine that owns it, and a simulation can stop
-it between any two steps. ``yield Pause(delay_s)`` waits.
+it between any two steps. ``yield Pause(delay_s)`` waits; ``yield Pause(delay_s, key)`` waits no
+longer than the script under that key runs: steps that do not need each other go on together.
 
 Scripts have keys, and there is at most one per key: starting another under the same key abandons
 the first (an answer that still comes for it is dropped), which is how a newer decision replaces an
@@ -24,6 +25,8 @@ class Pause:
     """Go on after ``delay_s``; the script gets ``Failed`` with the reason timeout as the reply."""
 
     delay_s: float
+    script: Key | None = None
+    """… or sooner, when the script under this key has come to its end."""
 
 
 Script = Generator[Command | Pause, Reply, None]
@@ -38,6 +41,8 @@ class Steps:
         self._scripts: dict[Key, Script] = {}
         self._awaited: dict[int, Key] = {}
         self._pauses: list[tuple[float, int, Key]] = []
+        self._waiting: dict[Key, list[int]] = {}
+        """Key of a script → pauses that its end ends."""
         self._executing: list[Script] = []
         """Scripts between two commands right now: one may start or abandon another, or itself."""
 
@@ -97,6 +102,8 @@ class Steps:
         except StopIteration:
             if self._scripts.get(key) is script:
                 del self._scripts[key]
+                for id_ in self._waiting.pop(key, ()):
+                    self.receive(Failed(id=id_, reason=Failure.TIMEOUT, detail="pause"), now)
             return
         finally:
             self._executing.pop()
@@ -107,6 +114,8 @@ class Steps:
             id_ = self.take_id()
             self._awaited[id_] = key
             heapq.heappush(self._pauses, (now + command.delay_s, id_, key))
+            if command.script is not None:
+                self._waiting.setdefault(command.script, []).append(id_)
             return
         self._awaited[command.id] = key  # type: ignore[union-attr]
         self._out.append(command)
