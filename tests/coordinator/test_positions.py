@@ -8,7 +8,13 @@ from nats.js.api import ConsumerConfig, RetentionPolicy, StreamConfig
 
 from millstream_coordinator import naming
 from millstream_coordinator.errors import GroupMissing, NotPossible, PartitionMissing
-from millstream_coordinator.model import ConfigRecord, PartitionRecord, PartitionState
+from millstream_coordinator.model import (
+    ConfigRecord,
+    DonePosition,
+    DoneRecord,
+    PartitionRecord,
+    PartitionState,
+)
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
 from millstream_coordinator.partitioning.topic import Start
@@ -213,3 +219,30 @@ async def test_a_dry_run_of_a_reset_tells_and_writes_nothing(client: Client, nam
 async def test_a_group_that_is_not_there_has_no_positions(client: Client, name: str) -> None:
     with pytest.raises(GroupMissing):
         await reset(Target(client, name), EARLIEST)
+
+
+async def test_a_partition_that_stands_there_already_is_left_alone_unless_that_would_repeat(
+    client: Client, name: str
+) -> None:
+    await make_stream(client, name, SUBJECTS)
+    beyond = DonePosition(epoch=6, floor=4, done=((6, 6),))
+    target = await make_group(
+        client,
+        name,
+        {
+            **served(["w", "v", "u"], epoch=6, floor=4),
+            naming.partition_key(1): PartitionRecord(epoch=6, owner="v", floor=2),
+            naming.done_key("u"): DoneRecord(instance="u-1", partitions={2: beyond}),
+        },
+        partitions=3,
+    )
+
+    dry = await reset(target, at(5), dry_run=True)
+    outcome = await reset(target, at(5))
+
+    assert dry.changes == outcome.changes
+    assert [str(it) for it in outcome.changes] == [
+        "partition 1 handled up to: 2 -> 4",
+        "partition 2 handled up to: 4 -> 4",
+    ]
+    assert [(await partition(target, it)).epoch for it in range(3)] == [6, 7, 7]

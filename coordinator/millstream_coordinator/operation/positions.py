@@ -28,6 +28,7 @@ from ..partitioning.topic import Start, StartKind
 from .admin import Change, Outcome
 from .overview import Overview, read_overview
 from .target import Target, side_by_side
+from .view import GroupView
 
 CAUSE = "reset"
 
@@ -54,7 +55,8 @@ async def reset(
     """Set where partitions begin anew: all of them, ``partitions``, or those that ``start`` names.
 
     Every position is worked out before the first is written; they are written one after another, so
-    an error halfway leaves some set (doing it again sets the others). Raises PartitionMissing, and
+    an error halfway leaves some set (doing it again sets the others). What stands there already is
+    left alone. Raises PartitionMissing, and
     NotPossible for a group without a stream, a position beyond the end of its stream, one backwards
     on a work-queue stream, and while a resize is under way.
     """
@@ -73,7 +75,8 @@ async def reset(
     if overview.resize_to is not None:
         raise NotPossible(target.group, f"a resize to {overview.resize_to} is under way")
 
-    config = await target.config()
+    view = await target.view()
+    config = view.config
     wanted = {number: place(config, number) for number in starts}
     names = sorted({it.stream for it in wanted.values() if it is not None})
     looked = {it.name: it for it in await side_by_side(_look(target, name) for name in names)}
@@ -85,10 +88,24 @@ async def reset(
     changes = [
         await _write(target, overview, number, floor, where[number], level, dry_run=dry_run)
         for number, floor in floors.items()
+        if overview.partitions[number].current != floor or not _is_settled(view, number)
     ]
     return Outcome(
         group=target.group, operation="reset", changes=tuple(changes), is_dry_run=dry_run
     )
+
+
+def _is_settled(view: GroupView, number: int) -> bool:
+    """Whether a reset to where a partition stands would change nothing.
+
+    It would where a message stopped it, where some are handled beyond (those would come again), and
+    where there is no record yet that says so.
+    """
+    record = view.partitions.get(number)
+    if record is None or record.stopped_seq is not None:
+        return False
+    saved = [done.partitions[number] for done in view.done.values() if number in done.partitions]
+    return not any(it.done or it.children for it in saved)
 
 
 async def _look(target: Target, name: str) -> _Stream:
