@@ -10,7 +10,14 @@ import pytest
 from nats.aio.client import Client
 
 from millstream_coordinator import Group
-from millstream_coordinator.jetstream.api import Api, RequestFailed, api_prefix, parse_ack
+from millstream_coordinator.jetstream.api import (
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    Api,
+    RequestFailed,
+    api_prefix,
+    parse_ack,
+)
 from millstream_coordinator.jetstream.consumers import AT_ONCE, Consumers
 from millstream_coordinator.jetstream.keys import Bucket, bucket_config
 from millstream_coordinator.jetstream.port import JetStreamPort
@@ -376,3 +383,21 @@ async def test_who_listens_to_all_hears_what_members_announce(server: Server, na
     await asyncio.gather(*tasks, return_exceptions=True)
 
     assert Announced(value=b"{}") in told
+
+
+class DeletingCluster:
+    """An API that says of a stream being deleted that it is not there, and that it is."""
+
+    async def call(self, request: str, _body: object = None) -> dict[str, Any]:
+        if request.startswith("STREAM.CREATE."):
+            raise RequestFailed(Failure.REFUSED, "stream name already in use", STREAM_NAME_IN_USE)
+        raise RequestFailed(Failure.REFUSED, "stream not found", STREAM_NOT_FOUND)
+
+
+async def test_a_bucket_that_is_being_deleted_is_asked_for_again() -> None:
+    bucket = Bucket(DeletingCluster(), SETTINGS)  # type: ignore[arg-type]
+
+    with pytest.raises(RequestFailed) as refused:
+        await bucket.prepare(3, has_ttl=True)
+
+    assert refused.value.reason is Failure.TIMEOUT

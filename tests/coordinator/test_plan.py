@@ -36,6 +36,7 @@ from millstream_coordinator.ports import (
     CreateConsumer,
     Failed,
     Failure,
+    Handled,
     Prepare,
     Prepared,
     WriteKey,
@@ -853,3 +854,27 @@ def test_a_new_group_of_many_partitions_waits_longer_for_those_who_come_together
 
     assert small.records()
     assert not large.records()
+
+
+def test_an_epoch_below_a_sinks_is_raised_though_the_first_write_fails() -> None:
+    plane = Plane(1)
+    (a,) = plane.settle("a")
+    plane.handler_s = 60.0
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(0.1)
+    (message,) = a.machine.owner.owned[0].lanes.all()
+    failed: list[WriteKey] = []
+
+    def loses(one: Process, command: Command) -> bool:
+        if failed or not isinstance(command, WriteKey) or command.key != naming.partition_key(0):
+            return False
+        failed.append(command)
+        one.take(Failed(id=command.id, reason=Failure.TIMEOUT))
+        return True
+
+    plane.loses = loses
+    a.take(Handled(message=message, error="stale", seen_epoch=7))
+    plane.until(lambda: plane.records()[0].epoch == 8 and plane.is_served())
+
+    assert failed
+    assert plane.records()[0].cause == Cause.SINK_AHEAD
