@@ -403,3 +403,14 @@ def test_a_resize_tells_how_long_it_stood_still() -> None:
     still = [one.assigned(n) for one in processes for n in one.partitions]
     assert {event.cause for event in still} == {Cause.RESIZED}
     assert all(1.8 < (event.stopped_s or 0) < 2.2 for event in still)
+
+
+def test_every_partition_stood_still_since_the_first_one_stopped() -> None:
+    """Also where the numbers have nothing in common."""
+    plane = Plane(4, stream=None)
+    processes = plane.settle("a", "b")
+    resize(plane, 7)
+
+    still = [one.assigned(n) for one in processes for n in one.partitions]
+    assert len(still) == 7
+    assert all(event.stopped_s is not None for event in still)

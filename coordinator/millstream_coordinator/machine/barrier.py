@@ -24,8 +24,8 @@ class Barrier:
         self._context = context
         self._handed_on: dict[str, dict[int, DonePosition]] = {}
         """Holder → what a resize handed on to the partitions of its chunk."""
-        self._stopped_ns: dict[int, int] = {}
-        """New partition → when the first of those it comes from was drained."""
+        self._stopped_ns = 0
+        """When the first of the old partitions stopped: the whole group stands still since then."""
         self._crossed: int | None = None
         """``base_epoch`` of the resize this leader did."""
 
@@ -72,7 +72,7 @@ class Barrier:
             floor=position.floor,
             done_from=holder if position.done or position.children else None,
             cause=Cause.RESIZED,
-            stopped_ns=self._stopped_ns.get(partition, 0),
+            stopped_ns=self._stopped_ns,
             level=context.config.level,
         )
 
@@ -118,12 +118,9 @@ class Barrier:
             return False
         config = replace(context.config, level=to, resize_to=None, base_epoch=base_epoch)
         self._crossed = base_epoch
-        common = min(old, to)
-        self._stopped_ns = {
-            number: min(it.stopped_ns for n, it in records.items() if n % common == number % common)
-            for number in range(to)
-            if old % common == to % common == 0
-        }
+        self._stopped_ns = min(
+            (it.stopped_ns for it in records.values() if it.stopped_ns), default=0
+        )
         return (yield from context.write(CONFIG_KEY, config))
 
     def _write(self, positions: dict[int, DonePosition], base_epoch: int) -> Part:
