@@ -309,6 +309,7 @@ def test_positions_come_from_a_file(server: Server, group: str, tmp_path: Path) 
         ("[]", "is no object of partitions"),
         ("{", "is no JSON"),
         ('{"x": 1}', "'x' is no partition"),
+        ('{"0": 1, "00": 5}', "'00' is no partition"),
         ('{"0": "soon"}', "partition 0: 'soon' is none of"),
         ('{"0": 0}', "partition 0: 'sequence:0' is none of"),
     ],

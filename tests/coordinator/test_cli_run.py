@@ -18,7 +18,7 @@ from millstream_coordinator import naming
 from millstream_coordinator.events import Joined, encode_events, event_object
 from millstream_coordinator.operation.cli import app
 from tests.coordinator.made_group import make_group, make_stream
-from tests.helpers.servers import Server
+from tests.helpers.servers import EMBEDDED, Server
 
 COMMAND = (sys.executable, "-m", "millstream", "coordinator")
 WAIT_S = 20.0
@@ -124,7 +124,7 @@ def test_a_file_says_what_the_command_line_does_not(
     ("text", "reason"),
     [
         ("groups = [", "is no TOML"),
-        ("colour = 1", "colour: Extra inputs"),
+        ("colour = 1", "coordinator.toml has it, and there is no such setting"),
         ('http = "9464"', "http: '9464' is not HOST:PORT"),
         ('creds = "nowhere"', "creds: cannot read nowhere"),
         ('tls_cert = "{file}"', "tls_cert and tls_key go together"),
@@ -180,6 +180,34 @@ def test_watching_prints_the_group_again_and_again_until_interrupted(
         started.send_signal(signal.SIGINT)
         code = started.wait(WAIT_S)
 
+    assert code == 130
+
+
+@pytest.mark.parametrize(
+    "command", [("describe", "g", "--watch", "--interval", "0.1"), ("run", "--all")]
+)
+def test_an_interrupt_while_the_server_is_gone_ends_as_any_other(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    async def make(url: str) -> None:
+        client = await nats.connect(url)
+        await make_stream(client, "g", ["0.a"])
+        await make_group(client, "g")
+        await client.close()
+
+    with Server(EMBEDDED, tmp_path / "store") as own:
+        asyncio.run(make(own.url))
+        with process(*command, "--nats", own.url) as started:
+            line_of(started)
+            own.kill()
+            assert started.stderr is not None
+            if "--watch" in command:
+                started.stderr.readline()  # it noticed
+            started.send_signal(signal.SIGINT)
+            code = started.wait(WAIT_S)
+            said = started.stderr.read()
+
+    assert "Traceback" not in said
     assert code == 130
 
 

@@ -38,7 +38,8 @@ Partitions = Annotated[
 ]
 Member = Annotated[str, typer.Argument(metavar="MEMBER", help="Its name.", show_default=False)]
 
-_RANGE = re.compile(r"(0|[1-9][0-9]{0,5})(?:-(0|[1-9][0-9]{0,5}))?")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_RANGE = re.compile(f"({_NUMBER.pattern})(?:-({_NUMBER.pattern}))?")
 
 
 def register(app: typer.Typer) -> None:
@@ -409,7 +410,7 @@ def _read_positions(file: Path | None) -> dict[int, Start]:
         raise ValueError(f'{file} is no object of partitions, such as {{"0": 5001}}')
     starts = {}
     for number, position in document.items():
-        if not number.isdecimal():
+        if not _NUMBER.fullmatch(number):
             raise ValueError(f"{file}: {number!r} is no partition")
         text = f"sequence:{position}" if isinstance(position, int) else str(position)
         try:

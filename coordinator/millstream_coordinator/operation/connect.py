@@ -7,7 +7,7 @@ bring a connection of their own.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import nats.errors
@@ -59,7 +59,8 @@ async def connected(
     try:
         yield connection
     finally:
-        await connection.close()
+        with suppress(OSError):  # what is to be sent first, to a server that is away
+            await connection.close()
 
 
 def _identity(settings: CoordinatorSettings) -> dict[str, Any]:

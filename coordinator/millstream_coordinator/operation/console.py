@@ -118,6 +118,8 @@ def read_settings(file: Path | None = None, **given: Any) -> CoordinatorSettings
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         text = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":  # only a file can have names of its own
+            text = f"{file} has it, and there is no such setting"
         fail("settings", f"{name}: {text}" if name else text, USAGE_ERROR)
     except ValueError as error:
         fail("settings", str(error), USAGE_ERROR)
