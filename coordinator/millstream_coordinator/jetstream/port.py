@@ -77,7 +77,7 @@ from .permissions import Role, check as check_permissions, needs
 from .pull import Pulls
 from .streams import Streams
 from .watch import Watch
-from .wire import Wire, connect, unsubscribe
+from .wire import Wire, close, connect, unsubscribe
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class JetStreamPort:
             return
         self._is_closed = self._wire.is_closed = True
         if not isinstance(self._given, Client):
-            await self._client.close()
+            await close(self._client)
             return
         await self._pulls.close_all()
         await self._watch.close()

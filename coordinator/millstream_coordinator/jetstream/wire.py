@@ -68,6 +68,17 @@ async def connect(url: str) -> Client:
     return client
 
 
+async def close(client: Client) -> None:
+    """Close a client of `connect`, also one that has no server at the moment.
+
+    Its own end cancels the task that looks for a server, but Python 3.11's ``wait_for``, in which
+    that task may be, can drop a cancellation. So it is told as well that a few tries are enough:
+    else it looks for ever, and the process does not end.
+    """
+    client.options["max_reconnect_attempts"] = 1
+    await client.close()
+
+
 def without_password(urls: str) -> str:
     """The URLs as they may be shown: what stands before ``@`` is left out."""
     shown = []
