@@ -22,8 +22,16 @@ from millstream_coordinator.model import (
     PartitionRecord,
     PartitionState,
     Timing,
+    decode,
 )
-from millstream_coordinator.ports import Command, Failed, Failure, StoreLetter
+from millstream_coordinator.ports import (
+    Command,
+    Failed,
+    Failure,
+    StoreLetter,
+    WriteKey,
+    Written,
+)
 
 from .group_in_memory import Log, make, open_server, publish, read, running, virtual, write
 
@@ -496,3 +504,34 @@ async def test_all_that_failed_while_a_partition_stopped_goes_on_with_it() -> No
         await server.until(lambda: len(log.handled) == 2)
 
     assert sorted(log.handled) == [(b"a", 0), (b"b", 1)]
+
+
+class Overtaken(MemoryServer):
+    """An operator resumes a partition before its owner has the reply to what it wrote."""
+
+    def execute(self, client: MemoryClient, command: Command) -> None:
+        if isinstance(command, WriteKey) and command.key == "part.0":
+            record = decode(PartitionRecord, command.value)
+            if record.stopped_seq is not None:
+                self.put("g", command.key, command.value)
+                write(self, command.key, replace(record, stopped_seq=None, stopped_error=""))
+                client.send(Written(id=command.id, revision=command.revision + 1))
+                return
+        super().execute(client, command)
+
+
+@virtual
+async def test_who_resumes_before_the_owner_knows_that_it_stopped_is_obeyed() -> None:
+    server, log = Overtaken(), Log()
+    server.add_stream("G")
+    publish(server, "a", 0)
+    log.fails = lambda _: len(log.calls) == 1
+    group, events = make(server, log, on_failure="stop", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(log.handled) == 1)
+
+    assert [type(it) for it in events if isinstance(it, PartitionStopped | PartitionResumed)] == [
+        PartitionStopped,
+        PartitionResumed,
+    ]

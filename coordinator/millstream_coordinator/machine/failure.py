@@ -112,5 +112,7 @@ def _change(
         new = change(record)
         revision = context.book.revision(partition_key(one.partition))
         if new == record or (yield from write_partition(context, one.partition, new, revision)):
+            # What an operator wrote since may have come before the reply, and was not obeyed yet.
+            context.changed.append(partition_key(one.partition))
             return
         yield Pause(RETRY_S)
