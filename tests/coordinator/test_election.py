@@ -2,7 +2,7 @@
 
 from millstream_coordinator.events import MemberDead
 from millstream_coordinator.model import LeaderRecord, MemberRecord
-from millstream_coordinator.naming import LEADER_KEY, member_key
+from millstream_coordinator.naming import LEADER_KEY, PARTITION_PREFIX, member_key
 from millstream_coordinator.ports import Command, DeleteKey, Failed, Failure, WriteKey
 
 from .plane import GROUP, STREAM, Plane, Process
@@ -97,3 +97,26 @@ def test_the_key_goes_with_a_leader_that_could_not_drain_in_time() -> None:
     plane.until(lambda: not a.is_alive, plane.timing.drain_timeout_s + 2.0)
 
     assert _leader_key(plane) is None
+
+
+def test_a_leader_of_a_lost_bucket_does_not_fight_the_next_one_over_a_known_name() -> None:
+    plane = Plane()
+    a, b, _c = plane.settle("a", "b", "c")
+    num_writes = 0
+
+    def loses(_process: Process, command: Command) -> bool:
+        nonlocal num_writes
+        is_record = isinstance(command, WriteKey) and command.key.startswith(PARTITION_PREFIX)
+        num_writes += is_record
+        assert num_writes < 100, "two leaders take partitions from each other"
+        return False
+
+    plane.loses = loses
+    b.kill()
+    plane.server.delete_bucket(GROUP)
+    plane.join("b")
+    plane.until(lambda: plane.is_served() and not a.machine.is_leader, 1.0)
+    plane.run(5.0)
+
+    assert plane.is_served()
+    assert len({one.settings.instance for one in plane.processes if one.partitions}) == 3

@@ -322,12 +322,12 @@ class Leader:
             self._take_away(partition, record, target, instance)
 
     def _is_stranger(self, partition: int, record: PartitionRecord) -> bool:
-        """Whether an owner nobody here knows may be another leader's doing: then ask who leads.
+        """Whether an owner's process nobody here knows may be another leader's: then ask who leads.
 
         After a lost bucket there may be two for a while, each with members the other does not know.
         """
         revision = self.context.book.revision(partition_key(partition))
-        if record.owner in self.roster.members or self._leader_read_for.get(partition) == revision:
+        if self.roster.knows(record) or self._leader_read_for.get(partition) == revision:
             return False
         self._leader_read_for[partition] = revision
         self._look_up(("lead", "leader"), self.context.refresh_key(LEADER_KEY))
