@@ -20,7 +20,7 @@ from millstream_coordinator.model import (
     Retention,
     Timing,
 )
-from millstream_coordinator.ports import Command, ReadKey, WriteKey
+from millstream_coordinator.ports import Command, ReadConsumer, ReadKey, WriteKey
 
 from .plane import GROUP, STREAM, Plane, Process
 
@@ -378,6 +378,32 @@ def test_a_record_of_a_resized_group_that_is_lost_is_made_anew_above_its_epoch()
     assert plane.records()[0].epoch > before.epoch
     assert plane.records()[0].floor >= before.floor
     check_history(plane, repeats_max=20)
+
+
+def test_a_consumer_that_is_replaced_while_it_is_asked_does_not_change_the_number() -> None:
+    plane = plane_of()
+    plane.settle("a", "b")
+    resize(plane, 4)
+    plane.control(draining=("b",))
+    plane.until(lambda: set(plane.owners().values()) == {"a"} and plane.is_served())
+    epochs = {n: record.epoch for n, record in plane.records().items()}
+    newest = {
+        naming.consumer(GROUP, n, it) for n, it in epochs.items() if it == max(epochs.values())
+    }
+    lost = min(epochs, key=lambda n: epochs[n])
+
+    def loses(_one: Process, command: Command) -> bool:
+        if isinstance(command, ReadConsumer) and command.name in newest:
+            newest.remove(command.name)
+            plane.server.delete_consumer(STREAM, command.name)
+        return False
+
+    plane.loses = loses
+    plane.server.put(GROUP, naming.partition_key(lost), None)
+    plane.until(lambda: not newest and plane.is_served())
+    plane.run(1.0)
+
+    assert plane.count == 4
 
 
 def test_a_record_of_another_number_of_partitions_is_not_written_over_below_its_epoch() -> None:

@@ -109,8 +109,8 @@ class Survey:
             info = yield ReadConsumer(
                 id=context.steps.take_id(), name=context.consumer(partition, epoch)
             )
-            if not isinstance(info, ConsumerRead):
-                return False
+            if not isinstance(info, ConsumerRead) or not info.is_there:
+                return False  # deleted since: what is not there says nothing of how many there are
             level = info.level or context.config.partitions
             books.append((epoch, level, partition, info.ack_floor))
         if books:
