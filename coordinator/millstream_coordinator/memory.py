@@ -661,6 +661,8 @@ class MemoryPort:
         self._is_open = False
         self._is_connected = False
         self._connection = 0
+        self._listens: Listen | None = None
+        """A subscription, which a client makes again when it is back."""
         self._outstanding: set[int] = set()
         self._up_at = 0.0
         self._down_at = 0.0
@@ -681,6 +683,8 @@ class MemoryPort:
     def execute(self, command: Command) -> None:
         """Carry the command out with the loop's next round, or after a moment."""
         id_: int | None = getattr(command, "id", None)
+        if isinstance(command, Listen):
+            self._listens = command
         if not self._is_connected:
             if id_ is not None:
                 failed = Failed(id=id_, reason=Failure.DISCONNECTED)
@@ -713,6 +717,8 @@ class MemoryPort:
         if self._is_open:
             self._is_connected = True
             self._server.attach(self._client)
+            if self._listens is not None:
+                self._server.execute(self._client, self._listens)
             self._hand_over(Reconnected(), self._connection)
 
     def _arrange(self, not_before: float, action: Callable[..., None], event: object) -> float:

@@ -735,6 +735,22 @@ async def test_a_cut_is_told_and_after_it_a_new_watch_tells_what_was_missed(side
     await member.hears(Heard)
 
 
+async def test_what_a_member_listens_to_while_it_is_cut_off_it_hears_when_it_is_back(
+    side: Bench,
+) -> None:
+    one = await side.member("a", has_stream=False)
+    leader = await side.member("b", has_stream=False)
+
+    await side.cut(leader)
+    await leader.hears(Disconnected)
+    leader.port.execute(Listen(member=None))
+    await leader.hears(Reconnected)
+    await leader.ask(lambda id_: ReadKey(id=id_, key="cfg"))
+    one.port.execute(Beat(sent_at=1.0))
+
+    await leader.until(lambda: [beat.member for beat in leader.of(Heard)] == ["a"])
+
+
 async def test_an_announcement_disturbs_nobody(side: Bench) -> None:
     member = await side.member(has_stream=False)
     before = len(member.told)

@@ -86,7 +86,7 @@ _UP = {
 }
 """Which pipe a command takes in a cluster; everything else goes to the stream."""
 _KEPT = (Watch, OpenPull, ClosePull, Listen)
-"""What an adapter repeats until it gets through."""
+"""What an adapter repeats until it gets through; `Listen` also over the next connection."""
 _HAPPENINGS = (
     Announced,
     KeyChanged,
@@ -135,6 +135,8 @@ class SimulatedMember:
         self._timeouts: deque[tuple[float, int]] = deque()
         """(world's time, id) of commands that may not be answered in time, the first first."""
         self._connection = 0
+        self._listens: Listen | None = None
+        """Whose heartbeats it wants: a subscription, which a client makes again when it is back."""
         self._up_at: dict[Hashable, float] = {}
         self._down_at: dict[Hashable, float] = {}
         self._tick_at = FOREVER
@@ -241,6 +243,8 @@ class SimulatedMember:
         self._up_at.clear()
         self._down_at.clear()
         self.world.server.attach(self.client)
+        if self._listens is not None:
+            self.world.execute(self.client, self._listens)
         self._when_awake(lambda: self._take(Reconnected()))
 
     def _notice_disconnect(self) -> None:
@@ -335,6 +339,8 @@ class SimulatedMember:
 
     def _send(self, command: Command) -> None:
         world = self.world
+        if isinstance(command, Listen):
+            self._listens = command
         id_: int | None = getattr(command, "id", None)
         if id_ is not None:
             self._outstanding.add(id_)

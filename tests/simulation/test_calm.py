@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from millstream_coordinator.model import Timing
+from millstream_coordinator.ports import Listen
 from tests.simulation.checkers import record_of
 from tests.simulation.member import SimulatedMember
 from tests.simulation.world import World
@@ -138,6 +139,22 @@ def test_what_a_hung_member_had_is_served_again_half_a_second_after_the_timeout(
     bound_s = world.timing.heartbeat_timeout_s + 0.5
 
     assert world.takes_over_in(victim, victim.pause) <= bound_s
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_a_member_listens_to_outlasts_its_connection(*, is_late: bool) -> None:
+    """A client keeps a subscription over a reconnect; in the world it must be so as well."""
+    world = CalmWorld(0)
+    world.settle(SETTLED_S)
+    member = world.living()[0]
+
+    if is_late:
+        member.disconnect()
+    member._carry_out(Listen(member="another"))
+    member.disconnect()
+    member.reconnect()
+
+    assert member.client.hears == "another"
 
 
 def nested() -> list[int]:
