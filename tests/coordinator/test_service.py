@@ -155,17 +155,26 @@ async def test_a_group_that_another_process_makes_otherwise_meanwhile_is_a_misma
             pass
 
 
-async def test_an_existing_groups_own_definition_counts(
+async def test_a_group_that_is_there_is_led_by_a_coordinator_that_describes_it_alike(
     server: Server, client: Client, name: str
 ) -> None:
     await make_stream(client, name)
 
-    counts = []
-    for wanted in (3, 5):
-        async with running(server, name, new=defined(name, wanted)):
-            counts.append((await Target(client, name).view()).config.partitions)
+    for _ in range(2):
+        async with running(server, name, new=defined(name, 3)):
+            assert (await Target(client, name).view()).config.partitions == 3
 
-    assert counts == [3, 3]
+
+async def test_a_coordinator_that_describes_a_group_otherwise_is_refused(
+    server: Server, client: Client, name: str
+) -> None:
+    await make_stream(client, name)
+    async with running(server, name, new=defined(name, 3)):
+        pass
+
+    with pytest.raises(ConfigMismatch, match="exists with 3 partitions, wanted 5 partitions"):
+        async with running(server, name, new=defined(name, 5)):
+            pass
 
 
 async def test_workers_that_may_not_lead_get_their_partitions_from_the_service_and_are_resized(

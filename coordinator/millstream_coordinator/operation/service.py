@@ -30,9 +30,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from .. import naming
-from ..errors import GroupError, GroupMissing, MemberReplaced, ServerUnreachable
+from ..errors import ConfigMismatch, GroupError, GroupMissing, MemberReplaced, ServerUnreachable
 from ..events import GroupEvent, Joined, Left
-from ..model import Message
+from ..machine.agreement import differences
+from ..model import ConfigRecord, Message
 from ..partitioning.key import KeyRule
 from ..worker import Group
 from .connect import one_error, unless_stopped
@@ -224,7 +225,10 @@ class Service:
     # ---- one group ----
 
     async def _member(self, name: str) -> Group:
-        """A member that only leads: of the group as its bucket says it, or as it is to be."""
+        """A member that only leads: of the group as its bucket says it, or as it is to be.
+
+        Raises ConfigMismatch where the group is there and is to be another one.
+        """
         rule = None
         try:
             config = await self.target(name).config()
@@ -235,6 +239,12 @@ class Service:
             rule = KeyRule.parse(self._new.key) if self._new.key is not None else None
         else:
             partitions, stream = config.partitions, config.stream
+            if self._new is not None:
+                wanted = ConfigRecord(
+                    partitions=self._new.partitions, stream=self._new.stream, filter=None
+                )
+                if (differing := differences(config, wanted)) is not None:
+                    raise ConfigMismatch(name, differing[1], differing[0])
         settings = self.settings
         group = Group(
             self.connection,
