@@ -475,6 +475,45 @@ async def test_a_lost_bucket_forgets_no_parked_key() -> None:
 
 
 @virtual
+async def test_a_key_parked_after_the_record_was_lost_does_not_make_the_others_forgotten() -> None:
+    server, log = open_server(), Log()
+    publish(server, "bad", 0)
+    log.fails = lambda message: message.data in (b"0", b"1")
+    group, _ = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 1)
+        server.put("g", "parked.0", None)
+        publish(server, "worse", 1)
+        await server.until(lambda: len(server.letters("g")) == 2)
+        publish(server, "bad", 2)
+        publish(server, "good", 3)
+        await server.until(lambda: len(log.handled) == 1 and len(server.letters("g")) == 3)
+
+    assert log.handled == [(b"good", 3)]
+    assert read(server, ParkedRecord, "parked.0").keys == {"bad": 1, "worse": 2}
+
+
+@virtual
+async def test_what_an_owner_before_parked_into_a_new_record_hides_no_key_of_this_one() -> None:
+    server, log = open_server(), Log()
+    publish(server, "bad", 0)
+    log.fails = lambda message: message.data in (b"0", b"1")
+    group, _ = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 1)
+        write(server, "parked.0", ParkedRecord(keys={"older": 7}, epoch=0))
+        publish(server, "worse", 1)
+        await server.until(lambda: len(server.letters("g")) == 2)
+        publish(server, "bad", 2)
+        await server.until(lambda: len(server.letters("g")) == 3 or log.handled != [])
+
+    assert log.handled == []
+    assert read(server, ParkedRecord, "parked.0").keys == {"older": 7, "bad": 1, "worse": 2}
+
+
+@virtual
 async def test_a_message_without_a_key_parks_nothing() -> None:
     server, log = open_server(), Log()
     publish(server, "%null", 0)

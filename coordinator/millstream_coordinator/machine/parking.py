@@ -5,7 +5,8 @@ Who parks writes ``parked.<n>`` by compare-and-set before it stores the first le
 writes its own epoch into it, so that an owner it replaced, which may not know yet, can park nothing
 any more (its compare-and-set meets another revision, and then another epoch). Where there is no
 record, because it is the first owner or the bucket was lost, the parked letters themselves say
-which keys are parked.
+which keys are parked. An owner whose record was lost meanwhile does not begin with an empty one
+either: what it knows and what the letters say goes into the new one.
 
 A **replay** is asked for by an operator, who writes the key's token into ``replay``. The owner then
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 LETTERS_AT_ONCE = 100
 _LOOK_AGAIN_S = 0.05
 _Read = Generator[Command | Pause, Reply, tuple[ParkedRecord | None, int] | None]
+_Recalled = Generator[Command | Pause, Reply, ParkedRecord | None]
 
 
 def claim(owner: Owner, one: Ownership) -> Part:
@@ -65,21 +67,16 @@ def claim(owner: Owner, one: Ownership) -> Part:
     if read is None:
         return False
     record, revision = read
-    is_parking = owner.context.settings.config.on_failure is FailurePolicy.PARK
     if record is None:
-        record = ParkedRecord()
-        if is_parking:
-            id_ = owner.context.steps.take_id()
-            found = yield FindParked(id=id_, partition=one.partition)
-            if not isinstance(found, ParkedFound):
-                return False
-            record = ParkedRecord(keys=found.keys)
+        record = yield from _recall(owner, one)
+        if record is None:
+            return False
     if record.epoch > one.epoch:
         # Only an owner that came later can have written that; the partition's record will say so.
         yield from owner.context.refresh(one.partition)
         return False
     claimed = replace(record, epoch=one.epoch)
-    if is_parking or record.keys or record.replay:
+    if _is_parking(owner) or record.keys or record.replay:
         one.knows_parked = yield from _write(owner, one, claimed, revision)
     else:
         one.knows_parked = True
@@ -92,12 +89,18 @@ def change_parked(
     """Change ``parked.<n>`` as its owner; False: it is not this one's any more."""
     while True:
         read = yield from _read(owner, one)
-        if read is not None:
-            record, revision = read[0] or ParkedRecord(), read[1]
-            if record.epoch > one.epoch:
-                yield from owner.context.refresh(one.partition)
-                return False
-            new = replace(change(record), epoch=one.epoch)
+        if read is None:
+            yield Pause(RETRY_S)
+            continue
+        record, revision = read
+        if record is not None and record.epoch > one.epoch:
+            yield from owner.context.refresh(one.partition)
+            return False
+        known = record
+        if record is None or record.epoch < one.epoch:  # what was claimed is lost
+            known = yield from _recall(owner, one, record)
+        if known is not None:
+            new = replace(change(known), epoch=one.epoch)
             if new == record or (yield from _write(owner, one, new, revision)):
                 return True
         yield Pause(RETRY_S)
@@ -186,6 +189,27 @@ def _read(owner: Owner, one: Ownership) -> _Read:
         return decode(ParkedRecord, reply.value), reply.revision
     except BadRecord:
         return None, reply.revision
+
+
+def _recall(owner: Owner, one: Ownership, found: ParkedRecord | None = None) -> _Recalled:
+    """Put together what a lost record said; None: to be tried again.
+
+    ``found`` is what an owner before wrote into a bucket made anew. The letters tell of every key
+    one was stored of, and this owner of those whose first letter is on its way.
+    """
+    keys = {} if found is None else dict(found.keys)
+    replay = one.replaying if found is None else (*found.replay, *one.replaying)
+    if _is_parking(owner):
+        letters = yield FindParked(id=owner.context.steps.take_id(), partition=one.partition)
+        if not isinstance(letters, ParkedFound):
+            return None
+        keys.update(letters.keys)
+    keys.update(one.parked)
+    return ParkedRecord(keys=keys, replay=tuple(dict.fromkeys(replay)))
+
+
+def _is_parking(owner: Owner) -> bool:
+    return owner.context.settings.config.on_failure is FailurePolicy.PARK
 
 
 def _write(owner: Owner, one: Ownership, record: ParkedRecord, revision: int) -> Part:
