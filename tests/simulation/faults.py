@@ -145,7 +145,7 @@ class Faults:
             case "restart":
                 victim.kill()
                 again = victim.settings.member if victim.settings.is_static else None
-                self.later(0.02, 1.0, lambda: world.start_member(again))
+                self.later(0.02, 1.0, lambda: self._start_again(again))
             case "pause":
                 victim.pause()
                 self.later(0.1, 3.0, victim.wake)
@@ -169,6 +169,11 @@ class Faults:
                 victim.slow_until = world.now + chance.uniform(0.5, 2.0)
             case _:
                 self._befall_server(kind, victim)
+
+    def _start_again(self, name: str | None) -> None:
+        """Start a process, unless its name is taken: who was killed twice comes back once."""
+        if name not in {one.settings.member for one in self.world.living()}:
+            self.world.start_member(name)
 
     def _suspend(self, victim: SimulatedMember) -> None:
         others = [one for one in self.world.living() if one is not victim]

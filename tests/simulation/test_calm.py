@@ -141,6 +141,21 @@ def test_what_a_hung_member_had_is_served_again_half_a_second_after_the_timeout(
     assert world.takes_over_in(victim, victim.pause) <= bound_s
 
 
+def test_who_is_restarted_twice_comes_back_once() -> None:
+    world = CalmWorld(0)
+    world.settle(SETTLED_S)
+    world.start_member("static")
+    world.settle(BATCHED_S)
+    victim = world.living()[-1]
+    world.faults.is_over = False
+
+    for _ in range(2):
+        world.faults._befall("restart", victim)
+    world.settle(BATCHED_S)
+
+    assert [one.settings.member for one in world.living()].count("static") == 1
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_what_a_member_listens_to_outlasts_its_connection(*, is_late: bool) -> None:
     """A client keeps a subscription over a reconnect; in the world it must be so as well."""
