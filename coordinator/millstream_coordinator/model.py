@@ -190,6 +190,8 @@ class DonePosition:
     done: tuple[tuple[int, int], ...] = ()
     children: tuple[ChildPosition, ...] = ()
     """After a merge, until the floor has passed what they say."""
+    level: int = 0
+    """Of how many partitions it is one; 0: it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

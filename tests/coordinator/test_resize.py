@@ -15,6 +15,7 @@ from millstream_coordinator.model import (
     ChildPosition,
     ConfigRecord,
     DonePosition,
+    DoneRecord,
     ParkedRecord,
     PartitionState,
     Retention,
@@ -404,6 +405,27 @@ def test_a_consumer_that_is_replaced_while_it_is_asked_does_not_change_the_numbe
     plane.run(1.0)
 
     assert plane.count == 4
+
+
+def test_progress_of_another_number_of_partitions_says_nothing_of_these() -> None:
+    """Bucket and consumers were lost; what a member saved before a resize came back with it."""
+    plane = plane_of()
+    (a,) = plane.settle("a")
+    a.kill()
+    for number in range(2):
+        plane.server.put(GROUP, naming.partition_key(number), None)
+    for name in list(plane.stream.consumers):
+        plane.server.delete_consumer(STREAM, name)
+    for number in range(KEYS):
+        publish(plane, number)
+    saved = {0: DonePosition(epoch=7, floor=KEYS, done=((KEYS, KEYS),), level=4)}
+    plane.put(naming.done_key("old"), DoneRecord(instance="old", partitions=saved))
+
+    plane.settle("b")
+    plane.run(2.0)
+
+    assert plane.records()[0].epoch > 7
+    check_history(plane)
 
 
 def test_a_record_of_another_number_of_partitions_is_not_written_over_below_its_epoch() -> None:

@@ -99,7 +99,7 @@ class Barrier:
             read = yield ReadKey(id=context.steps.take_id(), key=done_key(holder))
             if not isinstance(read, KeyRead):
                 return False
-            saved[holder] = saved_positions(read.value)
+            saved[holder] = saved_positions(read.value, old)
         positions = {
             n: position_of(it, saved.get(it.done_from, {}).get(n)) for n, it in records.items()
         }

@@ -119,7 +119,7 @@ def take_away(
         if not isinstance(saved, KeyRead):
             yield Pause(RETRY_S)
             return
-        position = saved_position(saved.value, partition)
+        position = saved_position(saved.value, partition, context.num_partitions)
         if position is not None and position.epoch == record.epoch:
             floor = max(floor, position.floor)
             done_from = record.owner
@@ -342,7 +342,7 @@ def _read_progress(context: Context, one: Ownership) -> Part:
     saved = yield ReadKey(id=context.steps.take_id(), key=done_key(record.done_from))
     if not isinstance(saved, KeyRead):
         return False
-    position = saved_position(saved.value, one.partition)
+    position = saved_position(saved.value, one.partition, context.num_partitions)
     if position is None or position.epoch >= one.epoch:
         one.inherit(one.floor.floor, ())
     else:
@@ -373,16 +373,21 @@ def _delete_older(context: Context, one: Ownership) -> Part:
     return True
 
 
-def saved_position(value: bytes | None, partition: int) -> DonePosition | None:
+def saved_position(value: bytes | None, partition: int, level: int = 0) -> DonePosition | None:
     """Return one partition's progress from a ``done.<member>`` value; None if it has none."""
-    return saved_positions(value).get(partition)
+    return saved_positions(value, level).get(partition)
 
 
-def saved_positions(value: bytes | None) -> dict[int, DonePosition]:
-    """Return all progress a ``done.<member>`` value holds; a value that is none holds nothing."""
+def saved_positions(value: bytes | None, level: int = 0) -> dict[int, DonePosition]:
+    """Return all progress a ``done.<member>`` value holds; a value that is none holds nothing.
+
+    ``level``: only of so many partitions. With another number of them, partition 0 is another one,
+    and a floor of it would pass messages nobody handled; 0: of any.
+    """
     if value is None:
         return {}
     try:
-        return dict(decode(DoneRecord, value).partitions)
+        found = decode(DoneRecord, value).partitions
     except BadRecord:
         return {}
+    return {n: it for n, it in found.items() if not level or it.level in (0, level)}

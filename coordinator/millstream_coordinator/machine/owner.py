@@ -112,6 +112,7 @@ class Owner:
 
     def _begin(self, record: PartitionRecord, partition: int) -> None:
         one = Ownership(partition, record.epoch, record.floor, self.context.settings.group)
+        one.level = self.context.num_partitions
         one.is_entered = not self.context.settings.has_hooks
         one.is_stopped = record.stopped_seq is not None
         one.skip_seq = record.skip_seq

@@ -45,6 +45,8 @@ class Ownership:
         self.partition = partition
         self.epoch = epoch
         self.state = OwnershipState.STARTING
+        self.level = 0
+        """Of how many partitions it is one; 0: not said."""
         self.floor = Floor(floor)
         self.lanes = Lanes()
         self.has_progress = False
@@ -186,4 +188,5 @@ class Ownership:
             floor=self.floor.floor,
             done=self.floor.done_ranges(),
             children=self.floor.children(),
+            level=self.level,
         )

@@ -5,7 +5,8 @@ the last:
 
 * the newest record ever heard of here (`Context.last_known`): its owner may still run handler calls
   under its epoch, so the new one is above it; and the owner's saved progress is the newest;
-* saved progress (``done.<member>``) of any member: epochs, floors, and whose it is;
+* saved progress (``done.<member>``) of any member: epochs, and, as far as it is of as many
+  partitions as there are now, floors, and whose it is;
 * the group's consumers: epochs in their names, and their ack floors. They also know how many
   partitions there were: a bucket that was lost after a resize, and made anew by somebody who had
   not heard of it, is told so.
@@ -94,8 +95,6 @@ class Survey:
                 yield Pause(self._listens_since + timeout_s - context.now)
             self.is_done = True
             return True
-        if not (yield from self._read_saved()):
-            return False
         listed = yield ListConsumers(id=context.steps.take_id())
         if not isinstance(listed, ConsumerNames):
             return False
@@ -118,6 +117,8 @@ class Survey:
             self._epoch = max(self._epoch, highest)
             if not (yield from self._put_level(level, [it[0] for it in books if it[1] == level])):
                 return False
+        if not (yield from self._read_saved()):
+            return False
         if self._epoch:
             self._epoch += 1  # the lost record may have been one ahead, with nobody serving it yet
         self._floors = {n: floor for _, of, n, floor in books if of == context.num_partitions}
@@ -145,7 +146,10 @@ class Survey:
             for partition, position in saved_positions(read.value).items():
                 self._epoch = max(self._epoch, position.epoch)
                 known = self._saved.get(partition)
-                is_ours = position.epoch > context.config.base_epoch
+                is_ours = position.epoch > context.config.base_epoch and position.level in (
+                    0,
+                    context.num_partitions,
+                )
                 if is_ours and (known is None or position.epoch > known[0].epoch):
                     self._saved[partition] = position, holder
         return True
