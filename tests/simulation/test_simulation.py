@@ -16,7 +16,7 @@ SEEDS = 1000
 FIRST = 60
 NAMED = {
     "merge": 1,
-    "parked": 33,
+    "parked": 65,
     "epoch": 0,
     "done-set": 25,
     "holes": 8,
