@@ -15,7 +15,7 @@ from tests.simulation.world import Outcome, World
 SEEDS = 1000
 FIRST = 60
 NAMED = {
-    "merge": 1,
+    "merge": 27,
     "parked": 65,
     "epoch": 0,
     "done-set": 25,
