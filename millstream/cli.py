@@ -50,7 +50,9 @@ COMMANDS = {
         "partitioned groups: look at them, change them, lead them",
         "millstream_coordinator.operation.cli:app",
     ),
-    "bridge": Command("Kafka topics into NATS: run, verify, barrier", "millstream_bridge.cli:app"),
+    "bridge": Command(
+        "Kafka topics into NATS: run, verify, barrier", "millstream_bridge.operation.cli:app"
+    ),
     "pub": Command("publish messages", "millstream.messaging:app", inner="pub"),
     "sub": Command("show messages as they come", "millstream.messaging:app", inner="sub"),
     "req": Command("send a request, show the replies", "millstream.messaging:app", inner="req"),

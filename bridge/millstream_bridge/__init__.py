@@ -5,12 +5,12 @@ that is in Kafka now is stored. `MockKafka` is librdkafka's mock cluster in this
 are `BridgeError`s.
 """
 
-from .barrier import barrier
 from .errors import BridgeError, ConfigurationError, RecordError, Unreachable
-from .kafka_mock import MockKafka
+from .kafka.mock import MockKafka
 from .model import BridgeReport, Difference, Proof, Record, Route
-from .runner import Bridge
-from .verify import verify
+from .moving.barrier import barrier
+from .moving.runner import Bridge
+from .proof.verify import verify
 
 __all__ = [
     "Bridge",

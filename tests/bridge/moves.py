@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping as AbcMapping, Sequence
 from typing import Any
 
 from millstream_bridge import Bridge, BridgeReport, Record, Route
-from millstream_bridge.connection import Connection
-from millstream_bridge.headers import parse_block
-from millstream_bridge.mapping import Mapping
-from millstream_bridge.stream_reader import read_stream
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.reader import read_stream
+from millstream_bridge.records.headers import parse_block
+from millstream_bridge.records.mapping import Mapping
 
 STRANGE_HEADERS: Sequence[tuple[str, bytes | None]] = [
     ("trace-id", b"00-ab"),

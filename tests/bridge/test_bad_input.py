@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from millstream_bridge import ConfigurationError, RecordError, Route, Unreachable, barrier, verify
-from millstream_bridge.connection import Connection
-from millstream_bridge.mapping import Mapping
-from millstream_bridge.nats_publisher import ChainPublisher
-from millstream_bridge.stream import find_problem
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.stream import find_problem
+from millstream_bridge.moving.chain import ChainPublisher
+from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, offsets, stored_records
 from tests.helpers.kafka import Kafka
 from tests.helpers.require import need

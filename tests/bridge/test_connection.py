@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, strategies as st
 
-from millstream_bridge.connection import AckSink, Connection, Message
 from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.jetstream.connection import AckSink, Connection, Message
 
 
 class Wire:

@@ -5,14 +5,14 @@ import email.parser
 import pytest
 from hypothesis import given, strategies as st
 
-from millstream_bridge.headers import (
+from millstream_bridge.model import KafkaHeader, TimestampType
+from millstream_bridge.records.headers import (
     HeaderError,
     SourceHeader,
     pack,
     parse_block,
     unpack,
 )
-from millstream_bridge.model import KafkaHeader, TimestampType
 
 names = st.one_of(
     st.text(max_size=12),

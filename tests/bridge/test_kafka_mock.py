@@ -6,7 +6,7 @@ import pytest
 from confluent_kafka import Consumer
 
 from millstream_bridge import ConfigurationError, MockKafka
-from millstream_bridge.kafka_mock import library_path
+from millstream_bridge.kafka.mock import library_path
 
 
 def test_the_library_is_the_one_the_client_has_mapped() -> None:

@@ -6,8 +6,8 @@ import pytest
 from confluent_kafka import KafkaError
 
 from millstream_bridge.errors import Unreachable
-from millstream_bridge.kafka_mock import MockKafka
-from millstream_bridge.kafka_source import KafkaSource
+from millstream_bridge.kafka.mock import MockKafka
+from millstream_bridge.kafka.source import KafkaSource
 
 LIST_OFFSETS = ctypes.c_int16(2)
 

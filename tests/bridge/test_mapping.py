@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from millstream_bridge.errors import ConfigurationError
-from millstream_bridge.frames import Frames
-from millstream_bridge.headers import parse_block
-from millstream_bridge.mapping import Mapping, covers
 from millstream_bridge.model import Record, Route, TimestampType
+from millstream_bridge.records.frames import Frames
+from millstream_bridge.records.headers import parse_block
+from millstream_bridge.records.mapping import Mapping, covers
 from tests.bridge.test_headers import kafka_headers
 
 keys = st.one_of(st.none(), st.binary(max_size=200), st.sampled_from([b"N123", b"%null", b"a.b"]))

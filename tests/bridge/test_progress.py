@@ -7,7 +7,8 @@ from typing import cast
 import pytest
 import typer
 
-from millstream_bridge import Bridge, progress
+from millstream_bridge import Bridge
+from millstream_bridge.moving import progress
 
 
 async def test_a_reader_that_went_away_ends_the_lines_not_the_run(

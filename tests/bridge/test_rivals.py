@@ -10,13 +10,13 @@ import nats as nats_py
 import pytest
 
 from millstream_bridge import Bridge, Record, verify
-from millstream_bridge.checkpoint_publisher import CheckpointPublisher
-from millstream_bridge.connection import Connection
-from millstream_bridge.mapping import Mapping
+from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import TimestampType
-from millstream_bridge.nats_publisher import ChainPublisher
+from millstream_bridge.moving.chain import ChainPublisher
+from millstream_bridge.moving.checkpoint import CheckpointPublisher
+from millstream_bridge.moving.window import Window
 from millstream_bridge.ports import Publisher
-from millstream_bridge.window import Window
+from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.bridge.windows import PlainSequenceWindow
 from tests.helpers.kafka import Kafka

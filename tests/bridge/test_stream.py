@@ -7,10 +7,10 @@ from typing import Any, cast
 import pytest
 
 from millstream_bridge import ConfigurationError
-from millstream_bridge.connection import Connection, Message
-from millstream_bridge.mapping import Mapping, covers
+from millstream_bridge.jetstream.connection import Connection, Message
+from millstream_bridge.jetstream.stream import Stream
 from millstream_bridge.model import Record, TimestampType
-from millstream_bridge.stream import Stream
+from millstream_bridge.records.mapping import Mapping, covers
 from tests.bridge.moves import a_route
 
 

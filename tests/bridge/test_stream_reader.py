@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from millstream_bridge.connection import Connection, Message
 from millstream_bridge.errors import ConnectionLost
-from millstream_bridge.stream_reader import BATCH_MESSAGES, _Feed, read_stream
+from millstream_bridge.jetstream.connection import Connection, Message
+from millstream_bridge.jetstream.reader import BATCH_MESSAGES, _Feed, read_stream
 from tests.helpers.servers import Server
 
 

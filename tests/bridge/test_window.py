@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from millstream_bridge.model import Record, TimestampType
-from millstream_bridge.window import SessionState, Window
+from millstream_bridge.moving.window import SessionState, Window
 from tests.bridge.windows import PlainSequenceWindow
 
 PARTITIONS = 2

@@ -1,6 +1,6 @@
 """A weaker guard, for the tests that show why the chain is needed."""
 
-from millstream_bridge.window import Window
+from millstream_bridge.moving.window import Window
 
 
 class PlainSequenceWindow(Window):

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from millstream_bridge import Bridge, Route, verify
-from millstream_bridge.connection import Connection
+from millstream_bridge.jetstream.connection import Connection
 from tests.helpers.kafka import Kafka, mock_kafka
 from tests.helpers.servers import EMBEDDED, REAL, Server
 

@@ -10,12 +10,12 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 
-from .connection import AckSink, Connection, Message, parse_answer
-from .errors import ConnectionLost, RecordError, SessionLost
-from .frames import Frames
-from .mapping import Mapping
-from .model import Positions, Record
-from .stream import Stream
+from ..errors import ConnectionLost, RecordError, SessionLost
+from ..jetstream.connection import AckSink, Connection, Message, parse_answer
+from ..jetstream.stream import Stream
+from ..model import Positions, Record
+from ..records.frames import Frames
+from ..records.mapping import Mapping
 from .window import SessionState, Window
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,9 @@ class ChainPublisher:
         for chunk in _chunks(records):
             window = await self._wait_for_room(len(chunk))
             assert self._frames is not None
-            data, count, error = self._frames.chained(chunk, window, self._reply)
+            data, count, error = self._frames.chained(
+                chunk, window.guard, window.sent_count, self._reply
+            )
             if count:
                 if window.in_flight == 0:
                     self._moved_at = asyncio.get_running_loop().time()

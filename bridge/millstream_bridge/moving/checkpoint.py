@@ -22,12 +22,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .connection import Connection, parse_answer
-from .errors import ConnectionLost, RecordError, SessionLost
-from .frames import Frames, encode
-from .mapping import Mapping
-from .model import Positions, Record
-from .stream import Checkpoint, Stream
+from ..errors import ConnectionLost, RecordError, SessionLost
+from ..jetstream.connection import Connection, parse_answer
+from ..jetstream.stream import Checkpoint, Stream
+from ..model import Positions, Record
+from ..records.frames import Frames, encode
+from ..records.mapping import Mapping
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
 END_S = 0.3

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
-from .errors import ConfigurationError, ConnectionLost, Unreachable
-from .headers import HeaderError, parse_block
+from ..errors import ConfigurationError, ConnectionLost, Unreachable
+from ..records.headers import HeaderError, parse_block
 
 WRITE_BUFFER_BYTES = 1 << 20
 PROTOCOL_LINE_BYTES_MAX = 1 << 20

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from .model import Record
+from ..model import Record
 
 CHAIN_REFUSALS = frozenset({10070, 10071, 10164})
 """The server's codes for a wrong last id and a wrong last sequence."""

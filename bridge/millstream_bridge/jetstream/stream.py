@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from ..errors import ConfigurationError
+from ..records.headers import parse_block
+from ..records.mapping import Mapping, covers
 from .connection import Connection, parse_answer
-from .errors import ConfigurationError
-from .headers import parse_block
-from .mapping import Mapping, covers
 
 CHECKPOINT_API_LEVEL = 2
 """The JetStream API level of nats-server 2.12, the first with atomic batches. Older servers take

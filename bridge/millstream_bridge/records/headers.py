@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from .model import KafkaHeader, TimestampType
+from ..model import KafkaHeader, TimestampType
 
 SOURCE_HEADER: Final = "Millstream-Source"
 ORIGIN_HEADER: Final = "Millstream-Origin"

@@ -15,14 +15,14 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
-from .barrier import barrier
-from .errors import BridgeError, ConfigurationError
-from .kafka_mock import MockKafka
-from .model import BridgeReport, Positions, Proof
-from .progress import progress_lines
-from .runner import Bridge
+from ..errors import BridgeError, ConfigurationError
+from ..kafka.mock import MockKafka
+from ..model import BridgeReport, Positions, Proof
+from ..moving.barrier import barrier
+from ..moving.progress import progress_lines
+from ..moving.runner import Bridge
+from ..proof.verify import verify
 from .settings import BridgeSettings, load
-from .verify import verify
 
 T = TypeVar("T")
 

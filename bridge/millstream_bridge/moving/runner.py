@@ -22,14 +22,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from .checkpoint_publisher import CheckpointPublisher
-from .connection import Connection
-from .errors import ConnectionLost, RecordError, SessionLost, Unreachable
-from .kafka_source import GONE, KafkaSource
-from .mapping import Mapping
-from .model import BridgeReport, Positions, Route, Watermarks
-from .nats_publisher import ChainPublisher
-from .ports import Polled, Publisher, Source
+from ..errors import ConnectionLost, RecordError, SessionLost, Unreachable
+from ..jetstream.connection import Connection
+from ..kafka.source import GONE, KafkaSource
+from ..model import BridgeReport, Positions, Route, Watermarks
+from ..ports import Polled, Publisher, Source
+from ..records.mapping import Mapping
+from .chain import ChainPublisher
+from .checkpoint import CheckpointPublisher
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from types import TracebackType
 
 import confluent_kafka
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 
 _ERROR_BYTES = 512
 _PRODUCER = 0

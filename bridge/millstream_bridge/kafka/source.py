@@ -26,9 +26,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from .errors import BridgeError, ConfigurationError, RecordError, Unreachable
-from .model import Positions, Record, TimestampType, Watermarks
-from .ports import Polled
+from ..errors import BridgeError, ConfigurationError, RecordError, Unreachable
+from ..model import Positions, Record, TimestampType, Watermarks
+from ..ports import Polled
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)

@@ -18,14 +18,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
-from .connection import Connection, Message
-from .errors import ConnectionLost, Unreachable
-from .headers import parse_block
-from .kafka_source import KafkaSource
-from .mapping import CHECKPOINT_TOKEN, Mapping
-from .model import Difference, PartitionProof, Proof, Record, Route, Side, Watermarks
-from .stream import Stream
-from .stream_reader import read_stream
+from ..errors import ConnectionLost, Unreachable
+from ..jetstream.connection import Connection, Message
+from ..jetstream.reader import read_stream
+from ..jetstream.stream import Stream
+from ..kafka.source import KafkaSource
+from ..model import Difference, PartitionProof, Proof, Record, Route, Side, Watermarks
+from ..records.headers import parse_block
+from ..records.mapping import CHECKPOINT_TOKEN, Mapping
 
 BLOCK_OFFSETS = 1_000
 _POLL_RECORDS = 2_000

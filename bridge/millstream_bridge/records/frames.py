@@ -5,13 +5,12 @@ would close the connection for, or refuse for its size, is found here, before an
 sent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from .errors import RecordError
+from ..errors import RecordError
+from ..model import Record
 from .headers import HEADER_BLOCK_BYTES_MAX
 from .mapping import SUBJECT_BYTES_MAX, Mapping
-from .model import Record
-from .window import Window
 
 
 class Frames:
@@ -26,17 +25,17 @@ class Frames:
         self.message_bytes_max = message_bytes_max
 
     def chained(
-        self, records: Sequence[Record], window: Window, reply: str
+        self, records: Sequence[Record], guard: Callable[[int], str], frame: int, reply: str
     ) -> tuple[bytes, int, RecordError | None]:
-        """Frames of ``records`` under the window's chain: the bytes, how many records, the trouble.
+        """Frames of ``records`` under a chain: the bytes, how many records, the trouble.
+
+        ``guard`` gives the header lines that bind frame n, ``frame`` is the last one sent before.
 
         Stops before the first record that cannot be moved and says so in the last value, so that
         the caller can first store what is before it.
         """
         subject_of = self.mapping.subject
         lines_of = self.mapping.header_lines
-        guard = window.guard
-        frame = window.sent_count
         parts: list[bytes] = []
         error = None
         for record in records:

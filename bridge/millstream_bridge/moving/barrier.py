@@ -7,12 +7,12 @@ order of its keys holds across the move.
 
 import asyncio
 
-from .connection import Connection
-from .errors import ConnectionLost, Unreachable
-from .kafka_source import KafkaSource
-from .mapping import Mapping
-from .model import Positions, Route
-from .stream import Stream
+from ..errors import ConnectionLost, Unreachable
+from ..jetstream.connection import Connection
+from ..jetstream.stream import Stream
+from ..kafka.source import KafkaSource
+from ..model import Positions, Route
+from ..records.mapping import Mapping
 
 POLL_FIRST_S, POLL_MOST_S = 0.01, 0.25
 _LOOK_S = 0.2

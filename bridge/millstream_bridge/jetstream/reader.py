@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from ..errors import ConfigurationError, ConnectionLost
 from .connection import Connection, Message, parse_answer
-from .errors import ConfigurationError, ConnectionLost
 
 BATCH_MESSAGES = 5_000
 BATCH_BYTES = 16 << 20

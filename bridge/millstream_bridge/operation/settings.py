@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from .errors import ConfigurationError
-from .model import Route
+from ..errors import ConfigurationError
+from ..model import Route
 
 
 class BridgeSettings(BaseSettings):

@@ -24,7 +24,8 @@ from millstream_coordinator.partitioning.key import (
     to_token,
 )
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
+from ..model import Record, Route
 from .headers import (
     NULL_KEY,
     NULL_VALUE,
@@ -39,7 +40,6 @@ from .headers import (
     pack,
     unpack,
 )
-from .model import Record, Route
 
 CHECKPOINT_TOKEN: Final = "_checkpoint"
 SUBJECT_BYTES_MAX: Final = 3_900

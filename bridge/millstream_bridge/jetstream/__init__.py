@@ -1,0 +1,1 @@
+"""NATS' side: a plain connection, a stream made and checked, a stream read fast."""

@@ -1,0 +1,1 @@
+"""Kafka's side, behind the ports: the source, and librdkafka's mock cluster."""

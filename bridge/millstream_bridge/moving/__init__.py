@@ -1,0 +1,1 @@
+"""Moving records: the chain, checkpoint batches, sessions one after the other, the barrier."""

@@ -1,0 +1,1 @@
+"""What operators hold: the commands and their settings."""

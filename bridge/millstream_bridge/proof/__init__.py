@@ -1,0 +1,1 @@
+"""The proof that both sides hold the same."""

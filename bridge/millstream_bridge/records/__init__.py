@@ -1,0 +1,1 @@
+"""A record as a message and back: subjects, headers, frames. Pure."""
