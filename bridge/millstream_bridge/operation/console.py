@@ -1,0 +1,109 @@
+"""What the commands have in common at their edge: options, errors, answers.
+
+A command is a function of settings and its own parameters, made one with `command`: that adds the
+options by which every command learns its route, reads the settings, and hands them in. An error is
+one line on standard error and an exit code.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from ..errors import BridgeError
+from ..model import Positions
+from .settings import load
+
+DONE, CHECK_FAILED, USAGE_ERROR, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+ReadyFile = Annotated[
+    Path | None, typer.Option(help="Write pid and addresses here, as JSON, when ready.")
+]
+EndWithStdin = Annotated[
+    bool, typer.Option("--end-with-stdin", help="End when standard input ends.")
+]
+ReportFile = Annotated[
+    Path | None, typer.Option("--report", help="Write the report here, as JSON.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
+
+_ROUTE: dict[str, Any] = {
+    "kafka": Annotated[str | None, typer.Option(help="Kafka's bootstrap servers.")],
+    "nats": Annotated[str | None, typer.Option(help="URL of the NATS server with JetStream.")],
+    "topic": Annotated[str | None, typer.Option(help="The Kafka topic.")],
+    "stream": Annotated[str | None, typer.Option(help="The stream; made if it is not there.")],
+    "subject": Annotated[
+        str | None, typer.Option(help="Subject template, as in 'flights.{partition}.{key}'.")
+    ],
+    "shared": Annotated[
+        bool | None, typer.Option("--shared", help="Others publish to these subjects too.")
+    ],
+    "null_key": Annotated[str | None, typer.Option(help="The subject token of the null key.")],
+    "route": Annotated[
+        str | None,
+        typer.Option(help="The route's name in Millstream-Origin; by default the topic's."),
+    ],
+}
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function ``f(settings, …)`` a command of ``app``."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(it, keyword, default=None, annotation=kind)
+            for it, kind in _ROUTE.items()
+        ] + [it.replace(kind=keyword) for it in own]
+
+        def run(**options: Any) -> None:
+            with errors():
+                function(load(**{it: options.pop(it) for it in _ROUTE}), **options)
+
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__doc__ = function.__doc__
+        run.__name__ = function.__name__
+        run.__annotations__ = {it.name: it.annotation for it in parameters}
+        app.command(name)(run)
+        return function
+
+    return register
+
+
+class errors:  # noqa: N801 - reads as a statement
+    """Turn the bridge's errors into one line on stderr and their exit code."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, BridgeError):
+            fail(str(error), error.exit_code, error)
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def fail(text: str, code: int, cause: BaseException | None = None) -> NoReturn:
+    """One line on standard error, and the exit code."""
+    typer.echo(f"millstream bridge: {' '.join(text.split())}", err=True)
+    raise typer.Exit(code) from cause
+
+
+def say(summary: dict[str, Any] | None, line: str) -> None:
+    """The report as JSON if there is one, else the line for people."""
+    typer.echo(line if summary is None else json.dumps(summary))
+
+
+def text_keys(positions: Positions) -> dict[str, int]:
+    """Positions as JSON has them: its keys are text."""
+    return {str(partition): offset for partition, offset in sorted(positions.items())}
