@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from .errors import ConfigurationError
 
@@ -45,33 +45,121 @@ class Watermarks(NamedTuple):
     high: int
 
 
+Mode = Literal["grouped", "dense"]
+OnPoison = Literal["stop", "park", "skip"]
+OnGap = Literal["stop", "continue"]
+Large = Literal["refuse", "chunks", "object-store"]
+Storage = Literal["file", "memory"]
+
+PARTITION_FIELD: Final = "{partition}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """One rule: records of ``topic`` go to ``stream`` under subjects made from ``subject``.
 
-    ``subject`` is a template of whole tokens, ``{topic}``, ``{partition}``, ``{key}`` and literal
-    ones, as in ``flights.{partition}.{key}``. ``shared`` says that others publish to these subjects
-    too. ``null_token`` stands for the null key. ``name`` marks what the route wrote (header
-    ``Millstream-Origin``); by default the topic's name with dots as dashes.
+    ``subject`` is a template (see `records.template`), as in ``flights.{partition}.{key}``.
+
+    ``mode``: ``grouped``, one stream for the topic; ``dense``, one for each Kafka partition, whose
+    sequences are offset + 1: ``stream`` then holds ``{partition}``. ``shared`` says that others
+    publish to these subjects too. ``null_token`` stands for the null key. ``name`` marks what the
+    route wrote (header ``Millstream-Origin``); by default the topic's name with dots as dashes.
+
+    ``on_poison``: what becomes of a record that cannot be moved. ``on_gap``: whether to go on where
+    retention removed records from Kafka before they were moved. ``large``: how a record goes that
+    is over one message. ``tombstone_ttl_s``: how long a record without a value stays in the stream;
+    None, as long as any other.
+
+    The rest is the configuration of a stream made for the route: ``replicas``, ``storage``, and the
+    limits ``max_age_s``, ``max_bytes``, ``max_msgs_per_subject``, None for no limit.
     """
 
     topic: str
     stream: str
     subject: str
+    mode: Mode = "grouped"
     shared: bool = False
     null_token: str = "%null"
     name: str = ""
+    on_poison: OnPoison = "stop"
+    on_gap: OnGap = "stop"
+    large: Large = "refuse"
+    tombstone_ttl_s: int | None = None
+    replicas: int = 1
+    storage: Storage = "file"
+    max_age_s: float | None = None
+    max_bytes: int | None = None
+    max_msgs_per_subject: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse names that Kafka or NATS would refuse later, in the middle of work."""
+        """Refuse what Kafka or NATS would refuse later, and what contradicts itself."""
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", self.topic):
             raise ConfigurationError(f"{self.topic!r} is no Kafka topic name")
-        if not re.fullmatch(r"[^\s.*>/\\\x00-\x1f]{1,255}", self.stream):
-            raise ConfigurationError(f"{self.stream!r} is no stream name")
+        self._check_choices()
+        self._check_stream()
         name = self.name or self.topic.replace(".", "-")[:64]
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise ConfigurationError(f"{name!r} is no route name: [A-Za-z0-9_-]{{1,64}}")
         object.__setattr__(self, "name", name)
+        self._check_limits()
+        for option, supported in _SUPPORTED.items():
+            if getattr(self, option) != supported:
+                raise self._wrong(option, f"is not supported yet, only {supported!r}")
+
+    def _check_choices(self) -> None:
+        for name, kind in _CHOICES.items():
+            if getattr(self, name) not in get_args(kind):
+                raise self._wrong(name, f"is none of {', '.join(get_args(kind))}")
+
+    def _check_stream(self) -> None:
+        marks = self.stream.count(PARTITION_FIELD)
+        if not re.fullmatch(_STREAM_NAME, self.stream.replace(PARTITION_FIELD, "0")):
+            raise ConfigurationError(f"{self.stream!r} is no stream name")
+        if self.mode == "dense" and marks != 1:
+            raise self._wrong("stream", f"of a dense route needs {PARTITION_FIELD} once")
+        if self.mode == "grouped" and re.search(r"[{}]", self.stream):
+            raise self._wrong("stream", "has braces, which only a dense route's has")
+        if self.mode == "dense" and self.shared:
+            raise self._wrong("shared", "is not for a dense route: its sequences are offsets")
+
+    def _check_limits(self) -> None:
+        for name in ("tombstone_ttl_s", "max_age_s", "max_bytes", "max_msgs_per_subject"):
+            limit = getattr(self, name)
+            if limit is not None and limit <= 0:
+                raise self._wrong(name, "is not above 0")
+        if not 1 <= self.replicas <= _REPLICAS_MAX:
+            raise self._wrong("replicas", f"is not between 1 and {_REPLICAS_MAX}")
+        if self.mode == "dense":
+            return  # the last sequence, which is the position, outlives the messages
+        if self.max_bytes is not None:
+            raise self._wrong("max_bytes", "needs a dense route: it could remove the position")
+        if self.shared:
+            return  # the checkpoint outlives the messages
+        for name in ("tombstone_ttl_s", "max_age_s"):
+            if getattr(self, name) is not None:
+                raise self._wrong(name, "needs a shared or dense route: the position would expire")
+
+    def _wrong(self, name: str, what: str) -> ConfigurationError:
+        value: Any = getattr(self, name)
+        return ConfigurationError(f"route of topic {self.topic}: {name} {value!r} {what}")
+
+
+_STREAM_NAME: Final = r"[^\s.*>/\\\x00-\x1f]{1,255}"
+_REPLICAS_MAX: Final = 5
+_CHOICES: Final = {
+    "mode": Mode,
+    "on_poison": OnPoison,
+    "on_gap": OnGap,
+    "large": Large,
+    "storage": Storage,
+}
+_SUPPORTED: Final[Mapping[str, object]] = {
+    "mode": "grouped",
+    "on_poison": "stop",
+    "on_gap": "stop",
+    "large": "refuse",
+    "tombstone_ttl_s": None,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -170,22 +170,23 @@ class Stream:
         return await asyncio.gather(*(self.message(seq) for seq in places))
 
     async def _create(self) -> dict[str, Any]:
-        shared = self.mapping.route.shared
+        route = self.mapping.route
         config: dict[str, Any] = {
             "name": self.name,
             "subjects": self.mapping.stream_subjects,
             "retention": "limits",
-            "storage": "file",
+            "storage": route.storage,
             "discard": "old",
             "max_consumers": -1,
             "max_msgs": -1,
-            "max_bytes": -1,
-            "max_age": 0,
-            "num_replicas": 1,
+            "max_msgs_per_subject": route.max_msgs_per_subject or -1,
+            "max_bytes": route.max_bytes or -1,
+            "max_age": round((route.max_age_s or 0) * 1e9),
+            "num_replicas": route.replicas,
             "duplicate_window": 100_000_000,
             "allow_direct": True,
         }
-        if shared:
+        if route.shared:
             config |= {"allow_atomic": True, "allow_rollup_hdrs": True, "allow_msg_ttl": True}
         try:
             return await self._api(f"STREAM.CREATE.{self.name}", config)
