@@ -80,7 +80,10 @@ class KafkaSource:
             "isolation.level": "read_committed",
             "allow.auto.create.topics": False,
             "fetch.wait.max.ms": 50,
-            "fetch.message.max.bytes": 4 << 20,
+            "fetch.message.max.bytes": 1 << 20,
+            "fetch.max.bytes": 8 << 20,
+            # By default a full queue is not filled again for a second.
+            "fetch.queue.backoff.ms": 10,
             "queued.max.messages.kbytes": queued_kbytes_max,
             "queued.min.messages": 50_000,
             "reconnect.backoff.max.ms": 1_000,
