@@ -20,6 +20,7 @@ which clients (nats-py 2.16) read as the server's own status line.
 
 import base64
 import binascii
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -91,6 +92,14 @@ _SOURCE = re.compile(
 
 def pack(headers: Sequence[KafkaHeader]) -> tuple[list[tuple[str, str]], str | None]:
     """Split a record's headers into lines that go one to one and the packed rest, None if empty."""
+    if _are_plain(tuple([name for name, _ in headers])):
+        lines = [
+            (name, value.decode("ascii"))
+            for name, value in headers
+            if value is not None and _PLAIN_VALUE.fullmatch(value)
+        ]
+        if len(lines) == len(headers):
+            return lines, None
     names: dict[str, int] = {}
     for name, _ in headers:
         names[name.lower()] = names.get(name.lower(), 0) + 1
@@ -109,6 +118,14 @@ def pack(headers: Sequence[KafkaHeader]) -> tuple[list[tuple[str, str]], str | N
     if not rest:
         return plain, None
     return plain, base64.b64encode(msgspec.msgpack.encode(rest)).decode("ascii")
+
+
+@functools.lru_cache(4096)
+def _are_plain(names: tuple[str, ...]) -> bool:
+    """Whether headers of these names, in this order, go one to one; the same few come again."""
+    return len({name.lower() for name in names}) == len(names) and all(
+        map(_PLAIN_NAME.fullmatch, names)
+    )
 
 
 def unpack(plain: Iterable[tuple[str, str]], packed: str | None) -> tuple[KafkaHeader, ...]:
