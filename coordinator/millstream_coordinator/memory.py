@@ -50,6 +50,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from . import naming
 from .errors import StreamMissing
@@ -432,6 +433,7 @@ class MemoryServer:
 
     def _watch(self, client: "MemoryClient", bucket: _Bucket | None) -> None:
         client.watched = None
+        client.num_watches += 1
         client.silent_at = float("inf")
         if bucket is None or (client.bucket is not None and client.bucket is not bucket):
             client.send(BucketGone())
@@ -627,6 +629,8 @@ class MemoryClient:
         self.bucket: _Bucket | None = None
         """The bucket that was there when it prepared; another by the same name is another."""
         self.watched: _Bucket | None = None
+        self.num_watches = 0
+        """So many times it began to watch; what an earlier watch had under way it must drop."""
         self.silent_at = float("inf")
         """When it notices that what it watches is gone."""
         self.hears: str | None = None
@@ -663,6 +667,8 @@ class MemoryPort:
         self._connection = 0
         self._listens: Listen | None = None
         """A subscription, which a client makes again when it is back."""
+        self._num_watches = 0
+        """So many times it asked to watch."""
         self._outstanding: set[int] = set()
         self._up_at = 0.0
         self._down_at = 0.0
@@ -692,6 +698,8 @@ class MemoryPort:
             return
         if id_ is not None:
             self._outstanding.add(id_)
+        if isinstance(command, Watch):
+            self._num_watches += 1
         self._up_at = self._arrange(self._up_at, self._execute, command)
 
     async def close(self) -> None:
@@ -705,6 +713,7 @@ class MemoryPort:
             return
         self._is_connected = False
         self._connection += 1
+        self._num_watches = self._client.num_watches
         self._server.detach(self._client)
         failed, self._outstanding = sorted(self._outstanding), set()
         self._loop.call_soon(self._hand_over, Disconnected(), self._connection)
@@ -736,7 +745,16 @@ class MemoryPort:
             self._server.execute(self._client, command)
 
     def _send(self, event: Happening | Reply) -> None:
-        self._down_at = self._arrange(self._down_at, self._hand_over, event)
+        action: Callable[..., None] = self._hand_over
+        if isinstance(event, KeyChanged | WatchCaughtUp):
+            action = partial(self._hand_over_watched, self._client.num_watches)
+        self._down_at = self._arrange(self._down_at, action, event)
+
+    def _hand_over_watched(
+        self, watch: int, event: KeyChanged | WatchCaughtUp, connection: int
+    ) -> None:
+        if watch == self._num_watches:
+            self._hand_over(event, connection)
 
     def _hand_over(self, event: Happening | Reply, connection: int) -> None:
         if self._is_open and connection == self._connection:

@@ -34,7 +34,8 @@ class Prepare:
 class Watch:
     """(Re)start watching the bucket: every key's newest value, then each change.
 
-    Not answered by a reply but by ``KeyChanged`` … ``WatchCaughtUp``.
+    Not answered by a reply but by ``KeyChanged`` … ``WatchCaughtUp``. What an earlier watch had
+    under way is not told any more: the bucket it was of may be gone.
     """
 
 

@@ -30,6 +30,7 @@ from millstream_coordinator.model import (
     MemberRecord,
     PartitionState,
     Timing,
+    encode,
 )
 from millstream_coordinator.ports import (
     Command,
@@ -37,6 +38,7 @@ from millstream_coordinator.ports import (
     Failed,
     Failure,
     Handled,
+    KeyChanged,
     Prepare,
     Prepared,
     WriteKey,
@@ -588,8 +590,30 @@ def test_a_record_that_was_lost_is_made_anew_under_a_higher_epoch(value: bytes |
     plane.server.publish(STREAM, "s.0.k", b"")
     plane.run(0.5)
 
-    assert plane.records()[0].epoch == before.epoch + 1
+    assert plane.records()[0].epoch > before.epoch
     assert [message.seq for message in a.handled] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("is_bucket_lost", [False, True], ids=["record", "record and bucket"])
+def test_a_lost_record_that_nobody_had_heard_of_is_made_anew_above_its_epoch(
+    is_bucket_lost: bool,
+) -> None:
+    plane = Plane(1)
+    (a,) = plane.settle("a")
+    a.kill()
+    unheard = replace(plane.records()[0], epoch=plane.records()[0].epoch + 5)
+    plane.run(0.5)
+
+    plane.server.put(GROUP, naming.partition_key(0), encode(unheard))
+    plane.server.put(GROUP, naming.partition_key(0), None)
+    if is_bucket_lost:
+        plane.server.delete_bucket(GROUP)
+    else:
+        for name in list(plane.stream.consumers):
+            plane.server.delete_consumer(STREAM, name)
+    plane.settle("b")
+
+    assert plane.records()[0].epoch > unheard.epoch
 
 
 def test_a_fresh_leader_finds_epochs_in_saved_progress_when_all_else_is_lost() -> None:
@@ -731,6 +755,37 @@ def test_a_member_whose_bucket_cannot_be_made_again_yet_keeps_trying() -> None:
     plane.until(plane.is_served)
 
     assert a.is_alive
+
+
+def test_late_news_of_a_bucket_that_is_gone_is_no_news() -> None:
+    plane = Plane(2)
+    a, b = plane.settle("a", "b")
+    keys = naming.partition_key(next(iter(b.partitions))), naming.member_key("b")
+    late = [
+        KeyChanged(
+            key=key,
+            value=plane.server.value(GROUP, key),
+            revision=a.machine.context.book.revision(key),
+        )
+        for key in keys
+    ]
+    is_slow = True
+    execute = plane.server.execute
+
+    def delay(client: MemoryClient, command: Command) -> None:
+        if is_slow and isinstance(command, Prepare):
+            client.send(Failed(id=command.id, reason=Failure.TIMEOUT))
+        else:
+            execute(client, command)
+
+    plane.server.execute = delay  # type: ignore[method-assign]
+    plane.server.delete_bucket(GROUP)
+    plane.run(5.0)
+    for news in late:
+        a.take(news)
+    is_slow = False
+
+    plane.until(plane.is_served)
 
 
 def test_what_a_stream_may_do_to_messages_is_told_once() -> None:

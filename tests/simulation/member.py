@@ -135,6 +135,8 @@ class SimulatedMember:
         self._timeouts: deque[tuple[float, int]] = deque()
         """(world's time, id) of commands that may not be answered in time, the first first."""
         self._connection = 0
+        self._num_watches = 0
+        """So many times it asked to watch: what an earlier watch had under way is dropped."""
         self._listens: Listen | None = None
         """Whose heartbeats it wants: a subscription, which a client makes again when it is back."""
         self._up_at: dict[Hashable, float] = {}
@@ -186,7 +188,7 @@ class SimulatedMember:
         self.is_paused = True
         self.stop_clock()
         self.is_half_open = True
-        self._connection += 1
+        self._end_connection()
         self.world.server.detach(self.client)
 
     def wake(self) -> None:
@@ -231,9 +233,13 @@ class SimulatedMember:
         self.world.note(self, "is disconnected")
         self.is_connected = False
         self.is_half_open = False
-        self._connection += 1
+        self._end_connection()
         self.world.server.detach(self.client)
         self._when_awake(self._notice_disconnect)
+
+    def _end_connection(self) -> None:
+        self._connection += 1
+        self._num_watches = self.client.num_watches
 
     def reconnect(self) -> None:
         if not self.is_alive or self.is_connected or self.world.is_server_down:
@@ -252,6 +258,10 @@ class SimulatedMember:
         self._take(Disconnected())
         for id_ in outstanding:
             self._take(Failed(id=id_, reason=Failure.DISCONNECTED))
+
+    def watch(self) -> None:
+        """Open the watch anew, as an adapter does that misses something."""
+        self._send(Watch())
 
     @property
     def is_active(self) -> bool:
@@ -352,6 +362,8 @@ class SimulatedMember:
             return
         if world.loss and not isinstance(command, _KEPT) and world.loses():
             return
+        if isinstance(command, Watch):
+            self._num_watches += 1
         connection = self._connection
         pipe = _UP.get(type(command), "stream") if world.is_cluster else None
         at = max(self._up_at.get(pipe, 0.0), world.scheduler.now + world.delay())
@@ -404,9 +416,14 @@ class SimulatedMember:
                 pipe = event.pull
             else:
                 pipe = "core" if isinstance(event, Heard | Announced) else "watch"
-        self.deliver(lambda: self._arrive(event, is_reply=is_reply), pipe)
+        watch = self.client.num_watches if isinstance(event, KeyChanged | WatchCaughtUp) else None
+
+        def arrive() -> None:
+            self._arrive(event, is_reply=is_reply, watch=watch)
+
+        self.deliver(arrive, pipe)
         if isinstance(event, Heard | KeyChanged) and world.duplicates():
-            self.deliver(lambda: self._arrive(event, is_reply=is_reply), pipe)
+            self.deliver(arrive, pipe)
 
     def deliver(self, action: Callable[[], None], pipe: Hashable) -> None:
         """Let something arrive here after a while, in the pipe's order, if the connection lasts."""
@@ -426,7 +443,9 @@ class SimulatedMember:
 
         world.scheduler.at(at, arrive)
 
-    def _arrive(self, event: Happening | Reply, *, is_reply: bool) -> None:
+    def _arrive(self, event: Happening | Reply, *, is_reply: bool, watch: int | None) -> None:
+        if watch is not None and watch != self._num_watches:
+            return
         if is_reply:
             id_: int = getattr(event, "id", 0)
             if id_ not in self._outstanding:

@@ -17,7 +17,6 @@ from millstream_coordinator.ports import (
     OpenPull,
     ReadConsumer,
     ReadKey,
-    Watch,
     WriteKey,
 )
 
@@ -97,7 +96,7 @@ class PausingWorld(CrashingWorld):
         member.pause()
         member.client.watched = None
         self.faults.later(PAUSE_S, PAUSE_S, member.wake)
-        self.scheduler.after(PAUSE_S + 0.7, lambda: self.server.execute(member.client, Watch()))
+        self.scheduler.after(PAUSE_S + 0.7, member.watch)
 
 
 @pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])

@@ -22,6 +22,11 @@ NAMED = {
     "holes": 8,
     "progress of a lost record": 850,
     "epochs without a stream": 283,
+    "epoch of a record that was lost unheard of": 70491,
+    "a record of a partition that is no more, ahead of cfg": 200731,
+    "news of a bucket that is gone": 300673,
+    "progress of an owner never heard of": 305880,
+    "a resize done before its bucket was lost": 308975,
 }
 """Seeds whose run needs that rule: without it they fail (``--arms``)."""
 ROOT = Path(__file__).parents[2]

@@ -103,7 +103,7 @@ class Barrier:
         positions = {
             n: position_of(it, saved.get(it.done_from, {}).get(n)) for n, it in records.items()
         }
-        base_epoch = max(it.epoch for it in records.values()) + 1
+        base_epoch = context.highest_epoch + 1
         if not (yield from self._write(hand_on(positions, old, to, base_epoch), base_epoch)):
             return False
         for number, parked in hand_on_parked(context.book.parked, old, to).items():

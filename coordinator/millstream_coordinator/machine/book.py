@@ -50,6 +50,8 @@ class Book:
         self.parked: dict[int, ParkedRecord] = {}
         self.too_new: dict[str, int] = {}
         """Keys whose values a newer version wrote → that version."""
+        self.last_revision = 0
+        """The highest of any key."""
         self._revisions: dict[str, int] = {}
 
     def revision(self, key: str) -> int:
@@ -61,6 +63,7 @@ class Book:
         if revision <= self._revisions.get(key, -1):
             return False
         self._revisions[key] = revision
+        self.last_revision = max(self.last_revision, revision)
         self.too_new.pop(key, None)
         version = 1 if value is None else version_of(value)
         if version > VERSION:

@@ -282,7 +282,8 @@ class GroupMachine:
             case Delivered() | Handled() | PullIdle() | PullEnded() | Entered() | Flushed():
                 self._take_owners(event)
             case KeyChanged():
-                self.context.note(event.key, event.value, event.revision)
+                if "join" not in self.context.steps:  # else it is of the bucket that is gone
+                    self.context.note(event.key, event.value, event.revision)
             case Heard():
                 self._on_heard(event)
             case Announced():

@@ -42,8 +42,9 @@ from what the bucket says:
    been, after it their records are of another number of partitions and so nobody's;
 4. the new partitions' records are made, their epochs from ``base_epoch`` + 1 on.
 
-A deposed leader that has not heard of step 3 may still give an old partition to somebody: its
-record says that it is an old one, and its epoch is at most ``base_epoch``.
+A leader that has not heard of step 3 may still give an old partition to somebody: its record says
+that it is an old one. Its epoch may be above ``base_epoch``, as that of a record is which a newer
+``cfg`` made; who leads reads ``cfg`` again before it drops or replaces such a record.
 """
 
 from __future__ import annotations
@@ -105,10 +106,8 @@ class Leader:
         """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
         self._moving_since: dict[int, tuple[int, float]] = {}
-        self._leader_read_for: dict[int, int] = {}
-        """Partition → revision of a record of a stranger, for which that was read again."""
-        self._config_read_for: dict[int, int] = {}
-        """Partition → revision of a record of another cfg, for which that was read again."""
+        self._read_at: dict[str, int] = {}
+        """Key → the newest revision of any that was known when it was last read from the server."""
         self._survey = Survey(context)
         self._barrier = Barrier(context)
         self._reconciler = Reconciler(context, self.keep)
@@ -326,11 +325,23 @@ class Leader:
 
         After a lost bucket there may be two for a while, each with members the other does not know.
         """
-        revision = self.context.book.revision(partition_key(partition))
-        if self.roster.knows(record) or self._leader_read_for.get(partition) == revision:
+        return not self.roster.knows(record) and not self._has_read_since(LEADER_KEY, partition)
+
+    def _has_read_since(self, key: str, partition: int) -> bool:
+        """Whether a key was read after the partition's record became what it is; if not, read it.
+
+        Who wrote the record may have known a newer value than this leader does.
+        """
+        if self.context.book.revision(partition_key(partition)) <= self._read_at.get(key, -1):
+            return True
+        self._look_up(("lead", key), self._read(key))
+        return False
+
+    def _read(self, key: str) -> Part:
+        known = self.context.book.last_revision
+        if not (yield from self.context.refresh_key(key)):
             return False
-        self._leader_read_for[partition] = revision
-        self._look_up(("lead", "leader"), self.context.refresh_key(LEADER_KEY))
+        self._read_at[key] = known
         return True
 
     def _is_owner_gone(self, record: PartitionRecord) -> bool:
@@ -427,7 +438,10 @@ class Leader:
 
     def _drop(self, partition: int, record: PartitionRecord | None) -> None:
         """Delete the record of a partition that is no more."""
-        if record is not None and record.epoch <= self.context.config.base_epoch:
+        if record is None:
+            return
+        is_over = record.epoch <= self.context.config.base_epoch
+        if is_over or self._has_read_since(CONFIG_KEY, partition):
             self._run(partition, self._drop_script(partition))
 
     def _drop_script(self, partition: int) -> Script:
@@ -443,10 +457,7 @@ class Leader:
         revision = context.book.revision(partition_key(partition))
         there = context.book.partitions.get(partition)
         is_ahead = there is not None and there.epoch > context.config.base_epoch
-        if is_ahead and self._config_read_for.get(partition) != revision:
-            # Whoever wrote it knows another cfg; that may be the newer one.
-            self._config_read_for[partition] = revision
-            self._look_up(("lead", "config"), context.refresh_key(CONFIG_KEY))
+        if is_ahead and not self._has_read_since(CONFIG_KEY, partition):
             return
         record = self._barrier.first_record(partition)
         if record is None or not self._barrier.is_sure(partition):

@@ -4,7 +4,8 @@ An epoch must never come twice, and a floor should not fall. What is asked, from
 the last:
 
 * the newest record ever heard of here (`Context.last_known`): its owner may still run handler calls
-  under its epoch, so the new one is above it; and the owner's saved progress is the newest;
+  under its epoch, so the new one is above it; and the owner's saved progress is the newest, unless
+  there is some of a higher epoch;
 * saved progress (``done.<member>``) of any member: epochs, and, as far as it is of as many
   partitions as there are now, floors, and whose it is;
 * the group's consumers: epochs in their names, and their ack floors. They also know how many
@@ -16,16 +17,23 @@ each heartbeat carries the highest epoch its sender knows, and who leads a bucke
 listens for the heartbeat timeout before it makes any. Who was not heard for so long (paused, cut
 off) trusts itself no more, and raises what is too low when it is back (`handoff.raise_outdated`).
 
-New epochs are above all of them, of whichever partition, and above the one a lost record may have
-had when nothing but that record told of it. A group that never ran has no witness and
-begins with epoch 1 at the start of its stream.
+**The new epoch** is above all of them, of whichever partition, and above the newest revision known
+of the bucket. The latter is what makes it sure: all witnesses may be gone, or not have seen what
+was lost. An epoch grows by one with a write of its record, so it is never above the revision of the
+write that stored it; and revisions only grow, from each bucket to the one made after it as well
+(``jetstream/keys.py``). So whatever a lost record held, in this bucket or in one before, is below
+the revision at which it is missed; and the new one is written by compare-and-set on that revision,
+so nobody gave another in between. Such epochs have sixteen digits, and only they have.
+
+A group that never ran has neither witness nor revision of a record, and begins with epoch 1 at the
+start of its stream.
 """
 
 from dataclasses import replace
 
 from ..events import Cause
 from ..model import DonePosition, PartitionRecord
-from ..naming import CONFIG_KEY, DONE_PREFIX, parse_consumer
+from ..naming import CONFIG_KEY, DONE_PREFIX, parse_consumer, partition_key
 from ..ports import (
     ConsumerNames,
     ConsumerRead,
@@ -68,8 +76,11 @@ class Survey:
         context = self._context
         position, holder = self._saved.get(partition, (None, None))
         floor = self._floors.get(partition, 0)
+        epoch = max(self._epoch, context.highest_epoch, context.config.base_epoch)
+        if epoch or context.book.revision(partition_key(partition)):
+            epoch = max(epoch, context.book.last_revision)
         record = PartitionRecord(
-            epoch=max(self._epoch, context.highest_epoch, context.config.base_epoch) + 1,
+            epoch=epoch + 1,
             floor=max(floor, position.floor) if position is not None else floor,
             done_from=holder,
             cause=Cause.JOINED,
@@ -78,11 +89,9 @@ class Survey:
         lost = context.last_known.get(partition)
         if lost is None or not context.is_current(lost):
             return record
-        return replace(
-            record,
-            floor=max(record.floor, lost.floor),
-            done_from=lost.owner or lost.done_from,
-        )
+        if position is None or position.epoch <= lost.epoch:
+            holder = lost.owner or lost.done_from
+        return replace(record, floor=max(record.floor, lost.floor), done_from=holder)
 
     def run(self) -> Part:
         """Ask; False: somebody did not answer, or the number of partitions is another."""
@@ -119,8 +128,6 @@ class Survey:
                 return False
         if not (yield from self._read_saved()):
             return False
-        if self._epoch:
-            self._epoch += 1  # the lost record may have been one ahead, with nobody serving it yet
         self._floors = {n: floor for _, of, n, floor in books if of == context.num_partitions}
         self.is_done = True
         return True
@@ -130,7 +137,12 @@ class Survey:
         config = self._context.config
         if level == config.active or level not in config.levels:
             return True
-        new = replace(config, level=level, base_epoch=max(config.base_epoch, min(epochs) - 1))
+        new = replace(
+            config,
+            level=level,
+            resize_to=None if config.resize_to == level else config.resize_to,
+            base_epoch=max(config.base_epoch, min(epochs) - 1),
+        )
         return (yield from self._context.write(CONFIG_KEY, new))
 
     def _read_saved(self) -> Part:
