@@ -53,7 +53,7 @@ def test_a_chosen_null_token_loses_nothing(record: Record, token: str) -> None:
 def test_a_subject_is_inside_its_partition_and_has_no_wildcard(record: Record) -> None:
     mapping = Mapping(route())
 
-    subject = mapping.subject(record.kafka_partition, record.key)
+    subject = mapping.subject(record)
 
     assert covers(mapping.partition_filter(record.kafka_partition), subject)
     assert not {"*", ">", ""} & set(subject.split("."))
@@ -102,7 +102,7 @@ def test_a_topic_with_an_empty_token_cannot_be_part_of_a_subject() -> None:
 def test_a_topics_dots_make_several_tokens() -> None:
     mapping = Mapping(route("in.{topic}.{partition}.{key}", topic="eu.orders"))
 
-    assert mapping.subject(3, b"k") == "in.eu.orders.3.k"
+    assert mapping.subject(Record(3, 0, 0, TimestampType.CREATE, b"k", b"")) == "in.eu.orders.3.k"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class ModelServer:
         mapping = Mapping(a_route(topic))
         record = Record(kafka_partition, offset, 1, TimestampType.CREATE, b"k", b"v")
         block = f"NATS/1.0\r\n{mapping.header_lines(record)}\r\n".encode()
-        self.messages.append((mapping.subject(kafka_partition, b"k"), block, b"v"))
+        self.messages.append((mapping.subject(record), block, b"v"))
 
     def stray(self, subject: str, payload: bytes = b"stray") -> None:
         self.messages.append((subject, b"", payload))

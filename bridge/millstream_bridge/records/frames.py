@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from ..errors import RecordError
 from ..model import Record
 from .headers import HEADER_BLOCK_BYTES_MAX
-from .mapping import SUBJECT_BYTES_MAX, Mapping
+from .mapping import Mapping
+from .template import SubjectError
 
 
 class Frames:
@@ -40,16 +41,17 @@ class Frames:
         error = None
         for record in records:
             frame += 1
-            subject = subject_of(record.kafka_partition, record.key)
+            try:
+                subject = subject_of(record)
+            except SubjectError as trouble:
+                error = self._refused(record, str(trouble))
+                break
             block = f"NATS/1.0\r\n{guard(frame)}{lines_of(record)}\r\n"
             value = record.value or b""
             block_bytes = len(block)
             size = block_bytes + len(value)
             if size > self.message_bytes_max or block_bytes > HEADER_BLOCK_BYTES_MAX:
                 error = self._too_large(record, block_bytes, size)
-                break
-            if len(subject) > SUBJECT_BYTES_MAX:
-                error = self._subject_too_long(record, subject)
                 break
             parts.append(f"HPUB {subject} {reply} {block_bytes} {size}\r\n{block}".encode("ascii"))
             parts.append(value)
@@ -58,14 +60,15 @@ class Frames:
 
     def plain(self, record: Record, guard: str, reply: str = "") -> bytes:
         """One frame with other guard lines; RecordError if the record cannot be moved."""
-        subject = self.mapping.subject(record.kafka_partition, record.key)
+        try:
+            subject = self.mapping.subject(record)
+        except SubjectError as trouble:
+            raise self._refused(record, str(trouble)) from trouble
         block = f"NATS/1.0\r\n{guard}{self.mapping.header_lines(record)}\r\n"
         value = record.value or b""
         size = len(block) + len(value)
         if size > self.message_bytes_max or len(block) > HEADER_BLOCK_BYTES_MAX:
             raise self._too_large(record, len(block), size)
-        if len(subject) > SUBJECT_BYTES_MAX:
-            raise self._subject_too_long(record, subject)
         return encode(subject, reply, block, value)
 
     def _too_large(self, record: Record, block_bytes: int, size: int) -> RecordError:
@@ -79,11 +82,6 @@ class Frames:
                 f" of {self.message_bytes_max} (max_payload, max_msg_size)"
             )
         return self._refused(record, reason)
-
-    def _subject_too_long(self, record: Record, subject: str) -> RecordError:
-        return self._refused(
-            record, f"a subject of {len(subject)} bytes is over the limit of {SUBJECT_BYTES_MAX}"
-        )
 
     def _refused(self, record: Record, reason: str) -> RecordError:
         topic = self.mapping.route.topic

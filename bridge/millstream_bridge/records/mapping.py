@@ -1,19 +1,18 @@
-"""From a record to its subject, its message, and back.
+"""From a record to its message, and back.
 
-A route's template is made of whole tokens: literal ones, ``{topic}`` (a topic's dots make several
-tokens), and each once ``{partition}`` and ``{key}``, in this order. The partition's token is
-Kafka's number: the stream is then partitioned the way the topic was, and the last message of a
-partition can be asked for by one wildcard subject, which is how a position is read. The key's token
-is `millstream_coordinator.to_token`'s: any key, reversible. The key may be left out of the
-template; then every key travels in the header ``Millstream-Key``.
+The subject is the template's (see `template`). Its partition token is Kafka's number: the stream is
+then partitioned the way the topic was, and the last message of a partition can be asked for by one
+wildcard subject, which is how a position is read. Where the template does not hold the whole key,
+it travels in the header ``Millstream-Key``.
 
 A partition's number never begins with ``_``, so ``<tokens before {partition}>._checkpoint.<n>`` is
-no record's subject. The topic's name is put before ``_checkpoint`` where the template's beginning
-does not end in it, so that two topics under one head keep apart.
+no record's subject, and outside what readers of a partition ask for. The topic's name is put before
+``_checkpoint`` where the template's beginning does not end in it, so that two topics under one head
+keep apart. Beside a shared route's checkpoints, ``_chunk`` has the pieces of large records and
+``_poison`` the marks of records that could not be moved.
 """
 
 import base64
-import re
 from typing import Final
 
 from millstream_coordinator.partitioning.key import (
@@ -21,10 +20,8 @@ from millstream_coordinator.partitioning.key import (
     KEY_HEADER,
     from_token,
     key_headers,
-    to_token,
 )
 
-from ..errors import ConfigurationError
 from ..model import Record, Route
 from .headers import (
     NULL_KEY,
@@ -40,72 +37,65 @@ from .headers import (
     pack,
     unpack,
 )
+from .template import Template
 
 CHECKPOINT_TOKEN: Final = "_checkpoint"
-SUBJECT_BYTES_MAX: Final = 3_900
-"""What the server's control line of 4,096 bytes leaves for a subject, reply and sizes apart."""
-
-_CACHED_SUBJECTS_MAX = 65_536
+CHUNK_TOKEN: Final = "_chunk"
+POISON_TOKEN: Final = "_poison"
+_BESIDE = (CHECKPOINT_TOKEN, CHUNK_TOKEN, POISON_TOKEN)
 
 
 class Mapping:
-    """A route's subjects. Pure; keeps a bounded cache of the subjects it made."""
+    """A route's subjects and messages. Pure; keeps a bounded cache of the subjects it made."""
 
     def __init__(self, route: Route) -> None:
         """ConfigurationError: the template or the null token is not usable."""
         self.route = route
-        tokens = _parse(route.subject)
-        place = tokens.index("{partition}")
-        self._before = _fill(tokens[:place], route.topic)
-        self._after = _fill(tokens[place + 1 :], route.topic)
-        if "" in self._before + self._after:
-            raise ConfigurationError(f"topic {route.topic!r} has an empty token between its dots")
-        self.has_key = "{key}" in tokens
-        self._key_place = (
-            len(self._before) + 1 + self._after.index("{key}") if self.has_key else None
-        )
-        try:
-            to_token(None, null_token=route.null_token)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from error
-        self._cache: dict[tuple[int, bytes | None], str] = {}
+        self.template = Template(route.subject, route.topic, route.null_token)
+        self.subject = self.template.subject
+        self.has_key = self.template.key_place is not None
         self._source_prefix = f"{SOURCE_HEADER}: {route.topic} "
         self._origin = f"{ORIGIN_HEADER}: {route.name}\r\n"
 
-    def subject(self, kafka_partition: int, key: bytes | None) -> str:
-        """The subject of a record; ASCII."""
-        cached = self._cache.get((kafka_partition, key))
-        if cached is not None:
-            return cached
-        token = to_token(key, null_token=self.route.null_token) if self.has_key else ""
-        after = [token if part == "{key}" else part for part in self._after]
-        subject = ".".join([*self._before, str(kafka_partition), *after])
-        if len(self._cache) >= _CACHED_SUBJECTS_MAX:
-            self._cache.clear()
-        self._cache[kafka_partition, key] = subject
-        return subject
-
     def partition_filter(self, kafka_partition: int) -> str:
         """A wildcard subject for all records of one partition."""
-        return self._filter(str(kafka_partition))
+        return self.template.filter(kafka_partition)
 
     @property
     def route_filter(self) -> str:
         """A wildcard subject for all records of the route."""
-        return self._filter("*")
+        return self.template.filter("*")
 
     def checkpoint_subject(self, kafka_partition: int | str) -> str:
         """Where a shared route keeps a partition's position; ``*`` gives the wildcard subject."""
-        topic = self.route.topic.split(".")
-        head = self._before if self._before[-len(topic) :] == topic else [*self._before, *topic]
-        return ".".join([*head, CHECKPOINT_TOKEN, str(kafka_partition)])
+        return self._beside(CHECKPOINT_TOKEN, kafka_partition)
+
+    def poison_subject(self, kafka_partition: int | str) -> str:
+        """Where records of a partition are marked that were parked or skipped."""
+        return self._beside(POISON_TOKEN, kafka_partition)
+
+    def chunk_subject(self, kafka_partition: int | str) -> str:
+        """Where the pieces of a partition's large records are."""
+        return self._beside(CHUNK_TOKEN, kafka_partition)
+
+    @property
+    def subjects(self) -> list[str]:
+        """Wildcard subjects for all that the route may write."""
+        beside = [self._beside(token, "*") for token in _BESIDE]
+        return [self.route_filter, *beside]
 
     @property
     def stream_subjects(self) -> list[str]:
         """What a stream made for this route listens to: everything under its head."""
-        if self._before:
-            return [".".join([*self._before, ">"])]
-        return [self.route_filter, self.checkpoint_subject("*")]
+        head = self.template.head
+        return [".".join([*head, ">"])] if head else self.subjects
+
+    def _beside(self, token: str, kafka_partition: int | str) -> str:
+        topic = self.route.topic.split(".")
+        head = self.template.head
+        if head[-len(topic) :] != topic:
+            head = [*head, *topic]
+        return ".".join([*head, token, str(kafka_partition)])
 
     def header_lines(self, record: Record) -> str:
         """The record's part of the header block: source, origin, key, Kafka headers; CRLF-ended."""
@@ -167,32 +157,28 @@ class Mapping:
             raise HeaderError(f"the message comes from topic {source.topic}")
         if NULL_VALUE in source.flags and payload:
             raise HeaderError(f"the null value has a payload of {len(payload)} bytes")
-        key = self._key(subject, own, source)
-        if self.subject(source.kafka_partition, key) != subject:
-            raise HeaderError(f"subject {subject} is not the one of its key and partition")
-        return Record(
+        record = Record(
             source.kafka_partition,
             source.offset,
             source.timestamp_ms,
             source.timestamp_type,
-            key,
+            self._key(subject, own, source),
             None if NULL_VALUE in source.flags else payload,
             unpack(plain, own.get(PACKED_HEADER)) if plain or PACKED_HEADER in own else (),
         )
+        if self.subject(record) != subject:
+            raise HeaderError(f"subject {subject} is not the one the record's template makes")
+        return record
 
     def _key(self, subject: str, own: dict[str, str], source: SourceHeader) -> bytes | None:
         if NULL_KEY in source.flags:
             return None
-        if self._key_place is None:
+        if self.template.key_place is None:
             return base64.b64decode(own.get(KEY_HEADER, ""), validate=True)
         tokens = subject.split(".")
-        if len(tokens) <= self._key_place:
+        if len(tokens) <= self.template.key_place:
             raise HeaderError(f"subject {subject} has no token for the key")
-        return from_token(tokens[self._key_place], own, null_token=self.route.null_token)
-
-    def _filter(self, partition: str) -> str:
-        after = ["*" if part == "{key}" else part for part in self._after]
-        return ".".join([*self._before, partition, *after])
+        return from_token(tokens[self.template.key_place], own, null_token=self.route.null_token)
 
 
 def covers(wide: str, narrow: str) -> bool:
@@ -206,32 +192,3 @@ def covers(wide: str, narrow: str) -> bool:
         if token not in ("*", narrow_tokens[place]):
             return False
     return len(wide_tokens) == len(narrow_tokens)
-
-
-def _parse(template: str) -> list[str]:
-    tokens = template.split(".")
-    for token in tokens:
-        if token in ("{topic}", "{partition}", "{key}"):
-            continue
-        if not re.fullmatch(r"[!-~]+", token) or re.search(r"[*>{}]", token):
-            raise ConfigurationError(
-                f"subject template {template!r}: {token!r} is neither a plain token"
-                " nor one of {topic}, {partition}, {key}"
-            )
-    if tokens[0].startswith("$"):
-        raise ConfigurationError(f"subject template {template!r}: {tokens[0]!r} is the server's")
-    if tokens.count("{partition}") != 1 or tokens.count("{key}") > 1:
-        raise ConfigurationError(
-            f"subject template {template!r} needs {{partition}} once and {{key}} at most once"
-        )
-    if "{key}" in tokens and tokens.index("{key}") < tokens.index("{partition}"):
-        raise ConfigurationError(
-            f"subject template {template!r}: {{partition}} goes before {{key}}"
-        )
-    return tokens
-
-
-def _fill(tokens: list[str], topic: str) -> list[str]:
-    return [
-        part for token in tokens for part in (topic.split(".") if token == "{topic}" else [token])
-    ]

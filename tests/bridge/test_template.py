@@ -1,0 +1,204 @@
+"""Subject templates: what they make of records, what they refuse, what lints say of them."""
+
+import pytest
+from hypothesis import given, strategies as st
+
+from millstream_bridge.errors import ConfigurationError, RecordError
+from millstream_bridge.model import Record, Route, TimestampType
+from millstream_bridge.records.lints import lint
+from millstream_bridge.records.mapping import Mapping, covers
+from millstream_bridge.records.template import SUBJECT_BYTES_MAX, SubjectError, Template
+from tests.bridge.moves import a_route
+from tests.bridge.test_mapping import records, through_the_wire
+
+HEADERS = (("region", b"EU"), ("region", b"US"), ("empty", b""), ("none", None))
+VALUE = b'{"customer": {"id": 42, "name": "A. B"}, "paid": true, "list": [1], "null": null}'
+
+
+def a_record(key: bytes | None = b"EU.42:7", value: bytes | None = VALUE) -> Record:
+    return Record(3, 7, 1, TimestampType.CREATE, key, value, HEADERS)
+
+
+def subject(template: str, record: Record | None = None) -> str:
+    return Template(template, "eu.orders", "%null").subject(record or a_record())
+
+
+@pytest.mark.parametrize(
+    ("template", "made"),
+    [
+        ("{topic}.{partition}", "eu.orders.3"),
+        ("{topic|escape}.{partition}", "eu%2Eorders.3"),
+        ("o.{partition}.{key}", "o.3.EU%2E42:7"),
+        ("o.{partition}.{key|escape}", "o.3.EU%2E42:7"),
+        ("o.{partition}.{key|lower}", "o.3.eu%2E42:7"),
+        ("o.{partition}.{key.part[0]}.{key.part[1]}", "o.3.EU.42:7"),
+        ("o.{partition}.{key.part[1,:]}", "o.3.7"),
+        ("o.{partition}.{key.part[9]|default(none)}", "o.3.none"),
+        ("o.{partition}.{header[region]}", "o.3.US"),
+        ("o.{partition}.{header[region]|lower}.x", "o.3.us.x"),
+        ("o.{partition}.{header[empty]}", "o.3.%empty"),
+        ("o.{partition}.{header[none]|default(A.B)|lower}", "o.3.a%2Eb"),
+        ("o.{partition}.{value.customer.id}", "o.3.42"),
+        ("o.{partition}.{value.customer.name}", "o.3.A%2E%20B"),
+        ("o.{partition}.{value.paid}", "o.3.true"),
+        ("o.{partition}.{value.null|default(-)}", "o.3.-"),
+    ],
+)
+def test_a_template_makes_its_subject(template: str, made: str) -> None:
+    assert subject(template) == made
+
+
+def test_a_hash_is_eight_digits_and_tells_values_apart() -> None:
+    one = subject("o.{partition}.{key|hash8}")
+    other = subject("o.{partition}.{key|hash8}", a_record(b"another"))
+
+    assert one != other
+    assert len(one.split(".")[2]) == 8
+    assert one == subject("o.{partition}.{key|hash8}")
+
+
+def test_the_null_key_is_the_null_token_or_the_default() -> None:
+    record = a_record(None)
+
+    assert subject("o.{partition}.{key}", record) == "o.3.%null"
+    assert subject("o.{partition}.{key|hash8}", record) == "o.3.%null"
+    assert subject("o.{partition}.{key|default(none)}", record) == "o.3.none"
+
+
+@pytest.mark.parametrize(
+    ("template", "record", "lacks"),
+    [
+        ("o.{partition}.{key.part[2]}", a_record(), r"\{key.part\[2\]\}"),
+        ("o.{partition}.{key.part[0]}", a_record(None), r"key.part"),
+        ("o.{partition}.{header[x]}", a_record(), r"\{header\[x\]\}"),
+        ("o.{partition}.{header[none]}", a_record(), "header"),
+        ("o.{partition}.{value.customer}", a_record(), r"\{value.customer\}"),
+        ("o.{partition}.{value.customer.id.x}", a_record(), "value"),
+        ("o.{partition}.{value.list}", a_record(), "value"),
+        ("o.{partition}.{value.x}", a_record(value=b"[1]"), "value"),
+        ("o.{partition}.{value.x}", a_record(value=b"no JSON"), "no JSON"),
+        ("o.{partition}.{value.x}", a_record(value=None), "value"),
+    ],
+)
+def test_a_record_that_lacks_what_is_wanted_has_no_subject(
+    template: str, record: Record, lacks: str
+) -> None:
+    with pytest.raises(SubjectError, match=lacks):
+        subject(template, record)
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("o.{header[x]}.{partition}", "before"),
+        ("o.{key.part[0]}.{partition}", "before"),
+        ("o.{partition|lower}", "no filters"),
+        ("o.{partition}.{key|upper}", "'upper'"),
+        ("o.{partition}.{key|default()}", "default"),
+        ("o.{partition}.{header[]}", "header"),
+        ("o.{partition}.{value}", "value"),
+        ("o.{partition}.{key.part}", "key.part"),
+        ("o.{partition}.{key", "token"),
+        ("o.{partition}." + ".".join(["{key|lower}"] * 11), "over 3900"),
+        ("o.{partition}." + "x" * SUBJECT_BYTES_MAX, "over 3900"),
+    ],
+)
+def test_a_template_that_cannot_work_is_refused(template: str, complaint: str) -> None:
+    with pytest.raises(ConfigurationError, match=complaint):
+        Template(template, "orders", "%null")
+
+
+values = st.one_of(
+    st.none(),
+    st.binary(max_size=30),
+    st.text(max_size=300).map(lambda text: f'{{"a": "{text.encode().hex()}", "b": 1}}'.encode()),
+)
+TEMPLATES = [
+    "o.{partition}.{key|lower}",
+    "o.{partition}.{key|hash8}.{key}",
+    "{topic}.{partition}.{key|default(none)}.x",
+    "o.{partition}.{key.part[0,a]|default(-)}.{header[x]|default(-)}",
+    "o.{partition}.{header[x]|default(none)|hash8}.{key}",
+]
+
+
+@given(records, st.sampled_from(TEMPLATES))
+def test_any_record_comes_back_whatever_its_template(record: Record, template: str) -> None:
+    mapping = Mapping(a_route("o", subject=template))
+
+    made, read = through_the_wire(mapping, record)
+
+    assert read == record
+    assert covers(mapping.partition_filter(record.kafka_partition), made)
+    assert not {"*", ">", ""} & set(made.split("."))
+    assert made.isascii()
+    assert made.isprintable()
+    assert len(made) <= mapping.template.longest_bytes
+
+
+@given(records, values)
+def test_fields_of_a_value_make_a_legal_subject_or_none(record: Record, value: bytes) -> None:
+    mapping = Mapping(a_route("o", subject="o.{partition}.{value.a}.{value.b|default(-)}"))
+    record = record._replace(value=value)
+    try:
+        made, read = through_the_wire(mapping, record)
+    except RecordError:
+        return
+
+    assert read == record
+    assert covers(mapping.partition_filter(record.kafka_partition), made)
+
+
+def findings(*routes: Route) -> list[str]:
+    return [f"{found.severity}: {found.what}" for found in lint(routes)]
+
+
+def test_a_plain_route_has_nothing_suspicious() -> None:
+    assert (
+        findings(
+            a_route("flights"), a_route("cars", stream="CARS", subject="cars.{partition}.{key}")
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"subject": "f.{partition}.{header[x]}.{key}"},
+            "warning: a record that has nothing for {header[x]}",
+        ),
+        ({"subject": "f.{partition}.{value.x|default(-)}.{key}"}, "warning: every value is parsed"),
+        ({"subject": "f.{partition}"}, "warning: the whole key is not in the subject"),
+        (
+            {"subject": "f.{partition}.{key|lower}", "max_msgs_per_subject": 1},
+            "error: max_msgs_per_subject 1",
+        ),
+        ({"subject": "f.{partition}.{key}" + 16 * ".x"}, "warning: subjects of more than 16"),
+    ],
+)
+def test_a_suspicious_route_is_named(changes: dict[str, object], says: str) -> None:
+    assert any(found.startswith(says) for found in findings(a_route("flights", **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stream": "OTHER"}, "one subject space"),
+        ({}, "one subject space"),
+        ({"stream": "OTHER", "subject": "flights.cars.{partition}.{key}"}, "both listen to"),
+        ({"subject": "cars.{partition}.{key}"}, "both must be shared"),
+        ({"stream": "CARS", "subject": "c.{partition}.{key}", "name": "flights"}, "route name"),
+    ],
+)
+def test_two_routes_in_each_others_way_are_named(changes: dict[str, object], says: str) -> None:
+    errors = findings(a_route("flights"), a_route("cars", **changes))
+
+    assert len(errors) == 1
+    assert errors[0].startswith("error:")
+    assert says in errors[0]
+
+
+def test_one_topic_twice_into_one_stream_is_an_error() -> None:
+    assert "two routes move this topic" in findings(a_route("flights"), a_route("flights"))[0]
