@@ -7,7 +7,7 @@ one line on standard error and an exit code.
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
@@ -102,6 +102,27 @@ def fail(text: str, code: int, cause: BaseException | None = None) -> NoReturn:
 def say(summary: dict[str, Any] | None, line: str) -> None:
     """The report as JSON if there is one, else the line for people."""
     typer.echo(line if summary is None else json.dumps(summary))
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal, plain aligned lines elsewhere."""
+    from rich.console import Console  # noqa: PLC0415 - 0.1 s that only tables need
+    from rich.markup import escape  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    console = Console()
+    if not console.is_terminal:
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            cells = [one.ljust(width) for one, width in zip(row, widths, strict=True)]
+            typer.echo("  ".join(cells).rstrip())
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def text_keys(positions: Positions) -> dict[str, int]:

@@ -1,6 +1,6 @@
 """What a bridge command needs to know: flags, then ``MILLSTREAM_BRIDGE_*`` in the environment."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -8,15 +8,24 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from ..errors import ConfigurationError
 from ..model import Route
 
+S = TypeVar("S", bound="KafkaSettings")
 
-class BridgeSettings(BaseSettings):
-    """Read once, in the command line, and passed down. ``kafka_options`` is a JSON object."""
+
+class KafkaSettings(BaseSettings):
+    """Where both sides are. ``kafka_options`` is a JSON object; ``nats`` may be left out."""
 
     model_config = SettingsConfigDict(
         env_prefix="MILLSTREAM_BRIDGE_", frozen=True, extra="forbid", env_ignore_empty=True
     )
 
     kafka: str = Field(min_length=1)
+    kafka_options: dict[str, str] = Field(default_factory=dict, repr=False)
+    nats: str | None = None
+
+
+class BridgeSettings(KafkaSettings):
+    """Read once, in the command line, and passed down: both sides and one route."""
+
     nats: str = "nats://127.0.0.1:4222"
     topic: str = Field(min_length=1)
     stream: str = Field(min_length=1)
@@ -24,7 +33,6 @@ class BridgeSettings(BaseSettings):
     shared: bool = False
     null_key: str = "%null"
     route: str = ""
-    kafka_options: dict[str, str] = Field(default_factory=dict)
 
     @property
     def as_route(self) -> Route:
@@ -40,12 +48,21 @@ class BridgeSettings(BaseSettings):
 
 
 def load(**flags: Any) -> BridgeSettings:
-    """The settings from flags (None: not given) and environment.
+    """Both sides and the route, from flags (None: not given) and environment.
 
     ConfigurationError names the first option that is missing or wrong.
     """
+    return _load(BridgeSettings, flags)
+
+
+def load_kafka(**flags: Any) -> KafkaSettings:
+    """Both sides only; as `load`."""
+    return _load(KafkaSettings, flags)
+
+
+def _load(kind: type[S], flags: dict[str, Any]) -> S:
     try:
-        return BridgeSettings(**{name: value for name, value in flags.items() if value is not None})
+        return kind(**{name: value for name, value in flags.items() if value is not None})
     except SettingsError as error:
         # Raised for text that should be JSON; the name it gives is the field's.
         reason = str(error.__cause__ or error)

@@ -1,0 +1,303 @@
+"""What Kafka knows about itself: topics, their configurations, log ends, groups and positions.
+
+The client blocks, so it has a thread of its own. librdkafka's mock cluster lists topics, log ends
+and the positions of a named group; it does not answer for configurations, and lists no groups.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # theirs, not re-exported by name
+    AdminClient,
+    ConfigResource,
+    ConfigSource,
+    OffsetSpec,
+)
+
+from ..errors import BridgeError, ConfigurationError, Unreachable
+from ..model import Positions, Watermarks
+from .worker_thread import WorkerThread
+
+_client_logger = logging.getLogger(f"{__name__}.librdkafka")
+_client_logger.setLevel(logging.CRITICAL)
+
+_TOPIC_SOURCE = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
+_DENIED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+_SILENT = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+    }
+)
+
+
+class Topic(NamedTuple):
+    """A topic as the cluster lists it; ``error`` where it cannot be used."""
+
+    name: str
+    partitions: int
+    replicas: int
+    error: str | None = None
+
+    @property
+    def is_internal(self) -> bool:
+        """Whether Kafka keeps it for itself."""
+        return self.name.startswith("__")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicConfig:
+    """All settings of a topic as text; ``own`` names those set on the topic itself."""
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+
+    def number(self, name: str) -> int:
+        """A setting that is a number; -1, Kafka's "no limit", where there is none."""
+        try:
+            return int(self.values.get(name, -1))
+        except ValueError:
+            return -1
+
+    @property
+    def is_compacted(self) -> bool:
+        """Whether only the newest record of a key is kept for good."""
+        return "compact" in self.values.get("cleanup.policy", "")
+
+    @property
+    def expires(self) -> bool:
+        """Whether old records are deleted by age or size."""
+        return "delete" in self.values.get("cleanup.policy", "delete")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaGroup:
+    """A consumer group: its state in Kafka's word, how many members, and where it stands."""
+
+    name: str
+    state: str
+    members: int
+    positions: Mapping[tuple[str, int], int] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody reads in its name."""
+        return self.members == 0
+
+    def of_topic(self, topic: str) -> Positions:
+        """Its positions in one topic."""
+        return {p: offset for (name, p), offset in self.positions.items() if name == topic}
+
+
+class Denied(BridgeError):
+    """Kafka does not permit a question; the text names the operation that is needed."""
+
+    exit_code = 2
+
+
+class Unsupported(BridgeError):
+    """Kafka does not answer such a question (librdkafka's mock cluster is one)."""
+
+    exit_code = 2
+
+
+class KafkaAdmin:
+    """Questions to one cluster. ``options`` are librdkafka's, for security and the like."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.bootstrap = bootstrap
+        self._timeout_s = timeout_s
+        self._thread = WorkerThread("kafka admin")
+        self._client: AdminClient | None = None
+        self._config: dict[str, Any] = {
+            "bootstrap.servers": bootstrap,
+            "client.id": "millstream-bridge",
+            "error_cb": lambda _: None,
+            **(options or {}),
+        }
+
+    async def topics(self) -> dict[str, Topic]:
+        """Every topic this user may see, by name."""
+        return await self._thread.run(self._topics)
+
+    async def configs(self, topics: Collection[str]) -> dict[str, TopicConfig | BridgeError]:
+        """Each topic's settings, or why they are not to be had (Denied, Unsupported)."""
+        return await self._thread.run(lambda: self._configs(topics))
+
+    async def watermarks(self, topics: Mapping[str, int]) -> dict[str, dict[int, Watermarks]]:
+        """Log ends of topics (name to number of partitions), as one who reads what is committed."""
+        return await self._thread.run(lambda: self._watermarks(topics))
+
+    async def group_names(self) -> list[str]:
+        """The consumer groups this user may see."""
+        return await self._thread.run(self._group_names)
+
+    async def group(self, name: str, places: Collection[tuple[str, int]] = ()) -> KafkaGroup:
+        """A group with its positions; in ``places`` (topic, partition) only if any are given.
+
+        One that nobody has heard of has the state Dead and no positions.
+        """
+        return await self._thread.run(lambda: self._group(name, places))
+
+    async def set_positions(self, group: str, topic: str, positions: Positions) -> None:
+        """Commit for a group that is empty; ConfigurationError: it is not, or Kafka refuses."""
+        await self._thread.run(lambda: self._set_positions(group, topic, positions))
+
+    async def close(self) -> None:
+        """End the thread; the client goes with it."""
+        self._client = None
+        self._thread.stop()
+
+    # in the thread
+
+    def _admin(self) -> AdminClient:
+        if self._client is None:
+            try:
+                self._client = AdminClient(self._config, logger=_client_logger)
+            except KafkaException as error:
+                raise ConfigurationError(f"Kafka client: {_text(error)}") from error
+        return self._client
+
+    def _topics(self) -> dict[str, Topic]:
+        try:
+            metadata = self._admin().list_topics(timeout=self._timeout_s)
+        except KafkaException as error:
+            raise Unreachable("Kafka", self.bootstrap, _text(error)) from error
+        return {
+            name: Topic(
+                name,
+                len(topic.partitions),
+                max((len(it.replicas) for it in topic.partitions.values()), default=0),
+                None if topic.error is None else topic.error.str(),
+            )
+            for name, topic in sorted(metadata.topics.items())
+        }
+
+    def _configs(self, topics: Collection[str]) -> dict[str, TopicConfig | BridgeError]:
+        if not topics:
+            return {}
+        asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in topics]
+        answers = self._admin().describe_configs(asked, request_timeout=self._timeout_s)
+        found: dict[str, TopicConfig | BridgeError] = {}
+        for resource, answer in answers.items():
+            try:
+                entries = self._result(answer, f"DescribeConfigs on topic {resource.name}")
+            except (Denied, Unsupported) as error:
+                found[resource.name] = error
+            else:
+                found[resource.name] = TopicConfig(
+                    values={name: it.value for name, it in entries.items() if it.value is not None},
+                    own=frozenset(n for n, it in entries.items() if it.source == _TOPIC_SOURCE),
+                )
+        return found
+
+    def _watermarks(self, topics: Mapping[str, int]) -> dict[str, dict[int, Watermarks]]:
+        places = [(name, p) for name, count in topics.items() for p in range(count)]
+        lows = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        highs = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        found: dict[str, dict[int, Watermarks]] = {name: {} for name in topics}
+        for name, p in places:
+            found[name][p] = Watermarks(lows[name, p], highs[name, p])
+        return found
+
+    def _offsets(
+        self, places: list[tuple[str, int]], spec: OffsetSpec
+    ) -> dict[tuple[str, int], int]:
+        if not places:
+            return {}
+        answers = self._admin().list_offsets(
+            {TopicPartition(*place): spec for place in places},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=self._timeout_s,
+        )
+        return {
+            (it.topic, it.partition): int(self._result(answer, f"Describe on {it.topic}").offset)
+            for it, answer in answers.items()
+        }
+
+    def _group_names(self) -> list[str]:
+        answer = self._admin().list_consumer_groups(request_timeout=self._timeout_s)
+        listed = self._result(answer, "Describe on groups")
+        if not listed.valid and listed.errors:
+            raise self._error(listed.errors[0], "Describe on groups")
+        return sorted(it.group_id for it in listed.valid)
+
+    def _group(self, name: str, places: Collection[tuple[str, int]]) -> KafkaGroup:
+        admin, need = self._admin(), f"Describe on group {name}"
+        try:
+            described = self._result(
+                admin.describe_consumer_groups([name], request_timeout=self._timeout_s)[name], need
+            )
+            state, members = described.state.name.title(), len(described.members)
+        except Unsupported:
+            state, members = "Unknown", 0
+        wanted = [TopicPartition(*place) for place in places] or None
+        request = ConsumerGroupTopicPartitions(name, wanted)
+        answers = admin.list_consumer_group_offsets([request], request_timeout=self._timeout_s)
+        listed = self._result(answers[name], need).topic_partitions or ()
+        positions = {(it.topic, it.partition): it.offset for it in listed if it.offset >= 0}
+        return KafkaGroup(name=name, state=state, members=members, positions=positions)
+
+    def _set_positions(self, group: str, topic: str, positions: Positions) -> None:
+        request = ConsumerGroupTopicPartitions(
+            group, [TopicPartition(topic, p, offset) for p, offset in sorted(positions.items())]
+        )
+        answers = self._admin().alter_consumer_group_offsets(
+            [request], request_timeout=self._timeout_s
+        )
+        done = self._result(answers[group], f"Read on group {group} and topic {topic}")
+        for it in done.topic_partitions or ():
+            if it.error is not None:
+                raise ConfigurationError(
+                    f"group {group} topic {topic} partition {it.partition}: {it.error.str()}"
+                )
+
+    def _result(self, answer: "Future[Any]", need: str) -> Any:
+        try:
+            return answer.result(timeout=self._timeout_s + 1)
+        except (KafkaException, TimeoutError) as error:
+            raise self._error(error, need) from error
+
+    def _error(self, error: BaseException | KafkaError, need: str) -> BridgeError:
+        detail = error if isinstance(error, KafkaError) else (*error.args, None)[0]
+        if not isinstance(detail, KafkaError):
+            return Unsupported(f"Kafka at {self.bootstrap} gave no answer: {need}")
+        code = detail.code()
+        if code in _DENIED:
+            return Denied(f"Kafka at {self.bootstrap} permits no {need}: {detail.str()}")
+        if code == KafkaError._UNSUPPORTED_FEATURE or (
+            code == KafkaError._TIMED_OUT and "controller" in detail.str()
+        ):
+            return Unsupported(f"Kafka at {self.bootstrap} has no answer to it: {need}")
+        if code in _SILENT:
+            return Unreachable("Kafka", self.bootstrap, detail.str())
+        return ConfigurationError(f"Kafka at {self.bootstrap}: {need}: {detail.str()}")
+
+
+def _text(error: KafkaException) -> str:
+    detail = error.args[0] if error.args else error
+    return detail.str() if isinstance(detail, KafkaError) else str(detail)

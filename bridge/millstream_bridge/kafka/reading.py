@@ -1,0 +1,44 @@
+"""Kafka's records between two offsets, batch by batch: what proofs and samples read."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from ..errors import Unreachable
+from ..model import Record, Watermarks
+from .source import KafkaSource
+
+_POLL_RECORDS = 5_000
+_POLL_S = 0.5
+_SILENT_POLLS_MAX = 60
+
+
+async def records_between(
+    source: KafkaSource, bounds: Mapping[int, Watermarks]
+) -> AsyncIterator[Sequence[Record]]:
+    """Batches of the records of each partition from ``low`` up to, not with, ``high``.
+
+    In order per partition. Unreachable: Kafka fell silent. RecordError: a record is gone.
+    """
+    left = {p: it.high for p, it in bounds.items() if it.high > it.low}
+    if not left:
+        return
+    await source.assign({p: bounds[p].low for p in left}, sorted(left))
+    silent = 0
+    while left:
+        polled = await source.poll(_POLL_RECORDS, _POLL_S)
+        records = polled.records
+        if any(it.offset + 1 >= left.get(it.kafka_partition, 0) for it in records):
+            ends = dict(left)
+            for it in records:
+                if it.offset + 1 >= left.get(it.kafka_partition, it.offset + 2):
+                    del left[it.kafka_partition]
+            records = [it for it in records if it.offset < ends.get(it.kafka_partition, 0)]
+        if records:
+            yield records
+        if polled.error is not None:
+            raise polled.error
+        for partition, end in polled.ends.items():
+            if partition in left and end >= left[partition]:
+                del left[partition]
+        silent = 0 if polled.records or polled.ends else silent + 1
+        if silent > _SILENT_POLLS_MAX:
+            raise Unreachable("Kafka", source.bootstrap, "it stopped answering")
