@@ -1,0 +1,105 @@
+"""Where the way back begins: what Kafka remembers, and what is done when it does not.
+
+Kafka keeps the position beside the data (`kafka.sink`). There are three cases:
+
+* **It is there.** Go on from it. A position of a stream made at another time, or beyond the
+  stream's end, is refused: the stream was deleted and made anew, and its sequences mean others.
+* **There never was one.** The stream has no consumer of the way back's name (`tail`): begin with
+  the first message, or where the caller says.
+* **It is forgotten.** There was a way back, and Kafka dropped its offsets (nothing was committed
+  for a week), or keeps none (librdkafka's mock). The records themselves say where they came from:
+  the topic is read, and a message is not written again where its partition has a returned record of
+  the same or a higher sequence. That holds as long as the topic still has those records. Where none
+  is found in a partition that has lost its beginning, nothing can be known: it is refused, and the
+  caller has to say the sequence.
+
+A topic that is to become a copy gets no marks, so a forgotten position cannot be found there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..errors import ConfigurationError
+from ..jetstream.connection import Connection, parse_answer
+from ..kafka.sink import Position
+from ..kafka.source import KafkaSource
+from ..records.origin import returned
+
+_POLL_RECORDS = 2_000
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamFacts:
+    """A stream as the server describes it now."""
+
+    name: str
+    created: str
+    first_seq: int
+    last_seq: int
+
+    @classmethod
+    async def read(cls, connection: Connection, name: str) -> "StreamFacts":
+        """ConfigurationError: there is no such stream. ConnectionLost."""
+        answer = parse_answer(await connection.request(f"$JS.API.STREAM.INFO.{name}"))
+        if error := answer.get("error"):
+            raise ConfigurationError(f"stream {name}: {error.get('description')}")
+        state = answer["state"]
+        return cls(
+            name=name,
+            created=str(answer["created"]),
+            first_seq=int(state["first_seq"]),
+            last_seq=int(state["last_seq"]),
+        )
+
+    def at(self, next_seq: int) -> Position:
+        """A position in this stream."""
+        return Position(self.name, self.created, next_seq)
+
+    def check(self, position: Position) -> None:
+        """ConfigurationError: the position is of another stream."""
+        if (position.stream, position.created) != (self.name, self.created):
+            raise ConfigurationError(
+                f"the way back stands at sequence {position.next_seq} of stream {position.stream}"
+                f" made {position.created}; stream {self.name} was made {self.created}:"
+                " say with which sequence to begin"
+            )
+        if position.next_seq > self.last_seq + 1:
+            raise ConfigurationError(
+                f"the way back stands at sequence {position.next_seq} of stream {self.name},"
+                f" which ends at {self.last_seq}: say with which sequence to begin"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begin:
+    """``positions`` by slot; ``newest``: per Kafka partition, the highest sequence that is back."""
+
+    positions: Mapping[int, Position]
+    newest: Mapping[int, int] = field(default_factory=dict)
+
+
+async def newest_returned(source: KafkaSource, route_name: str) -> tuple[dict[int, int], list[int]]:
+    """The highest returned sequence per partition, and the partitions that may have lost some.
+
+    Reads the whole topic. Unreachable, ConfigurationError.
+    """
+    marks = await source.watermarks()
+    newest: dict[int, int] = {}
+    goal = {p: mark.high for p, mark in marks.items() if mark.high > mark.low}
+    await source.assign({p: marks[p].low for p in goal}, sorted(goal))
+    while goal:
+        polled = await source.poll(_POLL_RECORDS, _POLL_S)
+        if polled.error is not None:
+            raise polled.error
+        for record in polled.records:
+            back_from = returned(record.headers, route_name)
+            if back_from is not None:
+                number = record.kafka_partition
+                newest[number] = max(newest.get(number, 0), back_from.seq)
+            if record.offset + 1 >= goal.get(record.kafka_partition, record.offset + 2):
+                del goal[record.kafka_partition]
+        for partition, end in polled.ends.items():
+            if end >= goal.get(partition, end + 1):
+                del goal[partition]
+    return newest, [p for p, mark in marks.items() if mark.low > 0 and p not in newest]

@@ -1,0 +1,450 @@
+"""The way back at work: sessions of one transaction after the other.
+
+A session takes the transactional id over (which ends whoever had it, for good: it does not take it
+back), reads the position from Kafka, makes the stream's consumer there, and then: what has arrived becomes records, the records
+and the position after them become one transaction, and so on. Nothing is kept in memory that Kafka
+does not know better. Whatever ends a session, a lost connection on either side, an aborted
+transaction, a kill, the next one begins with reading the position.
+
+Messages that do not go back (they came from Kafka) move the position too, at the latest every
+`SAVE_S` seconds, with the end of a run, and `RENEW_S` after the last time, so that Kafka does not
+forget it.
+
+A message that cannot become a record, or that the broker refuses, stops the run once everything
+before it is in Kafka; with the route's ``on_poison`` not ``stop`` it is logged with its sequence,
+counted, and left in the stream, where it stays readable.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
+from ..jetstream.connection import Connection
+from ..kafka.sink import KafkaSink, Position, Refused
+from ..kafka.source import KafkaSource
+from ..model import Record, Route
+from ..records.mapping import Mapping as RouteMapping
+from .position import Begin, StreamFacts, newest_returned
+from .returning import Delivered, NotReturnable, Returning
+from .tail import Tail, has_consumer
+
+logger = logging.getLogger(__name__)
+
+SAVE_S = 1.0
+RENEW_S = 3_600.0
+RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
+STOP_S = 2.0
+_WAIT_S = 0.2
+
+
+class CannotReturn(BridgeError):
+    """A message cannot go back; everything before it in the stream is in Kafka."""
+
+    def __init__(self, stream: str, seq: int, topic: str, reason: str) -> None:
+        super().__init__(
+            f"stream {stream} sequence {seq} cannot go back to topic {topic}: {reason};"
+            " all before it is there"
+        )
+        self.stream, self.seq, self.topic, self.reason = stream, seq, topic, reason
+
+
+@dataclass(slots=True)
+class BackProgress:
+    """Live figures of a run.
+
+    ``records`` and ``payload_bytes`` were committed by this run, ``from_kafka`` are messages that
+    were there already, ``passed_over`` those that could not go back (by policy, see the log).
+    """
+
+    records: int = 0
+    payload_bytes: int = 0
+    from_kafka: int = 0
+    passed_over: int = 0
+    transactions: int = 0
+    sessions: int = 0
+    lag: int = 0
+    positions: dict[int, Position] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackReport:
+    """What one run did; ``positions`` is, per stream, the next sequence to be read."""
+
+    topic: str
+    stream: str
+    ended: str
+    records: int
+    payload_bytes: int
+    from_kafka: int
+    passed_over: int
+    transactions: int
+    sessions: int
+    seconds: float
+    positions: Mapping[str, int]
+
+    @property
+    def records_per_second(self) -> float:
+        """The mean over the whole run, waiting included."""
+        return self.records / self.seconds if self.seconds else 0.0
+
+
+class BackBridge:
+    """Moves one route's stream into a topic. One `run` at a time; `stop` from the same loop."""
+
+    def __init__(
+        self,
+        *,
+        kafka: str,
+        nats: str,
+        route: Route,
+        topic: str | None = None,
+        everything: bool = False,
+        from_seq: int | None = None,
+        kafka_options: Mapping[str, str] | None = None,
+        on_ready: Callable[[Mapping[int, Position]], None] | None = None,
+    ) -> None:
+        """``topic``: the route's own, or another; ``everything``: also what came from Kafka.
+
+        ``from_seq`` says where to begin instead of any position that is remembered.
+        ConfigurationError: the route cannot be used, or everything would go to its own topic.
+        """
+        self.route = route
+        self.topic = topic or route.topic
+        self.everything = everything
+        if everything and self.topic == route.topic:
+            raise ConfigurationError(
+                f"topic {self.topic} has the records that came from it already:"
+                " everything can only go to another topic"
+            )
+        self.name = way_back_name(route, self.topic)
+        self.progress = BackProgress()
+        self._mapping = RouteMapping(route)
+        self._kafka, self._nats, self._options = kafka, nats, dict(kafka_options or {})
+        self._from_seq = from_seq
+        self._on_ready = on_ready
+        self._stopping = asyncio.Event()
+        self._skip: set[tuple[str, int]] = set()
+        self._saved_at = 0.0
+
+    def stop(self) -> None:
+        """Let the transaction under way end, then end the run."""
+        self._stopping.set()
+
+    async def run(self, *, stop_at_end: bool = False) -> BackReport:
+        """Move messages until `stop`, or until all that the stream had at the start is in Kafka.
+
+        Unreachable: Kafka or NATS did not answer at the start (later they are waited for).
+        ConfigurationError: topic, stream or position cannot be used. CannotReturn. Fenced: another
+        one has taken over.
+        """
+        started = time.monotonic()
+        sink = KafkaSink(self._kafka, self.topic, self.name, options=self._options)
+        work = asyncio.create_task(self._sessions(sink, stop_at_end), name="way back")
+        stop = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await asyncio.wait({work}, timeout=STOP_S)
+            if not work.done():
+                work.cancel()  # it only waits for somebody to answer
+                await asyncio.wait({work})
+            ended = "stopped" if work.cancelled() else await work
+        finally:
+            work.cancel()
+            stop.cancel()
+            await asyncio.wait({work, stop})
+            await sink.close()
+        done = self.progress
+        return BackReport(
+            topic=self.topic,
+            stream=self.route.stream,
+            ended=ended,
+            records=done.records,
+            payload_bytes=done.payload_bytes,
+            from_kafka=done.from_kafka,
+            passed_over=done.passed_over,
+            transactions=done.transactions,
+            sessions=done.sessions,
+            seconds=time.monotonic() - started,
+            positions={at.stream: at.next_seq for _, at in sorted(done.positions.items())},
+        )
+
+    async def _sessions(self, sink: KafkaSink, stop_at_end: bool) -> str:
+        fruitless = 0
+        goal: dict[int, int] | None = {} if stop_at_end else None
+        while not self._stopping.is_set():
+            before = self.progress.transactions
+            try:
+                return await self._session(sink, goal)
+            except (SessionLost, Unreachable) as lost:
+                if self.progress.sessions == 0:
+                    raise _as_unreachable(lost, self._nats) from lost
+                logger.warning("%s; beginning again", lost, extra={"event": "back_session_over"})
+            fruitless = 0 if self.progress.transactions > before else fruitless + 1
+            await self._sleep(min(RETRY_FIRST_S * 2 ** min(fruitless, 10), RETRY_MOST_S))
+        return "stopped"
+
+    async def _session(self, sink: KafkaSink, goal: dict[int, int] | None) -> str:
+        partitions = await sink.partition_count()
+        streams = self._streams(partitions)
+        connection = await Connection.open(self._nats, name=f"millstream {self.name}")
+        tails: dict[int, Tail] = {}
+        try:
+            facts = {
+                slot: await StreamFacts.read(connection, name) for slot, name in streams.items()
+            }
+            begin = await self._begin(sink, connection, facts)
+            if goal is not None and not goal:
+                goal.update({slot: it.last_seq for slot, it in facts.items()})
+            self.progress.positions = dict(begin.positions)
+            for slot, at in begin.positions.items():
+                subject = self._subject(slot)
+                tails[slot] = await Tail.open(
+                    connection, at.stream, subject, at.next_seq, name=self.name
+                )
+            self.progress.sessions += 1
+            self._from_seq = None
+            if self._on_ready is not None:
+                self._on_ready(begin.positions)
+                self._on_ready = None
+            returning = Returning(self._mapping, partitions, everything=self.everything)
+            return await self._move(sink, tails, returning, begin, goal)
+        finally:
+            for tail in tails.values():
+                tail.close()
+            await connection.close()
+
+    async def _begin(
+        self, sink: KafkaSink, connection: Connection, facts: Mapping[int, StreamFacts]
+    ) -> Begin:
+        """Where each stream is read from; fences, and writes down where a first run begins."""
+        if self.progress.positions and sink.is_open:
+            # Whoever took over may be why the session before ended. Taking over in turn would go on
+            # for ever: the old client, fenced by then, is asked first.
+            await sink.store([], self.progress.positions)
+        remembered = await sink.open(sorted(facts))
+        start = self._from_seq
+        if start is not None:
+            positions = {slot: it.at(start) for slot, it in facts.items()}
+            await sink.store([], positions)
+            return Begin(positions=positions)
+        for slot, position in remembered.items():
+            facts[slot].check(position)
+        positions = {
+            slot: remembered.get(slot, it.at(max(1, it.first_seq))) for slot, it in facts.items()
+        }
+        if remembered:
+            return Begin(positions=positions)
+        is_first = not any(
+            [await has_consumer(connection, it.name, self.name) for it in facts.values()]
+        )
+        newest = {} if is_first else await self._recall()
+        await sink.store([], positions)
+        return Begin(positions=positions, newest=newest)
+
+    async def _recall(self) -> dict[int, int]:
+        """What is back already, from the records themselves. ConfigurationError: nobody knows."""
+        if self.everything:
+            raise ConfigurationError(
+                f"Kafka has forgotten where the way back {self.name} stands, and the records of"
+                f" topic {self.topic} do not say: say with which sequence to begin"
+            )
+        source = KafkaSource(self._kafka, self.topic, options=self._options)
+        try:
+            newest, unsure = await newest_returned(source, self.route.name)
+        finally:
+            await source.close()
+        if unsure:
+            raise ConfigurationError(
+                f"Kafka has forgotten where the way back {self.name} stands, and topic {self.topic}"
+                f" has lost the beginning of partition {unsure[0]}: say with which sequence to"
+                f" begin (the newest record that is back is of sequence"
+                f" {max(newest.values(), default=0)})"
+            )
+        logger.warning(
+            "Kafka has forgotten where the way back %s stands; its records say it",
+            self.name,
+            extra={"event": "back_position_recalled"},
+        )
+        return newest
+
+    async def _move(
+        self,
+        sink: KafkaSink,
+        tails: Mapping[int, Tail],
+        returning: Returning,
+        begin: Begin,
+        goal: dict[int, int] | None,
+    ) -> str:
+        unsaved: dict[int, Position] = {}
+        while True:
+            arrived = await self._arrived(tails)
+            records: list[Record] = []
+            trouble: NotReturnable | None = None
+            for slot, messages in arrived.items():
+                position, trouble = self._convert(
+                    tails[slot].stream, messages, returning, begin, records
+                )
+                if position:
+                    unsaved[slot] = self.progress.positions[slot]._replace(next_seq=position)
+                if trouble is not None:
+                    break
+            is_over = self._stopping.is_set() or self._has_reached(goal, tails, unsaved)
+            if records or is_over or trouble or self._is_time_to_save(unsaved):
+                await self._store(sink, records, unsaved)
+                unsaved = {}
+            if trouble is not None:
+                raise self._cannot(trouble, tails[slot].stream)
+            if is_over:
+                return "stopped" if self._stopping.is_set() else "end"
+            self.progress.lag = sum([tail.lag for tail in tails.values()])
+
+    async def _arrived(self, tails: Mapping[int, Tail]) -> dict[int, list[Delivered]]:
+        """What each stream has brought, after a short wait for the first."""
+        if len(tails) == 1:
+            slot, tail = next(iter(tails.items()))
+            return {slot: await tail.next(_WAIT_S)}
+        found = await asyncio.gather(*(tail.next(_WAIT_S) for tail in tails.values()))
+        return dict(zip(tails, found, strict=True))
+
+    def _convert(
+        self,
+        stream: str,
+        messages: Sequence[Delivered],
+        returning: Returning,
+        begin: Begin,
+        records: list[Record],
+    ) -> tuple[int, NotReturnable | None]:
+        """Append what goes back to ``records``; the position after it (0: none), and the trouble.
+
+        A message that cannot go back ends it, unless the policy lets it pass.
+        """
+        position = 0
+        for message in messages:
+            if (stream, message.seq) in self._skip:
+                position = message.seq + 1
+                continue
+            try:
+                record = returning.record(message)
+            except NotReturnable as trouble:
+                if self.route.on_poison == "stop":
+                    return position, trouble
+                self._pass_over(stream, trouble)
+                record = None
+            if record is None:
+                self.progress.from_kafka += 1
+            elif record.offset > begin.newest.get(record.kafka_partition, 0):
+                records.append(record)
+            position = message.seq + 1
+        return position, None
+
+    async def _store(
+        self, sink: KafkaSink, records: Sequence[Record], positions: Mapping[int, Position]
+    ) -> None:
+        if not records and not positions:
+            return
+        try:
+            await sink.store(records, positions)
+        except Refused as refused:
+            stream, seq = self._named(records, refused)
+            trouble = NotReturnable(seq, f"Kafka refuses it: {refused.reason}")
+            if self.route.on_poison == "stop":
+                await self._store_before(sink, records, refused.place, positions)
+                raise self._cannot(trouble, stream) from refused
+            self._pass_over(stream, trouble)
+            raise SessionLost(f"sequence {seq} is left out") from refused
+        self._saved_at = time.monotonic()
+        self.progress.positions.update(positions)
+        self.progress.records += len(records)
+        self.progress.payload_bytes += sum([len(record.value or b"") for record in records])
+        self.progress.transactions += 1
+
+    async def _store_before(
+        self,
+        sink: KafkaSink,
+        records: Sequence[Record],
+        place: int | None,
+        positions: Mapping[int, Position],
+    ) -> None:
+        """What came before a refused record, as promised; of one stream, for there order is one."""
+        if not place or len(positions) != 1:
+            return
+        slot, at = next(iter(positions.items()))
+        await self._store(
+            sink, records[:place], {slot: at._replace(next_seq=records[place].offset)}
+        )
+
+    def _named(self, records: Sequence[Record], refused: Refused) -> tuple[str, int]:
+        record = records[refused.place if refused.place is not None else 0]
+        stream = self.route.stream.replace("{partition}", str(record.kafka_partition))
+        return stream, record.offset
+
+    def _pass_over(self, stream: str, trouble: NotReturnable) -> None:
+        self._skip.add((stream, trouble.seq))
+        self.progress.passed_over += 1
+        logger.error(
+            "stream %s sequence %d cannot go back and is passed over: %s",
+            stream,
+            trouble.seq,
+            trouble.reason,
+            extra={"event": "back_passed_over"},
+        )
+
+    def _cannot(self, trouble: NotReturnable, stream: str) -> CannotReturn:
+        return CannotReturn(stream, trouble.seq, self.topic, trouble.reason)
+
+    def _is_time_to_save(self, unsaved: dict[int, Position]) -> bool:
+        """Also fills in all positions when it is time to write them again for their own sake."""
+        age_s = time.monotonic() - self._saved_at
+        if age_s > RENEW_S:
+            unsaved.update({s: at for s, at in self.progress.positions.items() if s not in unsaved})
+        return bool(unsaved) and age_s > SAVE_S
+
+    def _has_reached(
+        self,
+        goal: Mapping[int, int] | None,
+        tails: Mapping[int, Tail],
+        unsaved: Mapping[int, Position],
+    ) -> bool:
+        if goal is None:
+            return False
+        for slot, tail in tails.items():
+            at = unsaved.get(slot) or self.progress.positions[slot]
+            if at.next_seq <= goal[slot] and not tail.is_idle:
+                return False
+        return True
+
+    def _streams(self, partitions: int) -> dict[int, str]:
+        """The streams by the slot their position is kept in: a partition's own, or 0 for all."""
+        if "{partition}" not in self.route.stream:
+            return {0: self.route.stream}
+        return {p: self.route.stream.replace("{partition}", str(p)) for p in range(partitions)}
+
+    def _subject(self, slot: int) -> str:
+        if "{partition}" in self.route.stream:
+            return self._mapping.partition_filter(slot)
+        return self._mapping.route_filter
+
+    async def _sleep(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+def way_back_name(route: Route, topic: str | None = None) -> str:
+    """The transactional id, group and consumer of a route's way back to a topic."""
+    if topic is None or topic == route.topic:
+        return f"millstream-back-{route.name}"
+    return f"millstream-back-{route.name}-{topic.replace('.', '-')}"
+
+
+def _as_unreachable(lost: Exception, nats: str) -> BridgeError:
+    if isinstance(lost, BridgeError):
+        return lost
+    if isinstance(lost, ConnectionLost):
+        return Unreachable("JetStream", nats, str(lost))
+    return Unreachable("Kafka", "", str(lost))

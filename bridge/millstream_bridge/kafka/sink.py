@@ -1,0 +1,358 @@
+"""The Kafka side of the way back: records and the position they were read to, in one transaction.
+
+**Once.** A transaction holds a batch of records and, as a consumer group's offsets, how far the
+stream was read for it. Kafka shows both or neither to whoever reads committed, so a kill at any
+moment costs nothing: the next start reads the position and goes on. The group
+(``millstream-back-<route>``) has no members; it is only a name to keep offsets under. Kafka forgets
+offsets that were not written for ``offsets.retention.minutes`` (a week): `store` without records
+writes them again, and what is to be done when they are gone is the caller's (see `back.position`).
+
+**One writer.** The transactional id is the group's name. `open` takes it over: from then on every
+transaction of whoever had it before fails (`Fenced`), and what it left half done is aborted. Only
+after that the position is read, so nobody can move it any more.
+
+**What a failure means.** Kafka tells three kinds. Of a passing one the client tries again by
+itself. After one that only ends the transaction it is aborted, and `SessionLost` sends the caller
+back to the position. A final one ends the client; the next `open` makes a new one. A record that
+the broker refuses is named by its place in the batch, in `Refused`.
+
+Readers that do not ask for ``isolation.level=read_committed`` see records of aborted transactions,
+and so the same record twice; nothing written to Kafka can hide them from those.
+
+librdkafka's mock cluster takes transactions, but keeps no offsets from them, shows what was never
+committed, and fences nobody.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+
+from ..errors import BridgeError, ConfigurationError, SessionLost, Unreachable
+from ..model import Record
+from .worker_thread import WorkerThread
+
+logger = logging.getLogger(__name__)
+_client_logger = logging.getLogger(f"{__name__}.librdkafka")
+_client_logger.setLevel(logging.CRITICAL)
+
+T = TypeVar("T")
+
+TRANSACTION_TIMEOUT_MS = 15_000
+"""After a crash, committed readers of the topic wait at most so long for a transaction's end."""
+CLOSE_S = 1.0
+_FULL_QUEUE_S = 0.1
+_SCHEMA = "millstream.back/1"
+
+
+class Position(NamedTuple):
+    """The next sequence to be read of a stream; ``created`` tells it from one of the same name."""
+
+    stream: str
+    created: str
+    next_seq: int
+
+
+class Fenced(BridgeError):
+    """Somebody else writes under this transactional id now."""
+
+
+class Refused(Exception):
+    """The broker does not take the record at this place of the batch; nothing is stored."""
+
+    def __init__(self, place: int | None, reason: str) -> None:
+        super().__init__(reason)
+        self.place, self.reason = place, reason
+
+
+class KafkaSink:
+    """Writes to one topic under one transactional id; every call runs in a thread of its own."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        topic: str,
+        name: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        timeout_s: float = 20.0,
+    ) -> None:
+        """``name`` is both the transactional id and the group; ``options`` are librdkafka's."""
+        self.bootstrap, self.topic, self.name = bootstrap, topic, name
+        self._timeout_s = timeout_s
+        self._thread = WorkerThread("kafka sink")
+        self._producer: Producer | None = None
+        self._consumer: Consumer | None = None
+        self._refused: list[tuple[Message, KafkaError]] = []
+        self._is_closed = False
+        self._common = {"bootstrap.servers": bootstrap, "client.id": name, **(options or {})}
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a client that held the transactional id when it was last heard of."""
+        return self._producer is not None
+
+    async def partition_count(self) -> int:
+        """How many partitions the topic has. Unreachable, ConfigurationError: no such topic."""
+        return await self._run(self._partition_count)
+
+    async def open(self, slots: Sequence[int]) -> dict[int, Position]:
+        """Take the transactional id over and read the positions; a slot without one is left out.
+
+        ``slots`` are numbers of partitions under which positions are kept. Unreachable,
+        ConfigurationError.
+        """
+        return await self._run(lambda: self._open(slots))
+
+    async def store(self, records: Sequence[Record], positions: Mapping[int, Position]) -> None:
+        """Records in this order and the positions after them, in one transaction.
+
+        Fenced, SessionLost (nothing is stored, or the answer was lost: read the position), Refused.
+        """
+        await self._run(lambda: self._store(records, positions))
+
+    async def close(self) -> None:
+        """Leave; what is not committed is aborted. May be called twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._run(self._close)
+        except TimeoutError:
+            logger.debug("the Kafka client is still waiting for somebody; left to itself")
+        self._thread.stop()
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        return await self._thread.run(call)
+
+    # in the thread
+
+    def _partition_count(self) -> int:
+        try:
+            metadata = self._offsets().list_topics(self.topic, timeout=self._timeout_s)
+        except KafkaException as error:
+            raise self._unreachable(error) from error
+        topic = metadata.topics[self.topic]
+        if topic.error is not None or not topic.partitions:
+            reason = topic.error.str() if topic.error is not None else "it has no partitions"
+            raise ConfigurationError(f"topic {self.topic} at {self.bootstrap}: {reason}")
+        return len(topic.partitions)
+
+    def _offsets(self) -> Consumer:
+        """The client that reads the positions; it never joins the group."""
+        if self._consumer is None:
+            settings = {
+                **self._common,
+                "group.id": self.name,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "allow.auto.create.topics": False,
+            }
+            self._consumer = self._made(lambda: Consumer(settings, logger=_client_logger))
+        return self._consumer
+
+    def _open(self, slots: Sequence[int]) -> dict[int, Position]:
+        self._drop()
+        settings: dict[str, Any] = {
+            **self._common,
+            "transactional.id": self.name,
+            "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            "delivery.timeout.ms": TRANSACTION_TIMEOUT_MS,
+            "delivery.report.only.error": True,
+            # A record over batch.size travels alone: only the broker's own limit counts.
+            "message.max.bytes": 1_000_000_000,
+            "batch.size": 512 << 10,
+            "linger.ms": 5,
+            "retry.backoff.ms": 10,
+            "allow.auto.create.topics": False,
+            "on_delivery": self._on_delivery,
+            "error_cb": _ignore,
+        }
+        producer = self._made(lambda: Producer(settings, logger=_client_logger))
+        try:
+            producer.init_transactions(self._timeout_s)
+            places = [TopicPartition(self.topic, slot) for slot in slots]
+            committed = self._offsets().committed(places, timeout=self._timeout_s)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in _FORBIDDEN:
+                reason = error.args[0].str()
+                raise ConfigurationError(f"Kafka at {self.bootstrap}: {reason}") from error
+            raise self._unreachable(error) from error
+        self._producer = producer
+        found = {}
+        for place in committed:
+            if place.offset >= 0:
+                found[place.partition] = _position(self.name, place)
+        return found
+
+    def _store(self, records: Sequence[Record], positions: Mapping[int, Position]) -> None:
+        producer = self._producer
+        if producer is None:
+            raise SessionLost("the way back is not open")
+        self._refused.clear()
+        try:
+            producer.begin_transaction()
+            self._produce(producer, records)
+            producer.flush(self._timeout_s)  # the commit would do it too, but tell no delivery
+            producer.send_offsets_to_transaction(
+                [_place(self.topic, slot, at) for slot, at in positions.items()],
+                self._offsets().consumer_group_metadata(),
+                self._timeout_s,
+            )
+            self._commit(producer)
+        except KafkaException as error:
+            raise self._after(producer, error, records) from error
+
+    def _produce(self, producer: Producer, records: Sequence[Record]) -> None:
+        topic = self.topic
+        for record in records:
+            headers: list[Any] = list(record.headers)
+            while True:
+                try:
+                    producer.produce(
+                        topic,
+                        value=record.value,
+                        key=record.key,
+                        partition=record.kafka_partition,
+                        timestamp=record.timestamp_ms,
+                        headers=headers,
+                    )
+                    break
+                except BufferError:
+                    producer.poll(_FULL_QUEUE_S)
+
+    def _commit(self, producer: Producer) -> None:
+        """Commit; asks again while the answer is late, as Kafka's protocol wants it."""
+        while True:
+            try:
+                producer.commit_transaction(self._timeout_s)
+            except KafkaException as error:
+                if error.args[0].retriable() and not self._is_closed:
+                    continue
+                raise
+            return
+
+    def _after(
+        self, producer: Producer, error: KafkaException, records: Sequence[Record]
+    ) -> Exception:
+        """What a failed transaction means; aborts it where it can be."""
+        fault = error.args[0]
+        if fault.code() in _FENCED:
+            self._drop()
+            return Fenced(
+                f"topic {self.topic}: another bridge has taken over the way back ({self.name})"
+            )
+        if fault.fatal() or not fault.txn_requires_abort():
+            self._drop()
+            return SessionLost(f"transaction of {self.name}: {fault.str()}")
+        try:
+            producer.abort_transaction(self._timeout_s)
+        except KafkaException as failure:
+            self._drop()
+            logger.debug("abort: %s", failure, extra={"event": "abort_failed"})
+        if self._refused:
+            message, reason = self._refused[0]
+            return Refused(_index(message, records), reason.str())
+        return SessionLost(f"transaction of {self.name}: {fault.str()}")
+
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
+        """Only of records that were not stored; of those, only what the broker minds itself."""
+        if error is not None and error.code() in _REFUSALS:
+            self._refused.append((message, error))
+
+    def _drop(self) -> None:
+        """Forget the client; its purge keeps its end from waiting for anybody."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.purge()
+
+    def _close(self) -> None:
+        producer = self._producer
+        if producer is not None:
+            producer.purge()
+        self._producer = None
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            consumer.close()
+
+    def _made(self, make: Callable[[], T]) -> T:
+        try:
+            return make()
+        except KafkaException as error:
+            raise ConfigurationError(f"Kafka client: {_text(error)}") from error
+
+    def _unreachable(self, error: KafkaException) -> Unreachable:
+        return Unreachable("Kafka", self.bootstrap, _text(error))
+
+
+_FENCED = frozenset(
+    {
+        KafkaError._FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.FENCED_INSTANCE_ID,
+    }
+)
+_FORBIDDEN = frozenset(
+    {
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    }
+)
+_REFUSALS = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+        KafkaError._UNKNOWN_PARTITION,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    }
+)
+
+
+def _ignore(error: KafkaError) -> None:
+    logger.debug("kafka: %s", error.str(), extra={"event": "kafka_error"})
+
+
+def _place(topic: str, slot: int, position: Position) -> TopicPartition:
+    about = {"schema": _SCHEMA, "stream": position.stream, "created": position.created}
+    return TopicPartition(topic, slot, position.next_seq, metadata=json.dumps(about))
+
+
+def _position(name: str, place: TopicPartition) -> Position:
+    try:
+        about = json.loads(place.metadata or "")
+        return Position(str(about["stream"]), str(about["created"]), place.offset)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"Kafka group {name}: its offset of topic {place.topic} partition {place.partition}"
+            " is not a position of the way back: is the name used for something else?"
+        ) from error
+
+
+def _index(message: Message, records: Sequence[Record]) -> int | None:
+    """Where in the batch a message the broker refused is; by what the client still knows of it."""
+    kept = (message.partition(), message.key(), message.value())
+    for place, record in enumerate(records):
+        if (record.kafka_partition, record.key, record.value) == kept:
+            return place
+    return None
+
+
+def _text(error: KafkaException) -> str:
+    detail = error.args[0] if error.args else error
+    return detail.str() if isinstance(detail, KafkaError) else str(detail)

@@ -1,0 +1,262 @@
+"""The way back: what producers wrote straight to NATS reaches Kafka, once, marked, in order."""
+
+import asyncio
+
+import nats
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from millstream_bridge import ConfigurationError, Route
+from millstream_bridge.back.runner import BackBridge, BackReport, CannotReturn
+from millstream_bridge.kafka.sink import Fenced
+from millstream_bridge.model import Record
+from millstream_bridge.records.origin import returned
+from millstream_coordinator import Publisher
+from tests.bridge.moves import a_route, move_all, until
+from tests.bridge.topics import all_records
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+PARTITIONS = 3
+
+
+def shared_route(topic: str, **changes: object) -> Route:
+    return a_route(topic, shared=True, **changes)
+
+
+async def back(kafka: Kafka, server: Server, route: Route, **options: object) -> BackReport:
+    """One run of the way back, to the stream's end."""
+    bridge = BackBridge(kafka=kafka.bootstrap, nats=server.url, route=route, **options)  # type: ignore[arg-type]
+    return await bridge.run(stop_at_end=True)
+
+
+async def publish(server: Server, numbers: range, partitions: int = PARTITIONS) -> None:
+    """Native messages: key ``N<n mod 5>``, payload ``native <n>``, one header, in this order."""
+    client = await nats.connect(server.url)
+    try:
+        subject = "flights.{partition}.{key}"
+        async with Publisher(client, subject, partitions=partitions) as publisher:
+            for n in numbers:
+                await publisher.send(b"N%d" % (n % 5), b"native %d" % n, headers={"n": str(n)})
+    finally:
+        await client.close()
+
+
+async def fill(kafka: Kafka, server: Server, topic: str, records: int = 12) -> Route:
+    """A topic whose records are all in the stream; the route to it."""
+    kafka.create_topic(topic, PARTITIONS)
+    kafka.produce(
+        topic,
+        [
+            {"partition": n % PARTITIONS, "key": b"K%d" % n, "value": b"%d" % n}
+            for n in range(records)
+        ],
+    )
+    route = shared_route(topic)
+    await move_all(kafka.bootstrap, server.url, route)
+    return route
+
+
+def natives(records: list[Record], route: Route) -> list[Record]:
+    return [record for record in records if returned(record.headers, route.name) is not None]
+
+
+async def test_native_messages_reach_kafka_with_key_partition_time_and_mark(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    await publish(nats_server, range(20))
+
+    report = await back(kafka, nats_server, route)
+
+    records = natives(all_records(kafka, topic), route)
+    assert (report.records, report.from_kafka) == (20, 12)
+    assert sorted(record.value or b"" for record in records) == sorted(
+        b"native %d" % n for n in range(20)
+    )
+    for record in records:
+        number = int((record.value or b"").split()[1])
+        mark = returned(record.headers, route.name)
+        assert record.key == b"N%d" % (number % 5)
+        assert record.headers[2:] == (("n", b"%d" % number),)
+        assert mark is not None
+        assert mark.stream == "FLIGHTS"
+        assert record.timestamp_ms > 1_600_000_000_000
+    for partition in range(PARTITIONS):
+        seqs = [
+            mark.seq
+            for record in records
+            if record.kafka_partition == partition
+            and (mark := returned(record.headers, route.name)) is not None
+        ]
+        assert seqs == sorted(set(seqs))
+
+
+async def test_a_second_run_goes_on_where_the_first_ended(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    await publish(nats_server, range(7))
+    await back(kafka, nats_server, route)
+    await publish(nats_server, range(7, 15))
+
+    report = await back(kafka, nats_server, route)
+
+    assert report.records == 8
+    assert len(natives(all_records(kafka, topic), route)) == 15
+
+
+async def test_it_follows_what_comes_and_stops_when_told(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    bridge = BackBridge(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(bridge.run(), name="back")
+        await until(lambda: bridge.progress.sessions == 1)
+        await publish(nats_server, range(5))
+        await until(lambda: bridge.progress.records == 5)
+        await publish(nats_server, range(5, 9))
+        await until(lambda: bridge.progress.records == 9)
+        bridge.stop()
+
+    assert running.result().ended == "stopped"
+    assert len(natives(all_records(kafka, topic), route)) == 9
+
+
+async def test_a_server_that_restarts_costs_a_session_and_nothing_else(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    bridge = BackBridge(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        tasks.create_task(bridge.run(), name="back")
+        await publish(nats_server, range(5))
+        await until(lambda: bridge.progress.records == 5)
+        nats_server.kill()
+        await nats_server.restart()
+        await publish(nats_server, range(5, 9))
+        await until(lambda: bridge.progress.records == 9)
+        bridge.stop()
+
+    assert bridge.progress.sessions >= 2
+    assert len(natives(all_records(kafka, topic), route)) == 9
+
+
+async def test_a_deletion_becomes_a_tombstone(nats_server: Server, mock: Kafka, topic: str) -> None:
+    route = await fill(mock, nats_server, topic)
+    client = await nats.connect(nats_server.url)
+    try:
+        await client.jetstream().publish("flights.1.N1", b"", headers={"KV-Operation": "DEL"})
+        await client.jetstream().publish("flights.1.N2", b"")
+    finally:
+        await client.close()
+
+    await back(mock, nats_server, route)
+
+    records = natives(all_records(mock, topic), route)
+    assert [(record.key, record.value) for record in records] == [(b"N1", None), (b"N2", b"")]
+
+
+async def test_a_message_of_a_partition_kafka_lacks_stops_it_and_names_the_sequence(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic, records=3)
+    client = await nats.connect(nats_server.url)
+    try:
+        await client.jetstream().publish("flights.0.N1", b"goes")
+        bad = await client.jetstream().publish("flights.9.N1", b"cannot")
+    finally:
+        await client.close()
+
+    with pytest.raises(CannotReturn, match=rf"sequence {bad.seq} .*partition 9.*3 partitions"):
+        await back(mock, nats_server, route)
+
+    assert [r.value for r in natives(all_records(mock, topic), route)] == [b"goes"]
+
+
+async def test_everything_cannot_go_to_its_own_topic(topic: str) -> None:
+    with pytest.raises(ConfigurationError, match="only go to another topic"):
+        BackBridge(kafka="127.0.0.1:1", nats="", route=shared_route(topic), everything=True)
+
+
+@pytest.mark.kafka
+async def test_a_second_one_takes_over_and_the_first_ends(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    route = await fill(a_real_kafka, nats_server, topic)
+    first = BackBridge(kafka=a_real_kafka.bootstrap, nats=nats_server.url, route=route)
+    second = BackBridge(kafka=a_real_kafka.bootstrap, nats=nats_server.url, route=route)
+
+    async with asyncio.timeout(60):
+        old = asyncio.create_task(first.run(), name="first")
+        await publish(nats_server, range(5))
+        await until(lambda: first.progress.records == 5)
+        new = asyncio.create_task(second.run(), name="second")
+        await until(lambda: second.progress.sessions == 1)
+        await publish(nats_server, range(5, 9))
+        await until(lambda: second.progress.records == 4)
+        second.stop()
+        await new
+        with pytest.raises(Fenced, match="another bridge has taken over"):
+            await old
+
+    assert len(natives(all_records(a_real_kafka, topic), route)) == 9
+
+
+@pytest.mark.kafka
+async def test_a_position_kafka_forgot_is_found_in_the_records(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """As when nothing was committed for a week."""
+    from confluent_kafka.admin import AdminClient
+
+    route = await fill(a_real_kafka, nats_server, topic)
+    await publish(nats_server, range(7))
+    await back(a_real_kafka, nats_server, route)
+    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
+    gone = admin.delete_consumer_groups([f"millstream-back-{route.name}"])
+    await asyncio.to_thread(lambda: [one.result(20) for one in gone.values()])
+    await publish(nats_server, range(7, 15))
+
+    report = await back(a_real_kafka, nats_server, route)
+
+    assert report.records == 8
+    assert len(natives(all_records(a_real_kafka, topic), route)) == 15
+
+
+@pytest.mark.kafka
+async def test_a_stream_made_anew_is_not_taken_for_the_old_one(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    route = await fill(a_real_kafka, nats_server, topic)
+    await publish(nats_server, range(7))
+    await back(a_real_kafka, nats_server, route)
+    client = await nats.connect(nats_server.url)
+    try:
+        await client.jetstream().delete_stream("FLIGHTS")
+    finally:
+        await client.close()
+    await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+
+    with pytest.raises(ConfigurationError, match="say with which sequence to begin"):
+        await back(a_real_kafka, nats_server, route)
+
+
+@pytest.mark.kafka
+async def test_the_position_is_committed_with_the_records(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    route = await fill(a_real_kafka, nats_server, topic)
+    await publish(nats_server, range(7))
+
+    report = await back(a_real_kafka, nats_server, route)
+
+    consumer = Consumer(
+        {"bootstrap.servers": a_real_kafka.bootstrap, "group.id": f"millstream-back-{route.name}"}
+    )
+    committed = consumer.committed([TopicPartition(topic, 0)], 20)[0]
+    consumer.close()
+    assert committed.offset == report.positions["FLIGHTS"]

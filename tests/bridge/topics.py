@@ -1,0 +1,52 @@
+"""A topic as any Kafka consumer that reads committed sees it, with confluent-kafka alone."""
+
+from typing import Any
+
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, TopicPartition
+
+from millstream_bridge import Record
+from millstream_bridge.model import TimestampType
+from tests.helpers.kafka import Kafka
+
+
+def all_records(kafka: Kafka, topic: str) -> list[Record]:
+    """Every committed record of the topic, per partition in order of offset."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": "test",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+        }
+    )
+    try:
+        partitions = sorted(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
+        records: list[Record] = []
+        ended: set[int] = set()
+        while len(ended) < len(partitions):
+            message: Any = consumer.poll(20)
+            assert message is not None, "no answer in time"
+            error = message.error()
+            if error is not None:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                ended.add(message.partition())
+                continue
+            kind, timestamp_ms = message.timestamp()
+            is_append = kind == TIMESTAMP_LOG_APPEND_TIME
+            records.append(
+                Record(
+                    message.partition(),
+                    message.offset(),
+                    timestamp_ms,
+                    TimestampType.LOG_APPEND if is_append else TimestampType.CREATE,
+                    message.key(),
+                    message.value(),
+                    tuple(message.headers() or ()),
+                )
+            )
+        return sorted(records, key=lambda record: (record.kafka_partition, record.offset))
+    finally:
+        consumer.close()
