@@ -7,6 +7,7 @@ from typing import Any
 from millstream_bridge import Bridge, BridgeReport, Record, Route
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.reader import read_stream
+from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.records.headers import parse_block
 from millstream_bridge.records.mapping import Mapping
 
@@ -43,12 +44,14 @@ def a_route(topic: str, **changes: Any) -> Route:
     return Route(topic=topic, **settings)
 
 
-async def move_all(kafka: str, nats: str, route: Route, **options: Any) -> BridgeReport:
+async def move_all(
+    kafka: str, nats: str | NatsTarget, route: Route, **options: Any
+) -> BridgeReport:
     """Run a bridge until all that is in the topic now is stored."""
     return await Bridge(kafka=kafka, nats=nats, route=route, **options).run(stop_at_end=True)
 
 
-async def stored_records(nats: str, route: Route) -> AbcMapping[int, list[Record]]:
+async def stored_records(nats: str | NatsTarget, route: Route) -> AbcMapping[int, list[Record]]:
     """All records of the route as the stream holds them, per partition, in the stream's order."""
     mapping = Mapping(route)
     found: dict[int, list[Record]] = {}

@@ -38,6 +38,7 @@ class Session:
         self.connection = Connection("nats://test")
         self.connection.connection_made(cast(asyncio.Transport, self.wire))
         self.connection.data_received(INFO)
+        self.connection.is_open = True
         self.acks: list[tuple[int, int]] = []
         self.others: list[Message] = []
         self.reply = self.connection.new_ack_subject(

@@ -18,6 +18,7 @@ class ModelServer:
     """Answers STREAM.INFO and STREAM.MSG.GET over messages it is given; None is a deleted one."""
 
     url = "nats://model"
+    api_prefix = "$JS.API"
 
     def __init__(self) -> None:
         self.mapping = Mapping(a_route("flights"))

@@ -13,12 +13,13 @@ import asyncio
 import json
 import re
 import secrets
+import ssl
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
-from urllib.parse import unquote, urlsplit
 
-from ..errors import ConfigurationError, ConnectionLost, Unreachable
+from ..errors import BridgeError, ConfigurationError, ConnectionLost, Unreachable
 from ..records.headers import HeaderError, parse_block
+from .target import Address, NatsTarget
 
 WRITE_BUFFER_BYTES = 1 << 20
 PROTOCOL_LINE_BYTES_MAX = 1 << 20
@@ -50,14 +51,20 @@ class AckSink(NamedTuple):
 class Connection(asyncio.Protocol):
     """Made by `open`; ends with `close` or when the server goes away (`lost`)."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, target: str | NatsTarget, address: Address | None = None) -> None:
+        self._target = NatsTarget.of(target)
+        self._address = address or next(self._target.addresses())
+        self.url = self._address.url
+        self.api_prefix = self._target.jetstream_prefix
         self.info: dict[str, Any] = {}
         self.is_open = False
         self.lost_reason = ""
-        self._inbox = f"_INBOX.{secrets.token_hex(6)}"
+        self.denied = ""
+        """The first permission the server found missing, in its words."""
+        self._inbox = f"{self._target.inbox_prefix}.{secrets.token_hex(6)}"
         self._transport: asyncio.Transport | None = None
         self._rest = b""
+        self._greeted: asyncio.Future[None] | None = None
         self._ready: asyncio.Future[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
@@ -68,29 +75,90 @@ class Connection(asyncio.Protocol):
         self._ack_run: re.Pattern[bytes] | None = None
         self._ack_sink: AckSink | None = None
         self._closed = asyncio.Event()
-        self._connect = b""
+        self._name = ""
 
     @classmethod
-    async def open(cls, url: str, *, name: str, timeout_s: float = 5.0) -> "Connection":
-        """Connect and shake hands. Unreachable says why not; ConfigurationError: a bad URL."""
-        host, port, credentials = _parse_url(url)
-        connection = cls(_without_password(url))
-        connection._connect = _connect_operation(name, credentials)
+    async def open(
+        cls, target: str | NatsTarget, *, name: str, timeout_s: float = 5.0
+    ) -> "Connection":
+        """Connect and shake hands with the first address that answers, ``timeout_s`` for each.
+
+        Unreachable says why none did; ConfigurationError: a bad URL or file.
+        """
+        target = NatsTarget.of(target)
+        failures: list[Unreachable] = []
+        for address in target.addresses():
+            try:
+                return await cls(target, address)._open(name, timeout_s)
+            except Unreachable as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        reasons = "; ".join(f"{error.where}: {error.reason}" for error in failures)
+        raise Unreachable("NATS", str(target), reasons) from failures[-1]
+
+    async def _open(self, name: str, timeout_s: float) -> "Connection":
         loop = asyncio.get_running_loop()
-        connection._ready = loop.create_future()
+        self._greeted, self._ready = loop.create_future(), loop.create_future()
+        self._name = name
+        _, host, port, _, _ = self._address
+        tls = self._target.tls_context() if self._target.tls_first else None
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.create_connection(lambda: connection, host, port)
-                await connection._ready
+                await loop.create_connection(lambda: self, host, port, ssl=tls)
+                await self._greeted
+                if tls is None and self._wants_tls:
+                    await self._start_tls(loop, host)
+                self._shake_hands()
+                await self._ready
         except TimeoutError as error:
-            connection._abort()
-            raise Unreachable("NATS", connection.url, "no answer in time") from error
+            self._abort()
+            raise Unreachable("NATS", self.url, "no answer in time") from error
+        except ssl.SSLError as error:
+            self._abort()
+            raise Unreachable("NATS", self.url, f"TLS: {error.reason or error}") from error
         except OSError as error:
-            raise Unreachable("NATS", connection.url, str(error) or repr(error)) from error
-        except asyncio.CancelledError:
-            connection._abort()
+            self._abort()
+            raise Unreachable("NATS", self.url, str(error) or repr(error)) from error
+        except (asyncio.CancelledError, BridgeError):
+            self._abort()
             raise
-        return connection
+        return self
+
+    @property
+    def _wants_tls(self) -> bool:
+        is_demanded = self._target.has_tls or self._address.is_tls
+        if is_demanded and not (self.info.get("tls_required") or self.info.get("tls_available")):
+            raise ConfigurationError(f"NATS at {self.url} has no TLS, which this target demands")
+        return is_demanded or bool(self.info.get("tls_required"))
+
+    async def _start_tls(self, loop: asyncio.AbstractEventLoop, host: str) -> None:
+        assert self._transport is not None
+        context = self._target.tls_context()
+        upgraded = await loop.start_tls(self._transport, self, context, server_hostname=host)
+        if upgraded is None:
+            raise ConnectionResetError("closed during the TLS handshake")
+        self.connection_made(upgraded)
+
+    def _shake_hands(self) -> None:
+        """Say who we are and listen for answers; the PONG says that it was taken."""
+        assert self._transport is not None
+        options = {
+            "verbose": False,
+            "pedantic": False,
+            "tls_required": self._target.has_tls or self._address.is_tls,
+            "lang": "python",
+            "version": "0.1.0",
+            "protocol": 1,
+            "headers": True,
+            "no_responders": True,
+            "echo": False,
+            "name": self._name,
+            **self._target.login(self._address, str(self.info.get("nonce", ""))),
+        }
+        self.is_open = True
+        connect = b"CONNECT " + json.dumps(options).encode() + b"\r\n"
+        self._transport.write(connect + f"SUB {self._inbox}.* 1\r\nPING\r\n".encode())
 
     @property
     def max_payload(self) -> int:
@@ -173,7 +241,7 @@ class Connection(asyncio.Protocol):
 
     def new_inbox(self) -> str:
         """A subject for a subscription of one's own."""
-        return f"_INBOX.{secrets.token_hex(8)}"
+        return f"{self._target.inbox_prefix}.{secrets.token_hex(8)}"
 
     async def close(self) -> None:
         """Flush for a moment what was written and close; returns when the socket is closed."""
@@ -209,8 +277,10 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._closed.set()
         lost = ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
-        if self._ready is not None and not self._ready.done():
-            self._ready.set_exception(ConnectionResetError(self.lost_reason))
+        for step in (self._greeted, self._ready):
+            if step is not None and not step.done():
+                step.set_exception(ConnectionResetError(self.lost_reason))
+                step.exception()  # one of the two may never be awaited
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(lost)
@@ -265,7 +335,7 @@ class Connection(asyncio.Protocol):
         elif word == b"INFO":
             self._on_info(rest)
         elif word == b"-ERR":
-            self.lost_reason = rest.decode("utf-8", "replace").strip("' ")
+            self._on_error(rest.decode("utf-8", "replace").strip("' "))
         elif word != b"+OK":
             self._fail("the peer does not speak the NATS protocol")
         return line_end + 2
@@ -276,13 +346,20 @@ class Connection(asyncio.Protocol):
         except ValueError:
             self._fail("the peer's INFO is no JSON")
             return
-        if self.is_open or self._transport is None:
+        if self._greeted is not None and not self._greeted.done():
+            self._greeted.set_result(None)
+
+    def _on_error(self, reason: str) -> None:
+        if not reason.lower().startswith("permissions violation"):
+            self.lost_reason = reason
             return
-        if self.info.get("tls_required"):
-            self._fail("the server demands TLS, which the bridge does not speak yet")
-            return
-        self.is_open = True
-        self._transport.write(self._connect + f"SUB {self._inbox}.* 1\r\nPING\r\n".encode())
+        # The connection stays, and what was asked for or sent is never answered.
+        self.denied = self.denied or reason
+        for future in self._requests.values():
+            if not future.done():
+                future.set_exception(ConfigurationError(f"NATS at {self.url}: {reason}"))
+        if self._ack_sink is not None:
+            self._ack_sink.on_other(Message("", "", b"", b""))
 
     def _message(self, word: bytes, arguments: bytes, buffer: bytes, at: int) -> int:
         fields = arguments.split()
@@ -334,40 +411,3 @@ def parse_answer(message: Message) -> dict[str, Any]:
     except HeaderError:
         status = None
     raise ConnectionLost(f"JetStream gave no answer (status {status})")
-
-
-def _parse_url(url: str) -> tuple[str, int, dict[str, str]]:
-    text = url if "://" in url else f"nats://{url}"
-    try:
-        parts = urlsplit(text)
-        host, port = parts.hostname, parts.port or 4222
-    except ValueError as error:
-        raise ConfigurationError(f"{url!r} is no NATS URL: {error}") from error
-    if parts.scheme != "nats" or not host:
-        raise ConfigurationError(f"{_without_password(url)!r} is no NATS URL like nats://host:4222")
-    credentials = {}
-    if parts.username is not None and parts.password is None:
-        credentials = {"auth_token": unquote(parts.username)}
-    elif parts.username is not None:
-        credentials = {"user": unquote(parts.username), "pass": unquote(parts.password or "")}
-    return host, port, credentials
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^@/]*@", "//…@", url)
-
-
-def _connect_operation(name: str, credentials: dict[str, str]) -> bytes:
-    options = {
-        "verbose": False,
-        "pedantic": False,
-        "lang": "python",
-        "version": "0.1.0",
-        "protocol": 1,
-        "headers": True,
-        "no_responders": True,
-        "echo": False,
-        "name": name,
-        **credentials,
-    }
-    return b"CONNECT " + json.dumps(options).encode() + b"\r\n"

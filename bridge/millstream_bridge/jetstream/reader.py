@@ -31,6 +31,7 @@ async def read_stream(
     """
     if first_seq > last_seq:
         return
+    api = connection.api_prefix
     name, pending = await _make_consumer(connection, stream, subject, first_seq)
     inbox = connection.new_inbox()
     feed = _Feed(inbox, pending)
@@ -44,13 +45,13 @@ async def read_stream(
     )
     try:
         while not feed.is_done(last_seq):
-            to = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name} {feed.next_reply()}"
+            to = f"{api}.CONSUMER.MSG.NEXT.{stream}.{name} {feed.next_reply()}"
             connection.write(b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(request), request))
             yield await feed.one_request()
     finally:
         if connection.is_open:
             connection.unsubscribe(sid)
-            await connection.request(f"$JS.API.CONSUMER.DELETE.{stream}.{name}")
+            await connection.request(f"{api}.CONSUMER.DELETE.{stream}.{name}")
 
 
 async def _make_consumer(
@@ -72,7 +73,8 @@ async def _make_consumer(
     body = {"stream_name": stream, "config": config, "action": "create"}
     answer = parse_answer(
         await connection.request(
-            f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{subject}", msgspec.json.encode(body)
+            f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}.{subject}",
+            msgspec.json.encode(body),
         )
     )
     if error := answer.get("error"):
