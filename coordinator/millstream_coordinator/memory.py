@@ -48,7 +48,7 @@ work-queue, and limits only by `purge`.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -147,8 +147,14 @@ class Observer:
     def pulls(self, client: "MemoryClient", name: str) -> None:
         """A pull was opened on a consumer that is there."""
 
-    def stored(self, client: "MemoryClient", command: StoreLetter, reply: Reply) -> None:
-        """A letter was to be stored."""
+    def stored(
+        self,
+        client: "MemoryClient",
+        command: StoreLetter,
+        reply: Reply,
+        letters: Sequence[MemoryLetter],
+    ) -> None:
+        """A letter was to be stored; all that are there now."""
 
     def announced(self, client: "MemoryClient", value: bytes) -> None:
         """A member told the world."""
@@ -345,7 +351,7 @@ class MemoryServer:
                 letters = self._letters_of(client.settings.group)
                 reply = letters.execute(command, client.settings.config.partitions)
                 if isinstance(command, StoreLetter):
-                    self._observer.stored(client, command, reply)
+                    self._observer.stored(client, command, reply, letters.all())
                 client.send(reply)
             case Announce():
                 self._announce(client, command)

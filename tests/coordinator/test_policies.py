@@ -514,6 +514,25 @@ async def test_what_an_owner_before_parked_into_a_new_record_hides_no_key_of_thi
 
 
 @virtual
+async def test_what_a_resize_handed_on_is_completed_by_what_the_letters_say() -> None:
+    server, log = open_server(), Log()
+    publish(server, "bad", 0)
+    log.fails = lambda message: message.data == b"0"
+    first, _ = make(server, log, on_failure="park", max_attempts=1)
+    async with running(first):
+        await server.until(lambda: len(server.letters("g")) == 1)
+
+    write(server, "parked.0", ParkedRecord(keys={"other": 9}))
+    publish(server, "bad", 1)
+    second, _ = make(server, log, on_failure="park", max_attempts=1, member="b")
+    async with running(second):
+        await server.until(lambda: len(server.letters("g")) == 2 or log.handled != [])
+
+    assert log.handled == []
+    assert read(server, ParkedRecord, "parked.0").keys == {"other": 9, "bad": 1}
+
+
+@virtual
 async def test_a_message_without_a_key_parks_nothing() -> None:
     server, log = open_server(), Log()
     publish(server, "%null", 0)

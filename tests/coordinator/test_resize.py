@@ -130,7 +130,22 @@ def test_parked_keys_are_known_to_every_relative() -> None:
     parked = {1: ParkedRecord(keys={"k": 5}), 3: ParkedRecord(keys={"k": 3, "l": 9}, replay=("l",))}
 
     assert hand_on_parked(parked, 4, 2) == {1: ParkedRecord(keys={"k": 3, "l": 9}, replay=("l",))}
-    assert hand_on_parked(parked, 4, 8).keys() == {1, 3, 5, 7}
+    assert hand_on_parked(parked, 4, 8).keys() == {5, 7}
+
+
+def test_what_a_relatives_lost_record_knew_is_asked_for_anew() -> None:
+    whole = ParkedRecord(keys={"k": 5}, epoch=3)
+
+    assert hand_on_parked({0: whole, 1: whole}, 2, 1) == {}
+    assert hand_on_parked({0: whole}, 2, 1) == {0: ParkedRecord(keys={"k": 5}, epoch=0)}
+
+
+def test_what_was_parked_at_an_earlier_number_of_partitions_is_over() -> None:
+    left_over = ParkedRecord(keys={"k": 5}, epoch=3)
+
+    handed_on = hand_on_parked({0: ParkedRecord(epoch=9), 1: left_over}, 1, 2)
+
+    assert handed_on == {1: ParkedRecord()}
 
 
 # ---- the barrier ----
@@ -462,3 +477,23 @@ def test_every_partition_stood_still_since_the_first_one_stopped() -> None:
     still = [one.assigned(n) for one in processes for n in one.partitions]
     assert len(still) == 7
     assert all(event.stopped_s is not None for event in still)
+
+
+def test_a_standstill_is_told_also_where_the_leader_dies_at_the_barrier() -> None:
+    plane = plane_of()
+    plane.settle("a", "b", "c")
+    leader = plane.leader
+
+    def dies(one: Process, command: Command) -> bool:
+        is_it = one is leader and isinstance(command, WriteKey) and command.key == naming.CONFIG_KEY
+        if is_it:
+            plane.server.execute(one.client, command)
+            one.kill()
+        return is_it
+
+    plane.loses = dies
+    resize(plane, 4)
+
+    still = [one.assigned(n) for one in plane.processes for n in one.partitions]
+    assert len(still) == 4
+    assert all(event.stopped_s for event in still)

@@ -4,10 +4,15 @@ The checkers know what was published, which handler calls began and ended, what 
 the server acked and what was written into the bucket. They believe nothing a member says.
 
 ========================= =========================================================================
-one owner                 handler calls of one partition under one epoch come from one process
+one owner                 handler calls of one partition under one epoch come from one process, and
+                          an epoch is given once, also when its record or the bucket was lost
 lanes                     in one process and epoch, a key's messages begin in order, one at a time
+pause, stop               no handler call begins in a partition of which the process has heard, and
+                          the bucket still says, that it is paused or stopped
 floor                     no saved floor, and no saved done-set, covers a message not handled
-acks                      nothing is acked that was not handled
+acks                      nothing is acked that was not handled, stored as a letter, or skipped by a
+                          reset
+letters                   a message has at most one
 done-set                  a message is not handled again that the saved progress, as it was served
                           to whoever changed the owner, says is done
 fence                     no handler call begins and no ack goes out more than a heartbeat timeout
@@ -25,14 +30,15 @@ consumers                 at the end, none is left whose epoch is not current
 ========================= =========================================================================
 
 A message that the stream dropped (a purge, a limit) before it was handled need not be handled. A
-bucket that was lost takes the progress and the epochs it held with it: what is checked against them
-begins anew, what is checked against effects does not.
+bucket that was lost takes the progress it held with it: what is checked against that begins anew,
+what is checked against epochs and effects does not.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
@@ -40,8 +46,10 @@ from millstream_coordinator import naming
 from millstream_coordinator.errors import BadRecord
 from millstream_coordinator.machine.handoff import saved_position
 from millstream_coordinator.memory import MemoryClient, Observer
+from millstream_coordinator.memory_letters import MemoryLetter
 from millstream_coordinator.model import (
     ChildPosition,
+    ControlRecord,
     DonePosition,
     DoneRecord,
     LetterReason,
@@ -116,9 +124,10 @@ class Checkers(Observer):
         timeout_s: float,
         levels: tuple[int, ...],
         *,
+        value: Callable[[str], bytes | None] = lambda _: None,
         has_streams: bool = False,
     ) -> None:
-        """``has_streams``: one per partition."""
+        """``value``: of a key of the bucket, as it is now. ``has_streams``: one per partition."""
         self.sink = Sink()
         self.levels = levels
         self.published: dict[tuple[int, int], Published] = defaultdict(Published)
@@ -127,6 +136,9 @@ class Checkers(Observer):
         self.handled: set[int] = set()
         self.dropped: set[int] = set()
         """What the stream dropped, or a reset skipped, before it was handled."""
+        self.skipped: set[int] = set()
+        """… what a reset skipped. Who reads it nevertheless acks it as done: a merged partition
+        begins at its children's lowest floor, and one of them was reset to a higher."""
         self.lettered: set[int] = set()
         """What was stored as a letter."""
         self.put_aside: set[int] = set()
@@ -135,6 +147,7 @@ class Checkers(Observer):
         self.num_handled = 0
         self.longest_unowned_s = 0.0
         self._scheduler = scheduler
+        self._value = value
         self._has_streams = has_streams
         self._level_of: dict[tuple[int, int], int] = {}
         """(partition, epoch) → at which level that is."""
@@ -148,8 +161,8 @@ class Checkers(Observer):
         self._records: dict[int, PartitionRecord] = {}
         self._over_at: dict[tuple[int, int], float] = {}
         """(partition, epoch) → when a higher epoch was written."""
-        self._began_anew = False
-        """Progress began anew: what was handled may come again, behind replayed letters too."""
+        self._heard: dict[tuple[str, str], tuple[int, bytes | None]] = {}
+        """(who heard, which key) → revision and value of its newest news: ``ctl``, ``part.<n>``."""
         self._is_lost: set[int] = set()
         """Partitions whose record somebody wrote over."""
         self._made_at: dict[str, float] = {}
@@ -235,14 +248,17 @@ class Checkers(Observer):
         for message in messages:
             self._check_owner(member, message)
             self._check_confirmed(member, f"handler call of {message.seq}")
+            self._check_may_begin(member, message)
             self._check_done(message)
             if message.key is None:
                 continue
             lane = (member.name, message.partition, message.epoch, message.key)
             if lane in self._running and lane not in mine:
                 self.fail(f"key {message.key!r} has two handler calls at one time in {member.name}")
+            # A letter whose ack was lost, or that a reset goes back behind, is replayed while its
+            # message waits in its lane; that comes after it, as any message does that is repeated.
             place = self.place_of(message)
-            is_repeat = place in self.handled and (self._began_anew or place in self.lettered)
+            is_repeat = place in self.handled and place in self.lettered
             if message.seq < self._begun.get(lane, 0) and not is_repeat:
                 self.fail(f"key {message.key!r}: {message.seq} began after {self._begun[lane]}")
             mine.add(lane)
@@ -254,6 +270,25 @@ class Checkers(Observer):
         owner = self._owners.setdefault(where, member.name)
         if owner != member.name:
             self.fail(f"partition {where[0]} epoch {where[1]} served by {owner} and {member.name}")
+
+    def watches(self, member: SimulatedMember) -> None:
+        """Note that a process begins to watch anew: what it had heard of may be gone."""
+        for key in [key for key in self._heard if key[0] == member.name]:
+            del self._heard[key]
+
+    def hears(self, member: SimulatedMember, key: str, value: bytes | None, revision: int) -> None:
+        """Note news that a process is given."""
+        if key == naming.CONTROL_KEY or key.startswith(naming.PARTITION_PREFIX):
+            known = self._heard.get((member.name, key))
+            if known is None or revision > known[0]:
+                self._heard[member.name, key] = revision, value
+
+    def _check_may_begin(self, member: SimulatedMember, message: Message) -> None:
+        number = message.partition
+        for key in (naming.CONTROL_KEY, naming.partition_key(number)):
+            _, heard = self._heard.get((member.name, key), (0, None))
+            if heard is not None and heard == self._value(key) and _forbids(key, heard, message):
+                self.fail(f"{message.seq} begins in {member.name}, which has heard {heard!r}")
 
     def ends(self, member: SimulatedMember, message: Message, *, is_handled: bool) -> None:
         if message.key is not None:
@@ -275,16 +310,27 @@ class Checkers(Observer):
         self._check_confirmed(member, f"ack of {message.seq}")
 
     def acked(self, partition: int, seq: int) -> None:
-        mark = partition % self.levels[0]
-        if not self._is_settled(mark, seq):
+        place = self.place(partition % self.levels[0], seq)
+        if place not in self.handled and place not in self.lettered and place not in self.skipped:
             self.fail(f"message {seq} of partition {partition} is acked and was not handled")
 
-    def stored(self, client: MemoryClient, command: StoreLetter, reply: Reply) -> None:
+    def stored(
+        self,
+        client: MemoryClient,
+        command: StoreLetter,
+        reply: Reply,
+        letters: Sequence[MemoryLetter],
+    ) -> None:
         if isinstance(reply, Done):
             place = self.place_of(command.message)
             self.lettered.add(place)
             if command.reason is not LetterReason.PARK:
                 self.put_aside.add(place)
+        ours = [
+            one for one in letters if self.place_of(one.message) == self.place_of(command.message)
+        ]
+        if len(ours) > 1:
+            self.fail(f"message {command.message.seq} has letters {ours}")
 
     def _check_confirmed(self, member: SimulatedMember, what: str) -> None:
         silence_s = member.now - member.confirmed_at
@@ -385,24 +431,20 @@ class Checkers(Observer):
 
     def loses_bucket(self) -> None:
         """Forget what rested on the bucket: it is gone."""
-        self._began_anew = True
-        self._records.clear()
-        self._is_lost.clear()
+        self._is_lost.update(self._records)
         self._written_at.clear()
         self._expected.clear()
-        self._owners.clear()
-        self._over_at.clear()
 
     def resets(self, partition: int, level: int | None, floor: int) -> None:
         """Note that an operator has a partition go on behind a floor."""
         self._expected.pop(partition, None)
-        self._began_anew = True
         mark = partition % self.levels[0]
         for seq in self.published[level or self.levels[0], partition].seqs:
             if seq > floor:
                 break
             if not self._is_settled(mark, seq):
                 self.drops(mark, seq)
+                self.skipped.add(self.place(mark, seq))
 
     def knows(self, partition: int, record: PartitionRecord) -> None:
         """Note a record that no member wrote."""
@@ -530,6 +572,15 @@ def record_of(value: bytes | None) -> PartitionRecord | None:
         return decode(PartitionRecord, value)
     except BadRecord:
         return None
+
+
+def _forbids(key: str, value: bytes, message: Message) -> bool:
+    """Whether what ``ctl`` or ``part.<n>`` says forbids to call the handler."""
+    if key == naming.CONTROL_KEY:
+        control = decode(ControlRecord, value)
+        return control.is_paused or message.partition in control.paused
+    record = record_of(value)
+    return record is not None and record.epoch == message.epoch and record.stopped_seq is not None
 
 
 def _covers(position: DonePosition, seq: int) -> bool:

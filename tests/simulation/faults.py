@@ -10,7 +10,8 @@ still, leap, wall        the monotonic clock stands still or jumps ahead; the wa
 server                   the server is killed and started again; in-memory consumers may be gone
 slow, loss               handlers take long; requests, replies, heartbeats, deliveries get lost
 conflict                 a foreign writer writes keys' own values again: all revisions are old
-foreign                  … deletes or garbles ``leader``, ``members.<id>``, ``done.<id>``
+foreign                  … deletes or garbles ``leader``, ``members.<id>``, ``done.<id>``,
+                         ``parked.<n>``
 record                   … deletes or garbles ``part.<n>``
 bucket                   the group's bucket is deleted
 redeliver                everything pending is delivered again
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from millstream_coordinator import naming
 from millstream_coordinator.machine.group import Phase
+from millstream_coordinator.model import FailurePolicy
 from millstream_coordinator.naming import parse_consumer
 from millstream_coordinator.ports import Command, DeleteConsumer, PullEnded
 
@@ -243,7 +245,9 @@ class Faults:
 
     def _write_foreign(self, victim: SimulatedMember) -> None:
         member = victim.settings.member
-        keys = (naming.LEADER_KEY, naming.member_key(member), naming.done_key(member))
+        keys = [naming.LEADER_KEY, naming.member_key(member), naming.done_key(member)]
+        if self.world.config.on_failure is FailurePolicy.PARK:
+            keys.append(naming.parked_key(self.world.chance.randrange(self.world.num_partitions)))
         key = self.world.chance.choice(keys)
         if key.startswith(naming.DONE_PREFIX):
             self.world.checkers.loses_progress()

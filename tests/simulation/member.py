@@ -364,6 +364,7 @@ class SimulatedMember:
             return
         if isinstance(command, Watch):
             self._num_watches += 1
+            world.checkers.watches(self)
         connection = self._connection
         pipe = _UP.get(type(command), "stream") if world.is_cluster else None
         at = max(self._up_at.get(pipe, 0.0), world.scheduler.now + world.delay())
@@ -453,6 +454,8 @@ class SimulatedMember:
             self._outstanding.discard(id_)
         elif isinstance(event, Heard) and event.instance == self.settings.instance:
             self.confirmed_at = max(self.confirmed_at, event.sent_at)
+        elif isinstance(event, KeyChanged):
+            self.world.checkers.hears(self, event.key, event.value, event.revision)
         if self.world.trace is not None:
             self.world.note_event(self, event)
         self._take(event)

@@ -122,6 +122,7 @@ class World:
             UNOWNED_BOUND_S,
             self.timing.heartbeat_timeout_s,
             self.levels,
+            value=lambda key: self.server.value(GROUP, key),
             has_streams=self.has_streams,
         )
         self.server = MemoryServer(

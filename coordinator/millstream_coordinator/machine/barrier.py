@@ -6,6 +6,7 @@ new partitions' records name it in ``done_from`` where there is more than a floo
 read like any owner's progress, handed on past owners that die, and deleted when nobody needs it.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from ..events import Cause
@@ -53,6 +54,9 @@ class Barrier:
         if not isinstance(read, KeyRead):
             return False
         self._handed_on[holder] = saved_positions(read.value)
+        # Another leader crossed: the old partitions' records that are still there say since when.
+        old = [it for it in context.book.partitions.values() if not context.is_current(it)]
+        self._stopped_ns = self._stopped_ns or _first_stop(old)
         return True
 
     def first_record(self, partition: int) -> PartitionRecord | None:
@@ -118,9 +122,7 @@ class Barrier:
             return False
         config = replace(context.config, level=to, resize_to=None, base_epoch=base_epoch)
         self._crossed = base_epoch
-        self._stopped_ns = min(
-            (it.stopped_ns for it in records.values() if it.stopped_ns), default=0
-        )
+        self._stopped_ns = _first_stop(records.values())
         return (yield from context.write(CONFIG_KEY, config))
 
     def _write(self, positions: dict[int, DonePosition], base_epoch: int) -> Part:
@@ -137,3 +139,7 @@ class Barrier:
                 return False
             self._handed_on[holder] = its
         return True
+
+
+def _first_stop(records: Iterable[PartitionRecord]) -> int:
+    return min((it.stopped_ns for it in records if it.stopped_ns), default=0)

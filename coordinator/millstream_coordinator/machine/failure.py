@@ -106,6 +106,12 @@ def skipped(owner: Owner, one: Ownership, seq: int) -> Script:
 def _change(
     owner: Owner, one: Ownership, change: Callable[[PartitionRecord], PartitionRecord]
 ) -> Script:
+    """Write a change of the record, until it is there.
+
+    A write that was not answered may have taken place, and an operator may have resumed the
+    partition before the record is read again: then it is stopped a second time. That is seen and
+    undone; not to stop it could not be told from a stop that nobody has seen.
+    """
     context = owner.context
     while owner.is_mine(one):
         record = context.book.partitions[one.partition]

@@ -5,8 +5,11 @@ Who parks writes ``parked.<n>`` by compare-and-set before it stores the first le
 writes its own epoch into it, so that an owner it replaced, which may not know yet, can park nothing
 any more (its compare-and-set meets another revision, and then another epoch). Where there is no
 record, because it is the first owner or the bucket was lost, the parked letters themselves say
-which keys are parked. An owner whose record was lost meanwhile does not begin with an empty one
-either: what it knows and what the letters say goes into the new one.
+which keys are parked; and so they do where a resize handed the record on (it has no epoch), which
+may not have known all. An owner whose record was lost meanwhile does not begin with an empty one
+either: what it knows and what the letters say goes into the new one. So a record with an epoch is
+always whole. It may lack a key of which no letter was stored yet, lost with the bucket: that key's
+message is not acked, and is tried again.
 
 A **replay** is asked for by an operator, who writes the key's token into ``replay``. The owner then
 
@@ -67,8 +70,8 @@ def claim(owner: Owner, one: Ownership) -> Part:
     if read is None:
         return False
     record, revision = read
-    if record is None:
-        record = yield from _recall(owner, one)
+    if record is None or not record.epoch:
+        record = yield from _recall(owner, one, record)
         if record is None:
             return False
     if record.epoch > one.epoch:
@@ -194,8 +197,9 @@ def _read(owner: Owner, one: Ownership) -> _Read:
 def _recall(owner: Owner, one: Ownership, found: ParkedRecord | None = None) -> _Recalled:
     """Put together what a lost record said; None: to be tried again.
 
-    ``found`` is what an owner before wrote into a bucket made anew. The letters tell of every key
-    one was stored of, and this owner of those whose first letter is on its way.
+    ``found`` is what an owner before wrote into a bucket made anew, or a resize handed on. The
+    letters tell of every key one was stored of, and this owner of those whose first letter is on
+    its way.
     """
     keys = {} if found is None else dict(found.keys)
     replay = one.replaying if found is None else (*found.replay, *one.replaying)

@@ -85,9 +85,11 @@ def _trimmed(
 def hand_on_parked(
     parked: Mapping[int, ParkedRecord], old: int, new: int
 ) -> dict[int, ParkedRecord]:
-    """Return what the new partitions know of parked keys: all that any relative of theirs knows.
+    """Return the new partitions' records of parked keys, as far as they are to be written.
 
-    A key that is none of a partition's does no harm there.
+    Each knows what any relative of it knew: a key that is none of its own does no harm there. It
+    may be too little, for a relative's record may be lost, so it has no epoch: who claims it asks
+    the letters as well. Without a record that is done in any case.
     """
     result = {}
     for number in range(new):
@@ -97,8 +99,10 @@ def hand_on_parked(
         for record in found:
             for key, seq in record.keys.items():
                 keys[key] = min(seq, keys.get(key, seq))
-        if keys:
-            replay = tuple(dict.fromkeys(key for record in found for key in record.replay))
+        replay = tuple(dict.fromkeys(key for record in found for key in record.replay))
+        there = parked.get(number, ParkedRecord())
+        is_lost = number in parked and len(found) < len(relatives)
+        if is_lost or (there.keys, there.replay) != (keys, replay):
             result[number] = ParkedRecord(keys=keys, replay=replay)
     return result
 
