@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import BridgeError, ConfigurationError
 from ..jetstream.connection import Connection
+from ..jetstream.target import NatsTarget
 from ..kafka.admin import Denied, KafkaAdmin, KafkaGroup, Topic, TopicConfig, Unsupported
 from ..kafka.reading import records_between
 from ..kafka.source import KafkaSource
@@ -23,11 +24,15 @@ SAMPLE_RECORDS = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assessment:
-    """What was found. ``notes`` are what could not be asked, one line each."""
+    """What was found. ``notes`` are what could not be asked, one line each.
+
+    ``is_cluster``: the NATS server that was looked at is one of several.
+    """
 
     kafka: str
     topics: Sequence[TopicFacts]
     notes: Sequence[str]
+    is_cluster: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """Schema ``millstream.bridge.assess/1``."""
@@ -47,21 +52,25 @@ async def assess(
     *,
     kafka: str,
     topics: str = ".*",
-    nats: str | None = None,
+    nats: str | NatsTarget | None = None,
     kafka_options: Mapping[str, str] | None = None,
     sample_records: int = SAMPLE_RECORDS,
+    may_be_empty: bool = False,
 ) -> Assessment:
     """Look at the topics whose whole name matches the pattern ``topics``; at ``nats`` for limits.
 
     ``sample_records``: how many of a topic are read; 0 for none, -1 for all. ConfigurationError:
-    no topic matches, or the pattern is none. Unreachable.
+    no topic matches (unless ``may_be_empty``), or the pattern is none. Unreachable.
     """
     pattern = compiled(topics)
-    limit = await _message_bytes_max(nats) if nats is not None else None
+    server = await _server(nats) if nats is not None else {}
     admin = KafkaAdmin(kafka, options=kafka_options)
     try:
-        chosen = choose(await admin.topics(), pattern, kafka)
-        look = _Look(admin, kafka, kafka_options, sample_records, limit)
+        found = await admin.topics()
+        chosen = [it for it in found.values() if pattern.fullmatch(it.name) and not it.is_internal]
+        if not chosen and not may_be_empty:
+            raise ConfigurationError(f"no topic at {kafka} matches {topics!r}")
+        look = _Look(admin, kafka, kafka_options, sample_records, server)
         return await look.run(chosen)
     finally:
         await admin.close()
@@ -75,18 +84,11 @@ def compiled(pattern: str) -> re.Pattern[str]:
         raise ConfigurationError(f"{pattern!r} is no pattern of topic names: {error}") from error
 
 
-def choose(found: Mapping[str, Topic], pattern: re.Pattern[str], kafka: str) -> list[Topic]:
-    """The topics a pattern means, without those Kafka keeps for itself."""
-    chosen = [it for it in found.values() if pattern.fullmatch(it.name) and not it.is_internal]
-    if not chosen:
-        raise ConfigurationError(f"no topic at {kafka} matches {pattern.pattern!r}")
-    return chosen
-
-
-async def _message_bytes_max(nats: str) -> int:
+async def _server(nats: str | NatsTarget) -> Mapping[str, Any]:
+    """What the server says of itself."""
     connection = await Connection.open(nats, name="millstream assess")
     try:
-        return connection.max_payload
+        return connection.info
     finally:
         await connection.close()
 
@@ -100,13 +102,13 @@ class _Look:
         kafka: str,
         options: Mapping[str, str] | None,
         sample_records: int,
-        limit: int | None,
+        server: Mapping[str, Any],
     ) -> None:
         self._admin = admin
         self._kafka = kafka
         self._options = dict(options or {})
         self._sample_records = sample_records
-        self._limit = limit
+        self._server = server
         self._notes: list[str] = []
 
     async def run(self, topics: Sequence[Topic]) -> Assessment:
@@ -120,7 +122,12 @@ class _Look:
             groups, configs = [], dict.fromkeys(names, error)
         self._note(it for it in configs.values() if isinstance(it, BridgeError))
         facts = [await self._topic(it, configs[it.name], groups) for it in topics]
-        return Assessment(kafka=self._kafka, topics=facts, notes=self._notes)
+        return Assessment(
+            kafka=self._kafka,
+            topics=facts,
+            notes=self._notes,
+            is_cluster=bool(self._server.get("cluster")),
+        )
 
     async def _groups(self) -> list[KafkaGroup]:
         groups = []
@@ -158,7 +165,7 @@ class _Look:
             shape=shape,
             groups=lags,
             problem=problem,
-            message_bytes_max=self._limit,
+            message_bytes_max=self._server.get("max_payload"),
         )
 
     async def _sample(self, topic: str, marks: dict[int, Watermarks], shape: Shape) -> None:

@@ -1,0 +1,218 @@
+"""A plan says what will be, as a file that can be read back; its check says what drifted since."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+)
+from hypothesis import given, strategies as st
+
+from millstream_bridge import Route
+from millstream_bridge.kafka.admin import Topic, TopicConfig
+from millstream_bridge.project.drift import check, stream_drift
+from millstream_bridge.project.file import load_project
+from millstream_bridge.project.findings import GroupLag, TopicFacts
+from millstream_bridge.project.plan import plan_text, stream_names
+from millstream_bridge.project.routes import check_together, current_routes
+from millstream_bridge.project.rule import routes_of
+from tests.bridge.moves import a_route, move_all
+from tests.bridge.test_assess import a_record, facts_of
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+PROGRAM = [sys.executable, "-m", "millstream_bridge", "plan"]
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *options], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def text_of(*topics: TopicFacts, is_cluster: bool = False) -> str:
+    return plan_text(topics, kafka="k:1", nats="nats://n:4222", pattern=".*", is_cluster=is_cluster)
+
+
+topic_names = st.lists(
+    st.text("ab.-_", min_size=1, max_size=6).filter(lambda it: it not in (".", "..")),
+    min_size=1,
+    max_size=8,
+    unique_by=lambda it: it.replace(".", "-"),
+)
+
+
+@given(topic_names)
+def test_no_two_topics_of_a_plan_get_in_each_others_way(topics: list[str]) -> None:
+    routes = [
+        Route(topic=topic, stream=stream, subject=f"{head}.{{partition}}.{{key}}")
+        for topic, (stream, head) in stream_names(topics).items()
+    ]
+
+    check_together(routes)
+
+
+def test_compaction_becomes_a_line_and_retention_a_choice(tmp_path: Path) -> None:
+    config = TopicConfig(
+        values={
+            "cleanup.policy": "compact,delete",
+            "retention.ms": "604800000",
+            "delete.retention.ms": "86400000",
+        }
+    )
+    file = tmp_path / "project.toml"
+
+    file.write_text(text_of(facts_of([a_record(0)], config=config)))
+
+    [route] = routes_of(load_project(file).rules, [])
+    assert (route.max_msgs_per_subject, route.max_age_s) == (1, None)
+    lines = file.read_text().splitlines()
+    assert "max_msgs_per_subject = 1  # cleanup.policy = compact,delete" in lines
+    assert any(it.startswith("# max_age_s = 604800  # retention.ms") for it in lines)
+    assert any(it.startswith("# tombstone_ttl_s = 86400  # delete.retention.ms") for it in lines)
+
+
+@pytest.mark.parametrize(("is_cluster", "replicas"), [(True, 3), (False, 1)])
+def test_copies_are_kept_where_there_are_servers_for_them(
+    tmp_path: Path, is_cluster: bool, replicas: int
+) -> None:
+    file = tmp_path / "project.toml"
+
+    file.write_text(text_of(facts_of([], topic=Topic("t", 1, 3)), is_cluster=is_cluster))
+
+    [route] = routes_of(load_project(file).rules, [])
+    assert route.replicas == replicas
+
+
+def test_groups_are_noted_with_their_routes(tmp_path: Path) -> None:
+    lag = GroupLag(group="billing.v1", state="Stable", members=2, lag=7, positions={0: 3})
+    file = tmp_path / "project.toml"
+
+    file.write_text(text_of(facts_of([a_record(0)], groups=[lag])))
+
+    [group] = load_project(file).groups
+    assert (group.kafka, group.group, group.routes) == ("billing.v1", "billing-v1", ("t",))
+    assert "# Stable, 2 members; behind by: t 7" in file.read_text()
+
+
+def test_a_topic_that_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:
+    readable = facts_of([a_record(0)], topic=Topic("u", 1, 1))
+    file = tmp_path / "project.toml"
+
+    file.write_text(text_of(facts_of([], problem="not permitted"), readable))
+
+    assert [it.topic for it in routes_of(load_project(file).rules, [])] == ["u"]
+    assert "# reading: not permitted → permit Read and Describe" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({"subjects": ["flights.>"], "max_msgs_per_subject": 1}, []),
+        ({"subjects": ["flights.>"]}, ["max_msgs_per_subject is -1, the route says 1"]),
+        (
+            {"subjects": ["flights.>"], "max_msgs_per_subject": 1, "num_replicas": 3},
+            ["num_replicas is 3, the route says 1"],
+        ),
+        ({"subjects": ["else.>"]}, ["does not listen to flights.*.* (only to else.>)"]),
+    ],
+)
+def test_a_stream_that_is_not_as_its_route_is_drift(
+    config: dict[str, object], what: list[str]
+) -> None:
+    route = a_route("flights", max_msgs_per_subject=1)
+
+    assert [it.what for it in stream_drift(route, config)] == what
+
+
+async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    for name in ("orders", "orders.eu", "..odd"):
+        mock.create_topic(name, 2)
+        mock.produce(name, [{"partition": 0, "key": b"k", "value": b"v"}])
+    file = tmp_path / "project.toml"
+    options = ("--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
+
+    written = await asyncio.to_thread(run, *options)
+    again = await asyncio.to_thread(run, *options)
+
+    assert written.returncode == 0, written.stderr
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "is there already" in again.stderr
+    project = load_project(file)
+    routes = await current_routes(project)
+    for route in routes:
+        report = await move_all(mock.bootstrap, nats_server.url, route)
+        assert report.records == 1
+    assert await check(project, sample_records=100) == []
+
+
+async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    mock.create_topic("orders", 2)
+    file = tmp_path / "project.toml"
+    made = run("--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
+    assert made.returncode == 0, made.stderr
+    file.write_text(
+        file.read_text().replace('"partitions" = "2"', '"partitions" = "1"')
+        + '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
+    )
+    mock.create_topic("new", 1)
+
+    told = await asyncio.to_thread(run, "--check", str(file), "--json")
+    shown = await asyncio.to_thread(run, "--check", str(file))
+
+    assert (told.returncode, shown.returncode) == (1, 1)
+    document = json.loads(told.stdout)
+    assert document["schema"] == "millstream.bridge.plan/1"
+    assert [(it["where"], it["what"]) for it in document["drift"]] == [
+        ("orders", "partitions was 1, is 2 now"),
+        ("gone", "the topic is not there (any more), or may not be seen"),
+        ("new", "a topic that no route moves"),
+    ]
+    assert "gone: the topic is not there (any more), or may not be seen → remove" in shown.stdout
+    assert shown.stdout.endswith("3 drifted\n")
+
+
+@pytest.mark.kafka
+async def test_settings_and_groups_that_changed_on_a_real_kafka_are_drift(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str, tmp_path: Path
+) -> None:
+    a_real_kafka.create_topic(topic, 1, {"cleanup.policy": "compact"})
+    file = tmp_path / "project.toml"
+    made = await asyncio.to_thread(
+        run,
+        *("--kafka", a_real_kafka.bootstrap, "--nats", real_nats_server.url),
+        *("--topics", topic, "--out", str(file)),
+    )
+    assert made.returncode == 0, made.stderr
+    project = load_project(file)
+    before = await check(project, sample_records=0)
+    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
+    change = ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[change])
+    for done in (
+        *admin.incremental_alter_configs([resource]).values(),
+        *admin.create_partitions([NewPartitions(topic, 2)]).values(),
+    ):
+        done.result(20)
+
+    after = await check(project, sample_records=0)
+
+    assert before == []
+    assert [route.max_msgs_per_subject for route in await current_routes(project)] == [1]
+    assert {it.what for it in after} == {
+        "partitions was 1, is 2 now",
+        "cleanup.policy was compact, is delete now",
+    }
+    assert all(it.remedy for it in after)
