@@ -5,7 +5,7 @@ that is in Kafka now is stored. `MockKafka` is librdkafka's mock cluster in this
 are `BridgeError`s.
 """
 
-from .errors import BridgeError, ConfigurationError, RecordError, Unreachable
+from .errors import BridgeError, ConfigurationError, PoisonRecord, RecordError, Unreachable
 from .kafka.mock import MockKafka
 from .model import BridgeReport, Difference, Proof, Record, Route
 from .moving.barrier import barrier
@@ -19,6 +19,7 @@ __all__ = [
     "ConfigurationError",
     "Difference",
     "MockKafka",
+    "PoisonRecord",
     "Proof",
     "Record",
     "RecordError",

@@ -36,6 +36,14 @@ class RecordError(BridgeError):
         self.reason = reason
 
 
+class PoisonRecord(RecordError):
+    """The record itself is the reason: it will never fit. The route says what becomes of it."""
+
+
+class RecordTooLarge(PoisonRecord):
+    """The record is over what one message may hold; it may go in several."""
+
+
 class SessionLost(Exception):
     """The publishing session is over, what was in flight is void; read the stream and open another.
 

@@ -38,6 +38,14 @@ class Record(NamedTuple):
     headers: tuple[KafkaHeader, ...] = ()
 
 
+class Piece(NamedTuple):
+    """One of the messages that stand for a record which cannot be one; header lines end in CRLF."""
+
+    subject: str
+    lines: str
+    payload: bytes
+
+
 class Watermarks(NamedTuple):
     """A partition's first kept offset and the offset the next record will get."""
 
@@ -102,6 +110,10 @@ class Route:
             raise ConfigurationError(f"{name!r} is no route name: [A-Za-z0-9_-]{{1,64}}")
         object.__setattr__(self, "name", name)
         self._check_limits()
+        if self.mode == "dense" and self.large == "chunks":
+            raise self._wrong("large", "is not for a dense route: its sequences are offsets")
+        if self.on_poison == "park" or self.large == "object-store":
+            raise ConfigurationError(f"route of topic {self.topic}: not supported yet")
         for option, supported in _SUPPORTED.items():
             if getattr(self, option) != supported:
                 raise self._wrong(option, f"is not supported yet, only {supported!r}")
@@ -154,10 +166,7 @@ _CHOICES: Final = {
     "storage": Storage,
 }
 _SUPPORTED: Final[Mapping[str, object]] = {
-    "mode": "grouped",
-    "on_poison": "stop",
     "on_gap": "stop",
-    "large": "refuse",
     "tombstone_ttl_s": None,
 }
 
@@ -169,7 +178,7 @@ class BridgeReport:
     A record whose acknowledgement was lost with a connection is stored but not counted here:
     ``positions``, read from the stream, is the truth. ``refusals`` counts sessions ended because
     somebody else wrote, ``foreign_seqs`` the first hundred stray messages met, ``stood_back`` the
-    times a rival bridge was given way to.
+    times a rival bridge was given way to. ``parked`` and ``skipped`` are among ``records``.
     """
 
     topic: str
@@ -183,6 +192,8 @@ class BridgeReport:
     stood_back: int
     foreign_seqs: tuple[int, ...]
     positions: Mapping[int, int]
+    parked: int = 0
+    skipped: int = 0
 
     @property
     def records_per_second(self) -> float:

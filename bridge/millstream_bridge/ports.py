@@ -55,7 +55,7 @@ class Publisher(Protocol):
     foreign_seqs: list[int]
     """The first hundred stray messages that ended a session."""
 
-    async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: Mapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
         """Read the positions of these partitions from the stream and begin a session after them.
 
         Only with ``may_create`` a missing stream is made. ConfigurationError: the stream cannot
@@ -98,4 +98,9 @@ class Publisher(Protocol):
     @property
     def stored(self) -> tuple[int, int]:
         """Records and payload bytes acknowledged in all sessions of this publisher."""
+        ...
+
+    @property
+    def set_aside(self) -> tuple[int, int]:
+        """How many of these records were parked, and how many skipped."""
         ...

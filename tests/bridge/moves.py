@@ -6,7 +6,9 @@ from typing import Any
 
 from millstream_bridge import Bridge, BridgeReport, Record, Route
 from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.large import LargeValues
 from millstream_bridge.jetstream.reader import read_stream
+from millstream_bridge.jetstream.stream import Stream
 from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.records.headers import parse_block
 from millstream_bridge.records.mapping import Mapping
@@ -51,20 +53,38 @@ async def move_all(
     return await Bridge(kafka=kafka, nats=nats, route=route, **options).run(stop_at_end=True)
 
 
-async def stored_records(nats: str | NatsTarget, route: Route) -> AbcMapping[int, list[Record]]:
-    """All records of the route as the stream holds them, per partition, in the stream's order."""
-    mapping = Mapping(route)
+async def stored_records(
+    nats: str | NatsTarget, route: Route, *, dense_partitions: int = 0
+) -> AbcMapping[int, list[Record]]:
+    """All records of the route as its streams hold them, per partition, in their order."""
     found: dict[int, list[Record]] = {}
+    for seq_and_record in await stored_messages(nats, route, dense_partitions=dense_partitions):
+        record = seq_and_record[1]
+        found.setdefault(record.kafka_partition, []).append(record)
+    return found
+
+
+async def stored_messages(
+    nats: str | NatsTarget, route: Route, *, dense_partitions: int = 0
+) -> list[tuple[int, Record]]:
+    """All records of the route with their sequences; of a dense route, stream after stream."""
+    mapping = Mapping(route)
+    found: list[tuple[int, Record]] = []
+    parts = [(route.stream, mapping.route_filter)]
+    if route.mode == "dense":
+        parts = [
+            (mapping.stream_name(p), mapping.partition_filter(p)) for p in range(dense_partitions)
+        ]
     connection = await Connection.open(nats, name="test")
+    large = LargeValues(Stream(connection, mapping))
     try:
-        async for messages in read_stream(
-            connection, route.stream, mapping.route_filter, last_seq=1 << 62
-        ):
-            for _, message in messages:
-                headers = parse_block(message.block)[1] if message.block else []
-                if mapping.source_in(headers) is not None:
-                    record = mapping.record(message.subject, headers, message.payload)
-                    found.setdefault(record.kafka_partition, []).append(record)
+        for stream, subject in parts:
+            async for messages in read_stream(connection, stream, subject, last_seq=1 << 62):
+                for seq, message in messages:
+                    headers = parse_block(message.block)[1] if message.block else []
+                    if mapping.source_in(headers) is not None:
+                        whole = await large.whole(seq, headers, message.payload)
+                        found.append((seq, mapping.record(message.subject, *whole)))
     finally:
         await connection.close()
     return found

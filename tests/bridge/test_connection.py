@@ -93,6 +93,23 @@ def test_a_run_of_acknowledgements_is_one_call() -> None:
     assert session.acks == [(1_000, 1_004)]
 
 
+def test_sessions_side_by_side_each_hear_their_own() -> None:
+    session = Session()
+    heard: list[tuple[int, int]] = []
+    other = session.connection.new_ack_subject(
+        AckSink(lambda count, seq: heard.append((count, seq)), session.others.append)
+    )
+    theirs = b"".join(
+        b'MSG %b 1 25\r\n{"stream":"OTHER","seq":%d}\r\n' % (other.encode(), seq)
+        for seq in (71, 72)
+    )
+
+    session.connection.data_received(session.ack(1) + theirs + session.ack(2) + session.ack(3))
+
+    assert session.acks == [(1, 1), (2, 3)]
+    assert heard == [(2, 72)]
+
+
 def test_an_acknowledgement_with_a_domain_or_a_space_counts() -> None:
     session = Session()
 
@@ -117,7 +134,8 @@ def test_a_duplicate_is_no_good_acknowledgement() -> None:
 
 def test_answers_to_the_session_before_are_dropped() -> None:
     session = Session()
-    late = session.ack(9)
+    late = session.ack(9) + session.message(REFUSAL)
+    session.connection.drop_ack_subject(session.reply)
     session.connection.new_ack_subject(AckSink(lambda *_: None, session.others.append))
 
     session.connection.data_received(late)

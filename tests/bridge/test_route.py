@@ -19,6 +19,7 @@ DENSE = {"mode": "dense", "stream": "FLIGHTS-{partition}"}
         ({"mode": "dense"}, "needs {partition} once"),
         ({"stream": "F-{partition}"}, "only a dense route"),
         ({**DENSE, "shared": True}, "shared"),
+        ({**DENSE, "large": "chunks"}, "large"),
         ({"replicas": 0}, "replicas 0"),
         ({"replicas": 6}, "replicas 6"),
         ({"max_msgs_per_subject": 0}, "not above 0"),
@@ -43,7 +44,7 @@ def test_a_route_that_contradicts_itself_is_refused(
         DENSE,
         {"on_poison": "park"},
         {"on_gap": "continue"},
-        {"large": "chunks"},
+        {"large": "object-store"},
         {"shared": True, "tombstone_ttl_s": 60},
     ],
 )

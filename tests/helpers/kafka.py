@@ -105,7 +105,7 @@ class Kafka:
             {
                 "bootstrap.servers": self.bootstrap,
                 "linger.ms": 5,
-                "message.max.bytes": 2_000_000,
+                "message.max.bytes": 8_000_000,
                 "message.timeout.ms": 20_000,
             }
         )

@@ -6,7 +6,7 @@ a whole run of good acknowledgements, counted, and reported as (count, last sequ
 else (answers to requests, refusals, messages of a subscription, PING) is parsed one by one.
 
 Every session has an acknowledgement subject of its own under one inbox, so that late answers to a
-session that is over cannot be taken for the next one's.
+session that is over cannot be taken for the next one's, and several can go on side by side.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Message(NamedTuple):
 
 
 class AckSink(NamedTuple):
-    """Who hears of the current session's answers."""
+    """Who hears of a session's answers."""
 
     on_acks: Callable[[int, int], None]
     on_other: Callable[[Message], None]
@@ -71,9 +71,8 @@ class Connection(asyncio.Protocol):
         self._requests: dict[str, asyncio.Future[Message]] = {}
         self._handlers: dict[str, Callable[[Message], None]] = {}
         self._next_id = 1
-        self._ack_subject = ""
-        self._ack_run: re.Pattern[bytes] | None = None
-        self._ack_sink: AckSink | None = None
+        self._ack_sinks: dict[bytes, AckSink] = {}
+        self._ack_run = _ack_run(self._inbox)
         self._closed = asyncio.Event()
         self._name = ""
 
@@ -185,15 +184,15 @@ class Connection(asyncio.Protocol):
             raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
 
     def new_ack_subject(self, sink: AckSink) -> str:
-        """A fresh reply subject for a session; answers to the one before are dropped now."""
-        self._ack_subject = self._new_reply()
-        subject = re.escape(self._ack_subject.encode())
-        self._ack_run = re.compile(
-            rb"(?:MSG " + subject + rb' 1 \d+\r\n\{"stream": ?"[^"]*", ?(?:"domain": ?"[^"]*", ?)?'
-            rb'"seq": ?\d+\}\r\n)++'
-        )
-        self._ack_sink = sink
-        return self._ack_subject
+        """A fresh reply subject for a session, until `drop_ack_subject`."""
+        self._next_id += 1
+        subject = f"{self._inbox}.a{self._next_id}"
+        self._ack_sinks[subject.encode()] = sink
+        return subject
+
+    def drop_ack_subject(self, subject: str) -> None:
+        """A session is over: what is still to come for it is dropped."""
+        self._ack_sinks.pop(subject.encode(), None)
 
     async def request(
         self, subject: str, payload: bytes = b"", *, timeout_s: float = 5.0
@@ -284,8 +283,8 @@ class Connection(asyncio.Protocol):
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(lost)
-        if self._ack_sink is not None:
-            self._ack_sink.on_other(Message("", "", b"", b""))
+        for sink in self._ack_sinks.values():
+            sink.on_other(Message("", "", b"", b""))
 
     def pause_writing(self) -> None:
         """The send buffer is over its limit."""
@@ -300,8 +299,8 @@ class Connection(asyncio.Protocol):
         buffer = self._rest + data if self._rest else bytes(data)
         at = 0
         while True:
-            if self._ack_run is not None and (run := self._ack_run.match(buffer, at)):
-                self._on_ack_run(buffer, at, run.end())
+            while run := self._ack_run.match(buffer, at):
+                self._on_ack_run(buffer, run)
                 at = run.end()
             after = self._one_operation(buffer, at)
             if after < 0:
@@ -309,11 +308,12 @@ class Connection(asyncio.Protocol):
             at = after
         self._rest = buffer[at:]
 
-    def _on_ack_run(self, buffer: bytes, start: int, end: int) -> None:
-        count = buffer.count(b"MSG ", start, end)
-        last = buffer.rfind(b":", start, end)
-        if self._ack_sink is not None:
-            self._ack_sink.on_acks(count, int(buffer[last + 1 : end - 3]))
+    def _on_ack_run(self, buffer: bytes, run: re.Match[bytes]) -> None:
+        sink = self._ack_sinks.get(run[1])
+        if sink is not None:
+            start, end = run.span()
+            last = buffer.rfind(b":", start, end)
+            sink.on_acks(buffer.count(b"MSG ", start, end), int(buffer[last + 1 : end - 3]))
 
     def _one_operation(self, buffer: bytes, at: int) -> int:
         """Handle the operation at ``at``; where the next begins, or -1 if this one is not whole."""
@@ -358,8 +358,8 @@ class Connection(asyncio.Protocol):
         for future in self._requests.values():
             if not future.done():
                 future.set_exception(ConfigurationError(f"NATS at {self.url}: {reason}"))
-        if self._ack_sink is not None:
-            self._ack_sink.on_other(Message("", "", b"", b""))
+        for sink in self._ack_sinks.values():
+            sink.on_other(Message("", "", b"", b""))
 
     def _message(self, word: bytes, arguments: bytes, buffer: bytes, at: int) -> int:
         fields = arguments.split()
@@ -383,15 +383,21 @@ class Connection(asyncio.Protocol):
             handler = self._handlers.get(sid.decode())
             if handler is not None:
                 handler(message)
-        elif message.subject == self._ack_subject:
-            if self._ack_sink is not None:
-                self._ack_sink.on_other(message)
+        elif (sink := self._ack_sinks.get(message.subject.encode())) is not None:
+            sink.on_other(message)
         elif (future := self._requests.get(message.subject)) is not None and not future.done():
             future.set_result(message)
 
     def _fail(self, reason: str) -> None:
         self.lost_reason = reason
         self._abort()
+
+
+def _ack_run(inbox: str) -> re.Pattern[bytes]:
+    """Good acknowledgements in a row, all to one subject, which is group 1."""
+    rest = rb' 1 \d+\r\n\{"stream": ?"[^"]*", ?(?:"domain": ?"[^"]*", ?)?"seq": ?\d+\}\r\n'
+    subject = re.escape(inbox.encode()) + rb"\.a\d+"
+    return re.compile(rb"MSG (" + subject + rb")" + rest + rb"(?:MSG \1" + rest + rb")*+")
 
 
 def parse_answer(message: Message) -> dict[str, Any]:

@@ -12,7 +12,7 @@ that lags, and an old position under a right last sequence would store records t
 import asyncio
 import base64
 from collections.abc import Mapping as AbcMapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -24,6 +24,9 @@ from .connection import Connection, parse_answer
 CHECKPOINT_API_LEVEL = 2
 """The JetStream API level of nats-server 2.12, the first with atomic batches. Older servers take
 their messages one by one without a word, so the level is asked for first."""
+
+GAPS: Final = "millstream.gaps"
+"""In the metadata of a dense route's stream: a sequence is no longer its record's offset + 1."""
 
 _NOT_FOUND, _STREAM_NOT_FOUND = 10037, 10059
 _WALK_AT_ONCE = 64
@@ -64,16 +67,26 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stream:
-    """Requests about one route's stream over one connection."""
+    """Requests about one route's stream over one connection.
 
-    def __init__(self, connection: Connection, mapping: Mapping) -> None:
+    ``kafka_partition``: of a dense route, whose stream this is.
+    """
+
+    def __init__(
+        self, connection: Connection, mapping: Mapping, kafka_partition: int | None = None
+    ) -> None:
         self.connection = connection
         self.mapping = mapping
+        self.kafka_partition = kafka_partition
         self.name = mapping.route.stream
+        if kafka_partition is not None:
+            self.name = mapping.stream_name(kafka_partition)
         self.config: AbcMapping[str, Any] = {}
 
-    async def ensure(self, *, may_create: bool = True) -> None:
+    async def ensure(self, *, may_create: bool = True, first_offset: int = 0) -> None:
         """Check the stream, or make it if it is not there.
+
+        ``first_offset`` is the partition's low watermark: where a dense stream's sequences begin.
 
         ConfigurationError: JetStream refuses it, or its configuration would lose positions, change
         subjects or hide answers. ConnectionLost: no JetStream there.
@@ -92,9 +105,9 @@ class Stream:
         except ApiError as error:
             if error.code != _STREAM_NOT_FOUND or not may_create:
                 raise ConfigurationError(f"stream {self.name}: {error}") from error
-            info = await self._create()
+            info = await self._create(first_offset)
         self.config = info["config"]
-        problem = find_problem(self.config, self.mapping)
+        problem = find_problem(self.config, self.mapping, self.kafka_partition)
         if problem:
             raise ConfigurationError(f"stream {self.name} {problem}")
 
@@ -115,7 +128,55 @@ class Stream:
         return await self._get({"last_by_subj": subject})
 
     async def position(self, kafka_partition: int) -> int | None:
-        """One past the offset of the partition's newest record in the stream, None without one."""
+        """One past the offset of the partition's newest record in the stream, None without one.
+
+        A record that was parked or skipped counts: a mark stands for it.
+        """
+        found = await asyncio.gather(
+            self._record_position(kafka_partition), self._mark_position(kafka_partition)
+        )
+        position = max((at for at in found if at is not None), default=None)
+        if position is None and self.kafka_partition is not None:
+            return await self._position_by_sequence()
+        return position
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether this dense stream's sequences are no longer offsets + 1."""
+        return GAPS in (self.config.get("metadata") or {})
+
+    async def mark_gaps(self) -> None:
+        """Write down that offsets have gaps, before the first message behind one is sent."""
+        metadata = {**(self.config.get("metadata") or {}), GAPS: "yes"}
+        try:
+            info = await self._api(
+                f"STREAM.UPDATE.{self.name}", {**self.config, "metadata": metadata}
+            )
+        except ApiError as error:
+            raise ConfigurationError(f"stream {self.name}: {error}") from error
+        self.config = info["config"]
+
+    async def _position_by_sequence(self) -> int | None:
+        """A dense stream's position when its limits have removed all messages, None if it had none.
+
+        ConfigurationError: offsets had gaps, so the sequence does not tell.
+        """
+        last_seq = await self.last_seq()
+        if last_seq < max(int(self.config.get("first_seq", 0)), 1):
+            return None
+        if self.has_gaps:
+            raise ConfigurationError(
+                f"stream {self.name} has lost its newest message (seq {last_seq}), and its offsets"
+                " have gaps: where to go on cannot be known"
+            )
+        return last_seq
+
+    async def _mark_position(self, kafka_partition: int) -> int | None:
+        mark = await self.last_of(f"{self.mapping.poison_subject(kafka_partition)}.*")
+        source = mark and self.mapping.source_in(mark.headers)
+        return source.offset + 1 if source else None
+
+    async def _record_position(self, kafka_partition: int) -> int | None:
         message = await self.last_of(self.mapping.partition_filter(kafka_partition))
         if message is None:
             return None
@@ -158,7 +219,7 @@ class Stream:
                 )
         last = await self.message(last_seq) if last_seq else None
         source = self.mapping.source_in(last.headers) if last else None
-        if last and source:
+        if last and source and not self.mapping.is_beside(last.subject):
             wanted = self.mapping.partition_filter(source.kafka_partition)
             if not covers(wanted, last.subject):
                 raise ConfigurationError(
@@ -169,11 +230,11 @@ class Stream:
     async def _several(self, places: range) -> list[StoredMessage | None]:
         return await asyncio.gather(*(self.message(seq) for seq in places))
 
-    async def _create(self) -> dict[str, Any]:
+    async def _create(self, first_offset: int) -> dict[str, Any]:
         route = self.mapping.route
         config: dict[str, Any] = {
             "name": self.name,
-            "subjects": self.mapping.stream_subjects,
+            "subjects": _subjects(self.mapping, self.kafka_partition),
             "retention": "limits",
             "storage": route.storage,
             "discard": "old",
@@ -186,6 +247,8 @@ class Stream:
             "duplicate_window": 100_000_000,
             "allow_direct": True,
         }
+        if self.kafka_partition is not None:
+            config["first_seq"] = first_offset + 1
         if route.shared:
             config |= {"allow_atomic": True, "allow_rollup_hdrs": True, "allow_msg_ttl": True}
         try:
@@ -218,17 +281,34 @@ class Stream:
 
     async def _api(self, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         payload = b"" if body is None else msgspec.json.encode(body)
-        answer = parse_answer(await self.connection.request(f"$JS.API.{verb}", payload))
+        answer = parse_answer(
+            await self.connection.request(f"{self.connection.api_prefix}.{verb}", payload)
+        )
         error = answer.get("error")
         if error:
             raise ApiError(int(error.get("err_code", 0)), str(error.get("description", "")))
         return answer
 
 
-def find_problem(config: AbcMapping[str, Any], mapping: Mapping) -> str | None:
+def _subjects(mapping: Mapping, kafka_partition: int | None) -> list[str]:
+    """What a stream made for the route, or for one partition of a dense one, listens to."""
+    if kafka_partition is None:
+        return mapping.stream_subjects
+    return [
+        mapping.partition_filter(kafka_partition),
+        f"{mapping.poison_subject(kafka_partition)}.*",
+    ]
+
+
+def find_problem(
+    config: AbcMapping[str, Any], mapping: Mapping, kafka_partition: int | None = None
+) -> str | None:
     """Why a stream of this configuration cannot take the route, as the end of a sentence."""
     shared = mapping.route.shared
     wanted = [mapping.route_filter, *([mapping.checkpoint_subject("*")] if shared else [])]
+    is_dense = kafka_partition is not None
+    if kafka_partition is not None:
+        wanted = [mapping.partition_filter(kafka_partition)]
     subjects = config.get("subjects") or []
     for subject in wanted:
         if not any(covers(have, subject) for have in subjects):
@@ -245,7 +325,7 @@ def find_problem(config: AbcMapping[str, Any], mapping: Mapping) -> str | None:
         "removes what is consumed (its retention is not limits),"
         " so a partition's position could vanish": config.get("retention", "limits") != "limits",
         "drops its oldest messages (max_msgs or max_bytes with discard old),"
-        " so a partition's position could vanish": drops_oldest,
+        " so a partition's position could vanish": drops_oldest and not is_dense,
     }
     if shared:
         checks |= {
@@ -257,7 +337,7 @@ def find_problem(config: AbcMapping[str, Any], mapping: Mapping) -> str | None:
                 config.get("max_age") and not config.get("allow_msg_ttl")
             ),
         }
-    else:
+    elif not is_dense:
         expires = (
             "has max_age, so a partition's position could expire (a shared route keeps its own)"
         )

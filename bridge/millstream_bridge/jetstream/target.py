@@ -150,6 +150,8 @@ class NatsTarget:
 def _address(text: str) -> Address:
     url = text if "://" in text else f"nats://{text}"
     shown = re.sub(r"//[^@/]*@", "//…@", url)
+    if url != text:
+        shown = shown.removeprefix("nats://")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or DEFAULT_PORT

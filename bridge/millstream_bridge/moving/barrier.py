@@ -10,6 +10,7 @@ import asyncio
 from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.stream import Stream
+from ..jetstream.target import NatsTarget
 from ..kafka.source import KafkaSource
 from ..model import Positions, Route
 from ..records.mapping import Mapping
@@ -21,7 +22,7 @@ _LOOK_S = 0.2
 async def barrier(
     *,
     kafka: str,
-    nats: str,
+    nats: str | NatsTarget,
     route: Route,
     timeout_s: float = 60.0,
     kafka_options: dict[str, str] | None = None,
@@ -69,7 +70,7 @@ async def barrier(
             f" after {timeout_s:g} s ({behind})"
         ) from error
     except ConnectionLost as lost:
-        raise Unreachable("JetStream", nats, str(lost)) from lost
+        raise Unreachable("JetStream", str(nats), str(lost)) from lost
     finally:
         await source.close()
         if connection is not None:

@@ -8,14 +8,15 @@ refused.
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping as AbcMapping, Sequence
 
-from ..errors import ConnectionLost, RecordError, SessionLost
+from ..errors import ConfigurationError, ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import AckSink, Connection, Message, parse_answer
 from ..jetstream.stream import Stream
-from ..model import Positions, Record
+from ..model import Positions, Record, Watermarks
 from ..records.frames import Frames
 from ..records.mapping import Mapping
+from .stand_in import StandIn
 from .window import SessionState, Window
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,9 @@ _CHUNK_BYTES = 1 << 20
 class ChainPublisher:
     """A `Publisher` for a route nobody but bridges writes.
 
-    ``window_type`` is there for the test that shows what a weaker guard does.
+    ``kafka_partition``: of a dense route, whose stream this is; ``moved`` is then set with every
+    answer, for who waits for several. ``window_type`` is there for the test that shows what a
+    weaker guard does.
     """
 
     batch_records = 2 * _CHUNK_RECORDS
@@ -40,29 +43,34 @@ class ChainPublisher:
         connection: Connection,
         mapping: Mapping,
         *,
+        kafka_partition: int | None = None,
+        moved: asyncio.Event | None = None,
         window_type: type[Window] = Window,
         stall_s: float = STALL_S,
     ) -> None:
         self._connection = connection
         self._mapping = mapping
-        self._stream = Stream(connection, mapping)
+        self._stream = Stream(connection, mapping, kafka_partition)
+        self._stand_in = StandIn(self._stream)
         self._window_type = window_type
         self._stall_s = stall_s
         self._frames: Frames | None = None
         self._window: Window | None = None
         self._reply = ""
-        self._moved = asyncio.Event()
+        self._moved = moved or asyncio.Event()
         self._moved_at = 0.0
         self._stored = (0, 0)
         self._positions: dict[int, int] = {}
         self.foreign_seqs: list[int] = []
 
-    async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: AbcMapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
         """Read the positions from the stream and begin a session; see `Publisher`.
 
         ConfigurationError: the stream cannot take the route.
         """
-        await self._stream.ensure(may_create=may_create)
+        await self.end()
+        partitions = sorted(marks)
+        await self._stream.ensure(may_create=may_create, first_offset=marks[partitions[0]].low)
         config = self._stream.config
         limits = [self._connection.max_payload, int(config.get("max_msg_size", -1))]
         self._frames = Frames(self._mapping, min(limit for limit in limits if limit > 0))
@@ -78,26 +86,63 @@ class ChainPublisher:
     async def send(self, records: Sequence[Record]) -> None:
         """Write the records' frames as soon as the window has room for them."""
         for chunk in _chunks(records):
-            window = await self._wait_for_room(len(chunk))
-            assert self._frames is not None
-            data, count, error = self._frames.chained(
-                chunk, window.guard, window.sent_count, self._reply
+            left = chunk
+            while left:
+                window = await self._wait_for_room(len(left))
+                await self._note_gaps(window, left)
+                assert self._frames is not None
+                data, count, error = self._frames.chained(
+                    left, window.guard, window.sent_count, self._reply
+                )
+                if count:
+                    await self._write(window, data)
+                    window.on_sent(left[:count], len(data))
+                left = left[count:]
+                if error is not None:
+                    await self.drain()
+                    await self._send_instead(left[0], error)
+                    left = left[1:]
+
+    async def _note_gaps(self, window: Window, records: Sequence[Record]) -> None:
+        """Say in a dense stream's metadata, once, that its sequences are not offsets + 1."""
+        if self._stream.kafka_partition is None or self._stream.has_gaps:
+            return
+        first, last = records[0].offset, records[-1].offset
+        next_seq = window.last_seq + window.sent_count + 1
+        if first + 1 != next_seq or last - first + 1 != len(records):
+            logger.info(
+                "stream %s: offsets have gaps, sequences are no longer offsets + 1",
+                self._stream.name,
+                extra={"event": "offset_gaps"},
             )
-            if count:
-                if window.in_flight == 0:
-                    self._moved_at = asyncio.get_running_loop().time()
-                await self._connection.writable()
-                self._connection.write(data)
-                window.on_sent(chunk[:count], len(data))
-            if error is not None:
-                await self.drain()
-                raise error
+            await self._stream.mark_gaps()
+
+    async def _send_instead(self, record: Record, error: RecordError) -> None:
+        """Send what stands for a record that cannot be one message, or raise ``error``."""
+        assert self._frames is not None
+        pieces = await self._stand_in.pieces(record, error, self._frames.message_bytes_max)
+        window = await self._wait_for_room(len(pieces))
+        frames = [
+            self._frames.piece(piece, window.guard(frame), self._reply)
+            for frame, piece in enumerate(pieces, window.sent_count + 1)
+        ]
+        data = b"".join(frames)
+        await self._write(window, data)
+        window.on_sent([record], len(data), len(pieces))
+
+    async def _write(self, window: Window, data: bytes) -> None:
+        if window.in_flight == 0:
+            self._moved_at = asyncio.get_running_loop().time()
+        await self._connection.writable()
+        self._connection.write(data)
 
     def check(self) -> None:
         """Raise SessionLost, or RecordError when the server cannot take a record."""
         window = self._window
         if window is None:
             raise SessionLost("no session is open")
+        if self._connection.denied:
+            raise ConfigurationError(f"NATS at {self._connection.url}: {self._connection.denied}")
         if not self._connection.is_open:
             raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
         if window.state is SessionState.REFUSED:
@@ -124,7 +169,8 @@ class ChainPublisher:
             await self._wait_for_answer()
 
     async def end(self) -> None:
-        """Nothing to do: what is in flight is only counted, and its answers are dropped."""
+        """What is in flight was only counted; its answers are dropped."""
+        self._connection.drop_ack_subject(self._reply)
 
     async def met_rival(self) -> bool:
         """Look at the message that came after the session's last: a bridge's, or a stray one.
@@ -141,7 +187,7 @@ class ChainPublisher:
             self.foreign_seqs.append(seq)
         logger.warning(
             "stream %s seq %d: a message on %s that is not this bridge's; the route is not shared",
-            self._mapping.route.stream,
+            self._stream.name,
             seq,
             culprit.subject,
             extra={"event": "foreign_message", "seq": seq},
@@ -153,6 +199,16 @@ class ChainPublisher:
         return await self._stream.last_seq()
 
     @property
+    def is_refused(self) -> bool:
+        """Whether the session ended because somebody else wrote."""
+        return self._window is not None and self._window.state is SessionState.REFUSED
+
+    @property
+    def out_bytes(self) -> int:
+        """How much was written and is not known to be stored."""
+        return self._window.out_bytes if self._window is not None else 0
+
+    @property
     def positions(self) -> Positions:
         """Per partition, one past the last offset known to be stored."""
         return self._positions
@@ -161,6 +217,11 @@ class ChainPublisher:
     def stored(self) -> tuple[int, int]:
         """Records and payload bytes acknowledged in all sessions."""
         return self._stored
+
+    @property
+    def set_aside(self) -> tuple[int, int]:
+        """Records parked and skipped in all sessions."""
+        return self._stand_in.set_aside
 
     async def _wait_for_room(self, count: int) -> Window:
         while True:
@@ -182,10 +243,10 @@ class ChainPublisher:
     def _on_acks(self, count: int, seq: int) -> None:
         window = self._window
         assert window is not None
-        records, size = window.stored_count, window.stored_bytes
+        records, size = window.stored_records, window.stored_bytes
         window.on_acks(count, seq)
         self._stored = (
-            self._stored[0] + window.stored_count - records,
+            self._stored[0] + window.stored_records - records,
             self._stored[1] + window.stored_bytes - size,
         )
         self._positions.update(window.positions)

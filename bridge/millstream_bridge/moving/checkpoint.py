@@ -18,16 +18,17 @@ stream, so nothing can be stored after it was read but through the checkpoint.
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping as AbcMapping, Sequence
 
 import msgspec
 
 from ..errors import ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import Connection, parse_answer
 from ..jetstream.stream import Checkpoint, Stream
-from ..model import Positions, Record
+from ..model import Positions, Record, Watermarks
 from ..records.frames import Frames, encode
 from ..records.mapping import Mapping
+from .stand_in import StandIn
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
 END_S = 0.3
@@ -51,6 +52,7 @@ class CheckpointPublisher:
         self._connection = connection
         self._mapping = mapping
         self._stream = Stream(connection, mapping)
+        self._stand_in = StandIn(self._stream)
         self._frames: Frames | None = None
         self._checkpoint_seqs: dict[int, int] = {}
         self._positions: dict[int, int] = {}
@@ -64,14 +66,14 @@ class CheckpointPublisher:
         self._moved = asyncio.Event()
         self.foreign_seqs: list[int] = []
 
-    async def open(self, partitions: Sequence[int], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: AbcMapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
         """Claim what has no checkpoint yet and read the positions."""
         await self._stream.ensure(may_create=may_create)
         config = self._stream.config
         limits = [self._connection.max_payload, int(config.get("max_msg_size", -1))]
         self._frames = Frames(self._mapping, min(limit for limit in limits if limit > 0))
         await self._stream.refuse_other_form(await self._stream.last_seq())
-        self._partitions = partitions
+        self._partitions = partitions = sorted(marks)
         self._positions = {}
         await asyncio.gather(*map(self._take_up, partitions))
         return dict(self._positions)
@@ -139,6 +141,11 @@ class CheckpointPublisher:
         """Records and payload bytes stored in all sessions."""
         return self._stored
 
+    @property
+    def set_aside(self) -> tuple[int, int]:
+        """Records parked and skipped in all sessions."""
+        return self._stand_in.set_aside
+
     async def _take_up(self, partition: int) -> None:
         """Note the partition's checkpoint and position; make the claim where there is none."""
         seq, checkpoint = await self._stream.checkpoint(partition)
@@ -195,28 +202,40 @@ class CheckpointPublisher:
         return batch
 
     async def _store(self, records: Sequence[Record]) -> None:
-        """One batch: all of ``records``, of one partition, and the checkpoint after them."""
-        assert self._frames is not None
-        partition = records[0].kafka_partition
-        batch = secrets.token_hex(8)
-        parts: list[bytes] = []
-        trouble = None
-        for place, record in enumerate(records, 1):
-            try:
-                parts.append(self._frames.plain(record, _member(batch, place)))
-            except RecordError as error:
-                trouble = error
-                break
-        moved = records[: len(parts)]
-        if moved:
-            await self._commit(partition, batch, parts, moved)
-        if trouble is not None:
-            raise trouble
+        """One batch: all of ``records``, of one partition, and the checkpoint after them.
 
-    async def _commit(
-        self, partition: int, batch: str, parts: list[bytes], moved: Sequence[Record]
-    ) -> None:
-        position = moved[-1].offset + 1
+        A record that cannot be one message ends the batch; what stands for it is a batch itself.
+        """
+        left = records
+        while left:
+            trouble = None
+            batch, parts = secrets.token_hex(8), []
+            assert self._frames is not None
+            for place, record in enumerate(left, 1):
+                try:
+                    parts.append(self._frames.plain(record, _member(batch, place)))
+                except RecordError as error:
+                    trouble = error
+                    break
+            if parts:
+                await self._commit(batch, parts, left[: len(parts)])
+            left = left[len(parts) :]
+            if trouble is not None:
+                await self._store_instead(left[0], trouble)
+                left = left[1:]
+
+    async def _store_instead(self, record: Record, trouble: RecordError) -> None:
+        assert self._frames is not None
+        pieces = await self._stand_in.pieces(record, trouble, self._frames.message_bytes_max)
+        batch = secrets.token_hex(8)
+        parts = [
+            self._frames.piece(piece, _member(batch, place))
+            for place, piece in enumerate(pieces, 1)
+        ]
+        await self._commit(batch, parts, [record])
+
+    async def _commit(self, batch: str, parts: list[bytes], moved: Sequence[Record]) -> None:
+        partition, position = moved[-1].kafka_partition, moved[-1].offset + 1
         block = (
             f"NATS/1.0\r\n{_member(batch, len(parts) + 1)}Nats-Batch-Commit: 1\r\n"
             f"Nats-Expected-Last-Subject-Sequence: {self._checkpoint_seqs[partition]}\r\n"

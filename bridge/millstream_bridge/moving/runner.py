@@ -24,12 +24,14 @@ from enum import StrEnum
 
 from ..errors import ConnectionLost, RecordError, SessionLost, Unreachable
 from ..jetstream.connection import Connection
+from ..jetstream.target import NatsTarget
 from ..kafka.source import GONE, KafkaSource
 from ..model import BridgeReport, Positions, Route, Watermarks
 from ..ports import Polled, Publisher, Source
 from ..records.mapping import Mapping
 from .chain import ChainPublisher
 from .checkpoint import CheckpointPublisher
+from .dense import DensePublisher
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,8 @@ class Progress:
     lag: int = 0
     positions: dict[int, int] = field(default_factory=dict)
     foreign_seqs: list[int] = field(default_factory=list)
+    parked: int = 0
+    skipped: int = 0
 
 
 class Bridge:
@@ -74,7 +78,7 @@ class Bridge:
         self,
         *,
         kafka: str,
-        nats: str,
+        nats: str | NatsTarget,
         route: Route,
         kafka_options: dict[str, str] | None = None,
         stand_back_s: float = STAND_BACK_S,
@@ -95,7 +99,7 @@ class Bridge:
         self._make_publisher = make_publisher or _publisher
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
-        self._before = (0, 0)
+        self._before = (0, 0, 0, 0)
         self._is_moving = False
 
     @property
@@ -143,6 +147,8 @@ class Bridge:
             stood_back=self.progress.stood_back,
             foreign_seqs=tuple(self.progress.foreign_seqs),
             positions=dict(sorted(self.progress.positions.items())),
+            parked=self.progress.parked,
+            skipped=self.progress.skipped,
         )
 
     async def _work(self, source: KafkaSource, stop_at_end: bool) -> Ended:
@@ -169,7 +175,8 @@ class Bridge:
                 if publisher is None:
                     self._note()
                     publisher = self._publisher = self._make_publisher(connection, self._mapping)
-                    self._before = (self._progress.records, self._progress.payload_bytes)
+                    done = self._progress
+                    self._before = (done.records, done.payload_bytes, done.parked, done.skipped)
                 before = self.progress.records
                 try:
                     return await self._session(source, publisher, goal)
@@ -193,7 +200,7 @@ class Bridge:
     async def _session(self, source: Source, publisher: Publisher, goal: Positions | None) -> Ended:
         marks = await source.watermarks()
         partitions = sorted(marks)
-        positions = await publisher.open(partitions, may_create=not self._progress.sessions)
+        positions = await publisher.open(marks, may_create=not self._progress.sessions)
         if any(at > marks[p].high for p, at in positions.items()):
             # Another bridge may have stored records younger than our marks.
             marks = await source.watermarks()
@@ -239,9 +246,13 @@ class Bridge:
         publisher = self._publisher
         if publisher is None:
             return
+        done = self._progress
         records, size = publisher.stored
-        self._progress.records = self._before[0] + records
-        self._progress.payload_bytes = self._before[1] + size
+        parked, skipped = publisher.set_aside
+        done.records, done.payload_bytes, done.parked, done.skipped = (
+            before + now
+            for before, now in zip(self._before, (records, size, parked, skipped), strict=True)
+        )
         for partition, position in publisher.positions.items():
             if position > self._progress.positions.get(partition, -1):
                 self._progress.positions[partition] = position
@@ -396,6 +407,8 @@ def _as_unreachable(lost: Exception, connection: Connection) -> Unreachable:
 
 
 def _publisher(connection: Connection, mapping: Mapping) -> Publisher:
+    if mapping.route.mode == "dense":
+        return DensePublisher(connection, mapping)
     if mapping.route.shared:
         return CheckpointPublisher(connection, mapping)
     return ChainPublisher(connection, mapping)

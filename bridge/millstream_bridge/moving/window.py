@@ -83,6 +83,7 @@ class Window:
         self.positions: dict[int, int] = {}
         self._sent_bytes = 0
         self._done_frames = 0
+        self._extra_frames = 0
         self._in_flight: deque[Pushed] = deque()
         self._id_prefix = f"Nats-Msg-Id: {session}-"
         self._expected_prefix = f"\r\nNats-Expected-Last-Msg-Id: {session}-"
@@ -91,6 +92,21 @@ class Window:
     def in_flight(self) -> int:
         """Frames sent and not yet known to be stored."""
         return self.sent_count - self.stored_count
+
+    @property
+    def stored_records(self) -> int:
+        """How many records are stored as a whole."""
+        whole = self.stored_count - self._extra_frames
+        if self._in_flight:
+            front = self._in_flight[0]
+            if front.last_frame - self._done_frames > len(front.records):
+                whole -= self.stored_count - self._done_frames
+        return whole
+
+    @property
+    def out_bytes(self) -> int:
+        """Bytes written whose frames are not all known to be stored."""
+        return self._sent_bytes
 
     @property
     def room(self) -> int:
@@ -116,13 +132,16 @@ class Window:
         before = self._done_frames
         for pushed in self._in_flight:
             if pushed.last_frame > self.stored_count:
-                return pushed.records[self.stored_count - before]
+                return pushed.records[min(self.stored_count - before, len(pushed.records) - 1)]
             before = pushed.last_frame
         return None
 
-    def on_sent(self, records: Sequence[Record], wire_bytes: int) -> None:
-        """The frames of these records were written, ``wire_bytes`` in all."""
-        self.sent_count += len(records)
+    def on_sent(self, records: Sequence[Record], wire_bytes: int, frames: int = 0) -> None:
+        """The frames of these records were written, ``wire_bytes`` in all.
+
+        ``frames``, where it is given, is how many stand for the one record there is.
+        """
+        self.sent_count += frames or len(records)
         self._sent_bytes += wire_bytes
         self._in_flight.append(Pushed(self.sent_count, wire_bytes, records))
 
@@ -141,6 +160,7 @@ class Window:
         self.stored_count = stored
         while self._in_flight and self._in_flight[0].last_frame <= stored:
             pushed = self._in_flight.popleft()
+            self._extra_frames += pushed.last_frame - self._done_frames - len(pushed.records)
             self._done_frames = pushed.last_frame
             self._sent_bytes -= pushed.wire_bytes
             for record in pushed.records:

@@ -7,8 +7,8 @@ sent.
 
 from collections.abc import Callable, Sequence
 
-from ..errors import RecordError
-from ..model import Record
+from ..errors import PoisonRecord, RecordError, RecordTooLarge
+from ..model import Piece, Record
 from .headers import HEADER_BLOCK_BYTES_MAX
 from .mapping import Mapping
 from .template import SubjectError
@@ -71,21 +71,27 @@ class Frames:
             raise self._too_large(record, len(block), size)
         return encode(subject, reply, block, value)
 
+    def piece(self, piece: Piece, guard: str, reply: str = "") -> bytes:
+        """The frame of one piece of what stands for a record."""
+        return encode(piece.subject, reply, f"NATS/1.0\r\n{guard}{piece.lines}\r\n", piece.payload)
+
     def _too_large(self, record: Record, block_bytes: int, size: int) -> RecordError:
         if block_bytes > HEADER_BLOCK_BYTES_MAX:
-            reason = (
-                f"its headers take {block_bytes} bytes, over the limit of {HEADER_BLOCK_BYTES_MAX}"
+            return self._refused(
+                record,
+                f"its headers take {block_bytes} bytes, over the limit of {HEADER_BLOCK_BYTES_MAX}",
             )
-        else:
-            reason = (
-                f"a message of {size} bytes is over the server's and stream's limit"
-                f" of {self.message_bytes_max} (max_payload, max_msg_size)"
-            )
-        return self._refused(record, reason)
+        return RecordTooLarge(
+            self.mapping.route.topic,
+            record.kafka_partition,
+            record.offset,
+            f"a message of {size} bytes is over the server's and stream's limit"
+            f" of {self.message_bytes_max} (max_payload, max_msg_size)",
+        )
 
     def _refused(self, record: Record, reason: str) -> RecordError:
         topic = self.mapping.route.topic
-        return RecordError(topic, record.kafka_partition, record.offset, reason)
+        return PoisonRecord(topic, record.kafka_partition, record.offset, reason)
 
 
 def encode(subject: str, reply: str, block: str, payload: bytes) -> bytes:

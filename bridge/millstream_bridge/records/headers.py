@@ -12,7 +12,8 @@ block is lines of ``Name: value`` in which clients disagree about everything but
 
 ``Millstream-Source: <topic> <kafka_partition> <offset> <timestamp_ms> <c|l> [flags]`` says where a
 message comes from. It is the bridge's checkpoint too: the newest one of a partition in the stream
-is that partition's position. Flags: ``n`` null value, ``k`` null key, ``h`` packed headers.
+is that partition's position. Flags: ``n`` null value, ``k`` null key, ``h`` packed headers, ``x``
+the record is not here (it was parked or skipped), ``r`` it was replayed and is not in its place.
 
 Names reserved beside the prefixes ``Nats-`` and ``Millstream-``: ``Status`` and ``Description``,
 which clients (nats-py 2.16) read as the server's own status line.
@@ -32,10 +33,13 @@ from ..model import KafkaHeader, TimestampType
 SOURCE_HEADER: Final = "Millstream-Source"
 ORIGIN_HEADER: Final = "Millstream-Origin"
 PACKED_HEADER: Final = "Millstream-Headers"
+LARGE_HEADER: Final = "Millstream-Large"
 
 NULL_VALUE: Final = "n"
 NULL_KEY: Final = "k"
 PACKED: Final = "h"
+NOT_HERE: Final = "x"
+REPLAYED: Final = "r"
 
 HEADER_BLOCK_BYTES_MAX: Final = 65_535
 """A stream takes no message with a longer header block (error 10097)."""
@@ -85,7 +89,7 @@ class SourceHeader(NamedTuple):
 
 
 _SOURCE = re.compile(
-    r"([A-Za-z0-9._-]{1,249}) (\d{1,10}) (\d{1,19}) (-?\d{1,19}) ([cl])(?: ([nkh]{1,3}))?",
+    r"([A-Za-z0-9._-]{1,249}) (\d{1,10}) (\d{1,19}) (-?\d{1,19}) ([cl])(?: ([nkhrx]{1,5}))?",
     re.ASCII,
 )
 

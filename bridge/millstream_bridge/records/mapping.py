@@ -22,13 +22,16 @@ from millstream_coordinator.partitioning.key import (
     key_headers,
 )
 
-from ..model import Record, Route
+from ..model import PARTITION_FIELD, Record, Route
 from .headers import (
+    LARGE_HEADER,
+    NOT_HERE,
     NULL_KEY,
     NULL_VALUE,
     ORIGIN_HEADER,
     PACKED,
     PACKED_HEADER,
+    REPLAYED,
     SOURCE_HEADER,
     HeaderError,
     NatsHeaders,
@@ -55,7 +58,7 @@ class Mapping:
         self.subject = self.template.subject
         self.has_key = self.template.key_place is not None
         self._source_prefix = f"{SOURCE_HEADER}: {route.topic} "
-        self._origin = f"{ORIGIN_HEADER}: {route.name}\r\n"
+        self.origin_line = f"{ORIGIN_HEADER}: {route.name}\r\n"
 
     def partition_filter(self, kafka_partition: int) -> str:
         """A wildcard subject for all records of one partition."""
@@ -90,6 +93,14 @@ class Mapping:
         head = self.template.head
         return [".".join([*head, ">"])] if head else self.subjects
 
+    def is_beside(self, subject: str) -> bool:
+        """Whether this is a subject for what the bridge writes beside records."""
+        return any(f".{token}." in f".{subject}" for token in _BESIDE)
+
+    def stream_name(self, kafka_partition: int) -> str:
+        """The stream that has a partition's records."""
+        return self.route.stream.replace(PARTITION_FIELD, str(kafka_partition))
+
     def _beside(self, token: str, kafka_partition: int | str) -> str:
         topic = self.route.topic.split(".")
         head = self.template.head
@@ -120,18 +131,22 @@ class Mapping:
             flags = f" {flags}"
         return (
             f"{self._source_prefix}{record.kafka_partition} {record.offset}"
-            f" {record.timestamp_ms} {record.timestamp_type}{flags}\r\n{self._origin}{extra}"
+            f" {record.timestamp_ms} {record.timestamp_type}{flags}\r\n{self.origin_line}{extra}"
         )
 
     def source_in(self, headers: NatsHeaders) -> SourceHeader | None:
-        """The message's source if it is a record of this route's topic, else None (foreign)."""
+        """The source of a record of this route's topic in its place, or of a mark in its stead.
+
+        None: a foreign message, or a record that was replayed later.
+        """
         for name, value in headers:
             if name == SOURCE_HEADER:
                 try:
                     source = SourceHeader.parse(value)
                 except HeaderError:
                     return None
-                return source if source.topic == self.route.topic else None
+                is_here = source.topic == self.route.topic and REPLAYED not in source.flags
+                return source if is_here else None
         return None
 
     def record(
@@ -155,6 +170,8 @@ class Mapping:
         source = source or SourceHeader.parse(own.get(SOURCE_HEADER, ""))
         if source.topic != self.route.topic:
             raise HeaderError(f"the message comes from topic {source.topic}")
+        if NOT_HERE in source.flags or LARGE_HEADER in own:
+            raise HeaderError("the record is not in its message: parked, skipped, or large")
         if NULL_VALUE in source.flags and payload:
             raise HeaderError(f"the null value has a payload of {len(payload)} bytes")
         record = Record(

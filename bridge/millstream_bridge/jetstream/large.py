@@ -1,0 +1,49 @@
+"""Large records put together again; what is stored of them is told in `records.chunks`."""
+
+import asyncio
+
+from ..records.chunks import Reference, is_chunk, reference_in
+from ..records.headers import LARGE_HEADER, SOURCE_HEADER, HeaderError, NatsHeaders, SourceHeader
+from .stream import Stream
+
+_AT_ONCE = 8
+
+
+class LargeValues:
+    """Reads the values of large records of one stream."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def whole(
+        self, seq: int, headers: NatsHeaders, payload: bytes
+    ) -> tuple[NatsHeaders, bytes]:
+        """Headers and payload as if the record had been one message; most are, and come back so.
+
+        HeaderError: what is stored is not all there, or not what was moved. ConnectionLost.
+        """
+        reference = reference_in(headers)
+        if reference is None:
+            return headers, payload
+        source = SourceHeader.parse(dict(headers).get(SOURCE_HEADER, ""))
+        value = await self._chunks(seq, source, reference)
+        rest = [header for header in headers if header[0] != LARGE_HEADER]
+        return rest, reference.check(value)
+
+    async def _chunks(self, seq: int, source: SourceHeader, reference: Reference) -> bytes:
+        places = range(seq - reference.chunks, seq)
+        parts: list[bytes] = []
+        for start in range(0, len(places), _AT_ONCE):
+            parts += await asyncio.gather(
+                *[self._chunk(place, source) for place in places[start : start + _AT_ONCE]]
+            )
+        return b"".join(parts)
+
+    async def _chunk(self, seq: int, source: SourceHeader) -> bytes:
+        message = await self._stream.message(seq)
+        if message is None or not is_chunk(message.headers, source):
+            raise HeaderError(
+                f"seq {seq} of stream {self._stream.name} is no piece of topic {source.topic}"
+                f" partition {source.kafka_partition} offset {source.offset}"
+            )
+        return message.payload
