@@ -1,4 +1,4 @@
-"""The lines a running bridge prints."""
+"""What a running bridge shows: lines, and a table with a row for each partition."""
 
 import asyncio
 from types import SimpleNamespace
@@ -7,8 +7,22 @@ from typing import cast
 import pytest
 import typer
 
-from millstream_bridge import Bridge
-from millstream_bridge.moving import progress
+from millstream_bridge.kafka.admin import KafkaAdmin
+from millstream_bridge.model import Watermarks
+from millstream_bridge.operation import live
+from millstream_bridge.operation.fleet import Fleet
+from millstream_bridge.operation.live import Live, Meter, eta_text
+
+
+def a_live(**positions: dict[int, int]) -> Live:
+    bridges = {
+        topic: SimpleNamespace(
+            progress=SimpleNamespace(records=7, lag=0, sessions=1, positions=known),
+            route=SimpleNamespace(topic=topic, stream="S"),
+        )
+        for topic, known in positions.items()
+    }
+    return Live(cast(Fleet, SimpleNamespace(bridges=bridges)), cast(KafkaAdmin, SimpleNamespace()))
 
 
 async def test_a_reader_that_went_away_ends_the_lines_not_the_run(
@@ -18,10 +32,51 @@ async def test_a_reader_that_went_away_ends_the_lines_not_the_run(
         raise BrokenPipeError
 
     monkeypatch.setattr(typer, "echo", nobody_reads)
-    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.001)
-    figures = SimpleNamespace(records=7, lag=0, sessions=1)
-    route = SimpleNamespace(topic="t", stream="S")
-    bridge = cast(Bridge, SimpleNamespace(progress=figures, route=route))
+    monkeypatch.setattr(live, "LINE_EVERY_S", 0.001)
 
     async with asyncio.timeout(10):
-        await progress.progress_lines(bridge)
+        await a_live(t={0: 1}).run()
+
+
+def test_a_meter_that_moves_evenly_tells_that_rate_and_what_is_left() -> None:
+    meter = Meter(0)
+    for second in range(100):
+        meter.note(10 * second, float(second))
+
+    assert meter.per_second == pytest.approx(10, rel=0.01)
+    assert meter.eta_s(990 + 50) == pytest.approx(5, rel=0.01)
+    assert meter.eta_s(990) == 0
+    assert Meter(0).eta_s(1) is None
+
+
+def test_each_partition_has_a_row_with_what_is_done_and_what_is_left() -> None:
+    shown = a_live(b={0: 5_000}, a={1: 70})
+    shown._marks = {
+        "a": {0: Watermarks(3, 3), 1: Watermarks(20, 120)},
+        "b": {0: Watermarks(0, 20_000)},
+    }
+
+    shown.rows(0.0)
+    shown._fleet.bridges["b"].progress.positions[0] = 10_000
+    rows = shown.rows(5.0)
+
+    assert rows == [
+        ("a", "0", "3", "3", "100.0%", "0", "0", "-"),
+        ("a", "1", "70", "120", "50.0%", "50", "0", "?"),
+        ("b", "0", "10,000", "20,000", "50.0%", "10,000", "1,000", "0:10"),
+    ]
+
+
+def test_of_many_partitions_those_that_are_furthest_behind_are_shown() -> None:
+    shown = a_live(t={})
+    shown._marks = {"t": {p: Watermarks(0, p) for p in range(50)}}
+
+    table = shown.table(10)
+
+    assert table.row_count == 10
+    assert [*table.columns[1].cells][:2] == ["49", "48"]
+    assert table.caption == "40 partitions that are less behind are not shown"
+
+
+def test_time_left_is_told_in_minutes_or_hours() -> None:
+    assert [eta_text(it) for it in (None, 0.0, 61.0, 3_660.0)] == ["?", "-", "1:01", "1 h 01 min"]

@@ -1,13 +1,16 @@
 """``millstream bridge barrier``: return when what is in Kafka now is stored."""
 
-from typing import Annotated
+import asyncio
+from typing import Annotated, Any
 
 import typer
 
+from ..model import Positions, Route
 from ..moving.barrier import barrier as wait
-from .console import CHECK_FAILED, AsJson, command, fail, say, text_keys
+from ..project.file import Project
+from ..project.routes import current_routes
+from .console import CHECK_FAILED, AsJson, command, fail, project_document, say, text_keys
 from .process import run_loop
-from .settings import BridgeSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -15,31 +18,44 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "barrier")
     def barrier(
-        settings: BridgeSettings,
+        project: Project,
         timeout: Annotated[float, typer.Option(help="Seconds to wait.", min=0.0)] = 60.0,
         as_json: AsJson = False,
     ) -> None:
         """Return when everything that is in the topic now is stored; exit 1 when time is up."""
         try:
-            goal = run_loop(
-                wait(
-                    kafka=settings.kafka,
-                    nats=settings.nats,
-                    route=settings.as_route,
-                    timeout_s=timeout,
-                    kafka_options=settings.kafka_options,
-                )
-            )
+            reached = run_loop(_wait(project, timeout))
         except TimeoutError as error:
             fail(str(error), CHECK_FAILED, error)
-        say(
-            {
-                "schema": "millstream.bridge.barrier/1",
-                "topic": settings.topic,
-                "stream": settings.stream,
-                "positions": text_keys(goal),
-            }
-            if as_json
-            else None,
-            f"barrier {settings.topic} → {settings.stream}: all stored up to {dict(goal)}",
+        if as_json:
+            documents = [_document(route, goal) for route, goal in reached]
+            say(project_document("barrier", documents) if project.is_file else documents[0], "")
+            return
+        for route, goal in reached:
+            done = f"all stored up to {dict(goal)}"
+            typer.echo(f"barrier {route.topic} → {route.stream}: {done}")
+
+
+async def _wait(project: Project, timeout_s: float) -> list[tuple[Route, Positions]]:
+    """All routes at once: each has the whole time."""
+    routes = await current_routes(project)
+    waits = [
+        wait(
+            kafka=project.kafka,
+            nats=project.nats,
+            route=route,
+            timeout_s=timeout_s,
+            kafka_options=dict(project.kafka_options),
         )
+        for route in routes
+    ]
+    return list(zip(routes, await asyncio.gather(*waits), strict=True))
+
+
+def _document(route: Route, goal: Positions) -> dict[str, Any]:
+    return {
+        "schema": "millstream.bridge.barrier/1",
+        "topic": route.topic,
+        "stream": route.stream,
+        "positions": text_keys(goal),
+    }

@@ -2,18 +2,29 @@
 
 import asyncio
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..model import BridgeReport, Positions
-from ..moving.progress import progress_lines
-from ..moving.runner import Bridge
-from .console import AsJson, EndWithStdin, ReadyFile, ReportFile, command, say, text_keys
+from ..kafka.admin import KafkaAdmin
+from ..model import BridgeReport, Route
+from ..project.file import Project
+from .console import (
+    AsJson,
+    EndWithStdin,
+    ReadyFile,
+    ReportFile,
+    command,
+    project_document,
+    say,
+    text_keys,
+)
+from .fleet import Fleet, Outcome
+from .live import Live
 from .process import call_at_end_of_stdin, run_loop, write_ready, write_report
-from .settings import BridgeSettings
 
 
 def register(app: typer.Typer) -> None:
@@ -21,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "run")
     def run(
-        settings: BridgeSettings,
+        project: Project,
         stop_at_end: Annotated[
             bool, typer.Option("--stop-at-end", help="Stop when all that is there now is stored.")
         ] = False,
@@ -30,16 +41,53 @@ def register(app: typer.Typer) -> None:
         report: ReportFile = None,
         as_json: AsJson = False,
     ) -> None:
-        """Move the topic's records into the stream: what is there, then what comes."""
-        result = run_loop(_run(settings, stop_at_end, ready_file, end_with_stdin))
-        summary = run_summary(result)
-        write_report(report, summary)
-        say(
-            summary if as_json else None,
-            f"bridge {result.topic} → {result.stream}: {result.ended};"
-            f" {result.records} records stored in {result.seconds:.1f} s"
-            f" ({result.records_per_second:,.0f}/s), {result.sessions} sessions",
-        )
+        """Move records into streams: what is there, then what comes.
+
+        With a project, all of its routes at once; topics that come to match a pattern too. A route
+        that cannot go on is told and left, and the exit code is its error's.
+        """
+        outcomes = run_loop(_run(project, stop_at_end, ready_file, end_with_stdin))
+        errors = [it.error for it in outcomes if it.error is not None]
+        if errors and not project.is_file:
+            raise errors[0]
+        if outcomes:
+            summary = _summary(project, outcomes)
+            write_report(report, summary)
+            if as_json:
+                say(summary, "")
+            else:
+                for it in outcomes:
+                    if it.report is not None:
+                        typer.echo(_line(it.report))
+        if errors:
+            raise errors[0]
+
+
+def _summary(project: Project, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    documents = [_document(it) for it in outcomes]
+    if not project.is_file:
+        return documents[0]
+    return project_document("run", documents, failed=sum(it.error is not None for it in outcomes))
+
+
+def _document(outcome: Outcome) -> dict[str, Any]:
+    if outcome.report is not None:
+        return run_summary(outcome.report)
+    return {
+        "schema": "millstream.bridge.run/1",
+        "topic": outcome.route.topic,
+        "stream": outcome.route.stream,
+        "ended": "error",
+        "error": str(outcome.error),
+    }
+
+
+def _line(report: BridgeReport) -> str:
+    return (
+        f"bridge {report.topic} → {report.stream}: {report.ended};"
+        f" {report.records} records stored in {report.seconds:.1f} s"
+        f" ({report.records_per_second:,.0f}/s), {report.sessions} sessions"
+    )
 
 
 def run_summary(report: BridgeReport) -> dict[str, Any]:
@@ -62,41 +110,29 @@ def run_summary(report: BridgeReport) -> dict[str, Any]:
 
 
 async def _run(
-    settings: BridgeSettings, stop_at_end: bool, ready_file: Path | None, end_with_stdin: bool
-) -> BridgeReport:
+    project: Project, stop_at_end: bool, ready_file: Path | None, end_with_stdin: bool
+) -> list[Outcome]:
     loop = asyncio.get_running_loop()
 
-    def on_ready(positions: Positions) -> None:
-        write_ready(
-            ready_file,
-            {
-                "kafka": settings.kafka,
-                "nats": settings.nats,
-                "topic": settings.topic,
-                "stream": settings.stream,
-            },
-        )
-        typer.echo(
-            f"bridge {settings.topic} → {settings.stream} is ready"
-            f" and goes on after {sum(positions.values()):,} offsets stored before",
-            err=True,
-        )
+    def on_ready(routes: list[Route]) -> None:
+        facts: dict[str, Any] = {"kafka": project.kafka, "nats": str(project.nats)}
+        if project.is_file:
+            facts["routes"] = [{"topic": it.topic, "stream": it.stream} for it in routes]
+        else:
+            facts |= {"topic": routes[0].topic, "stream": routes[0].stream}
+        write_ready(ready_file, facts)
 
-    bridge = Bridge(
-        kafka=settings.kafka,
-        nats=settings.nats,
-        route=settings.as_route,
-        kafka_options=settings.kafka_options,
-        on_ready=on_ready,
-    )
+    fleet = Fleet(project, tell=lambda line: typer.echo(line, err=True), on_ready=on_ready)
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, bridge.stop)
+        loop.add_signal_handler(number, fleet.stop)
     if end_with_stdin:
-        call_at_end_of_stdin(lambda: loop.call_soon_threadsafe(bridge.stop))
-    lines = asyncio.create_task(progress_lines(bridge), name="progress")
+        call_at_end_of_stdin(lambda: loop.call_soon_threadsafe(fleet.stop))
+    admin = KafkaAdmin(project.kafka, options=project.kafka_options)
+    live = asyncio.create_task(Live(fleet, admin).run(), name="live")
     try:
-        return await bridge.run(stop_at_end=stop_at_end)
+        return await fleet.run(stop_at_end=stop_at_end)
     finally:
-        lines.cancel()
+        live.cancel()
         with suppress(asyncio.CancelledError):
-            await lines
+            await live
+        await admin.close()

@@ -5,36 +5,46 @@ from typing import Any
 import typer
 
 from ..model import Proof, Side
+from ..project.file import Project
+from ..project.routes import current_routes
 from ..proof.verify import verify as prove
-from .console import CHECK_FAILED, AsJson, ReportFile, command, say
+from .console import CHECK_FAILED, AsJson, ReportFile, command, project_document, say
 from .process import run_loop, write_report
-from .settings import BridgeSettings
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @command(app, "verify")
-    def verify(
-        settings: BridgeSettings, report: ReportFile = None, as_json: AsJson = False
-    ) -> None:
+    def verify(project: Project, report: ReportFile = None, as_json: AsJson = False) -> None:
         """Compare both sides record by record; exit 1 and name the first difference if any."""
-        proof = run_loop(
-            prove(
-                kafka=settings.kafka,
-                nats=settings.nats,
-                route=settings.as_route,
-                kafka_options=settings.kafka_options,
-            )
-        )
-        summary = proof_summary(proof)
+        proofs = run_loop(_prove(project))
+        equal = all(proof.equal for proof in proofs)
+        documents = [proof_summary(proof) for proof in proofs]
+        summary = documents[0]
+        if project.is_file:
+            summary = project_document("verify", documents, equal=equal)
         write_report(report, summary)
         if as_json:
             say(summary, "")
         else:
-            _print_proof(proof)
-        if not proof.equal:
+            for proof in proofs:
+                _print_proof(proof)
+        if not equal:
             raise typer.Exit(CHECK_FAILED)
+
+
+async def _prove(project: Project) -> list[Proof]:
+    """One route after the other: each has both sides to itself."""
+    return [
+        await prove(
+            kafka=project.kafka,
+            nats=project.nats,
+            route=route,
+            kafka_options=dict(project.kafka_options),
+        )
+        for route in await current_routes(project)
+    ]
 
 
 def proof_summary(proof: Proof) -> dict[str, Any]:

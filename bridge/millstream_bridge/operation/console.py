@@ -16,7 +16,7 @@ import typer
 
 from ..errors import BridgeError
 from ..model import Positions
-from .settings import load
+from .settings import project_of
 
 DONE, CHECK_FAILED, USAGE_ERROR, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -31,7 +31,21 @@ ReportFile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
-_ROUTE: dict[str, Any] = {
+_PROJECT: dict[str, Any] = {
+    "project": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", envvar="MILLSTREAM_BRIDGE_PROJECT", help="Project file, as plan writes."
+        ),
+    ],
+    "route": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With a project: only this route; may be given again. Without: the route's name"
+            " in Millstream-Origin, by default the topic's.",
+        ),
+    ],
     "kafka": Annotated[str | None, typer.Option(help="Kafka's bootstrap servers.")],
     "nats": Annotated[str | None, typer.Option(help="URL of the NATS server with JetStream.")],
     "topic": Annotated[str | None, typer.Option(help="The Kafka topic.")],
@@ -43,27 +57,27 @@ _ROUTE: dict[str, Any] = {
         bool | None, typer.Option("--shared", help="Others publish to these subjects too.")
     ],
     "null_key": Annotated[str | None, typer.Option(help="The subject token of the null key.")],
-    "route": Annotated[
-        str | None,
-        typer.Option(help="The route's name in Millstream-Origin; by default the topic's."),
-    ],
 }
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function ``f(settings, …)`` a command of ``app``."""
+    """Make a function ``f(project, …)`` a command of ``app``.
+
+    The project is that of ``--project FILE``, or the one route that the other options describe.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [
             inspect.Parameter(it, keyword, default=None, annotation=kind)
-            for it, kind in _ROUTE.items()
+            for it, kind in _PROJECT.items()
         ] + [it.replace(kind=keyword) for it in own]
 
         def run(**options: Any) -> None:
             with errors():
-                function(load(**{it: options.pop(it) for it in _ROUTE}), **options)
+                project = project_of(**{it: options.pop(it) for it in _PROJECT})
+                function(project, **options)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__doc__ = function.__doc__
@@ -102,6 +116,11 @@ def fail(text: str, code: int, cause: BaseException | None = None) -> NoReturn:
 def say(summary: dict[str, Any] | None, line: str) -> None:
     """The report as JSON if there is one, else the line for people."""
     typer.echo(line if summary is None else json.dumps(summary))
+
+
+def project_document(command: str, routes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    """The report of a command on a project: that of each route, and what they come to."""
+    return {"schema": f"millstream.bridge.{command}-project/1", **more, "routes": list(routes)}
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -1,12 +1,18 @@
 """What a bridge command needs to know: flags, then ``MILLSTREAM_BRIDGE_*`` in the environment."""
 
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ..errors import ConfigurationError
+from ..jetstream.target import NatsTarget
 from ..model import Route
+from ..project.file import Project, load_project
+from ..project.rule import Rule
 
 S = TypeVar("S", bound="KafkaSettings")
 
@@ -45,6 +51,41 @@ class BridgeSettings(KafkaSettings):
             null_token=self.null_key,
             name=self.route,
         )
+
+
+def project_of(
+    *,
+    project: Path | None,
+    route: Sequence[str] | None,
+    kafka: str | None,
+    nats: str | None,
+    **flags: Any,
+) -> Project:
+    """A project file's project, or that of the one route which flags and environment describe.
+
+    With a file, ``kafka`` and ``nats`` (flags only) put other addresses in place of the file's.
+    ConfigurationError.
+    """
+    names = tuple(route or ())
+    if project is None:
+        if len(names) > 1:
+            raise ConfigurationError("--route: more than one route needs a --project")
+        settings = load(kafka=kafka, nats=nats, route="".join(names) or None, **flags)
+        return Project(
+            kafka=settings.kafka,
+            kafka_options=settings.kafka_options,
+            nats=NatsTarget(url=settings.nats),
+            rules=(Rule.of(settings.as_route),),
+        )
+    for name, value in flags.items():
+        if value is not None:
+            raise ConfigurationError(f"--{name.replace('_', '-')} is the project's to say")
+    found = load_project(project)
+    if kafka is not None:
+        found = dataclasses.replace(found, kafka=kafka)
+    if nats is not None:
+        found = dataclasses.replace(found, nats=dataclasses.replace(found.nats, url=nats))
+    return found.select(names)
 
 
 def load(**flags: Any) -> BridgeSettings:

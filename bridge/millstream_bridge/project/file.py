@@ -83,6 +83,11 @@ class Project:
         """Whether Kafka must be asked which topics there are."""
         return any(rule.topics is not None for rule in self.rules)
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it came from a file, so that reports are those of a project."""
+        return bool(self.where)
+
     def select(self, names: Sequence[str]) -> "Project":
         """The same with work on these routes only."""
         return dataclasses.replace(self, only=tuple(names))

@@ -22,6 +22,7 @@ from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection, Message
 from ..jetstream.reader import read_stream
 from ..jetstream.stream import Stream
+from ..jetstream.target import NatsTarget
 from ..kafka.source import KafkaSource
 from ..model import Difference, PartitionProof, Proof, Record, Route, Side, Watermarks
 from ..records.headers import parse_block
@@ -191,7 +192,7 @@ class StreamSide:
 
 
 async def verify(
-    *, kafka: str, nats: str, route: Route, kafka_options: dict[str, str] | None = None
+    *, kafka: str, nats: str | NatsTarget, route: Route, kafka_options: dict[str, str] | None = None
 ) -> Proof:
     """Compare both sides; `Proof.equal` says how it went. Changes nothing on either.
 
@@ -207,7 +208,7 @@ async def verify(
         check = _Check(source, connection, mapping, marks)
         return await check.run(started)
     except ConnectionLost as lost:
-        raise Unreachable("JetStream", nats, str(lost)) from lost
+        raise Unreachable("JetStream", str(nats), str(lost)) from lost
     finally:
         await source.close()
         if connection is not None:

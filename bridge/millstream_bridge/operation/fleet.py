@@ -1,0 +1,154 @@
+"""The bridges of a project's routes in one process, each on its own, and new topics' too.
+
+One route's failure does not stop the others: it is told, and what the whole run comes to says so.
+Memory is bounded for the process: routes share what one would have for fetched records.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import BridgeError
+from ..model import BridgeReport, Positions, Route
+from ..moving.runner import Bridge
+from ..project.file import Project
+from ..project.routes import current_routes
+
+LOOK_FOR_TOPICS_S: Final = 30.0
+_QUEUED_KBYTES: Final = "queued.max.messages.kbytes"
+_QUEUED_KBYTES_ALL, _QUEUED_KBYTES_MIN = 16_384, 1_024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a route's run ended: with its report, or an error."""
+
+    route: Route
+    report: BridgeReport | None = None
+    error: BridgeError | None = None
+
+
+class Fleet:
+    """All bridges of one run. ``tell`` gets one line per event; ``on_ready`` is called once."""
+
+    def __init__(
+        self,
+        project: Project,
+        *,
+        tell: Callable[[str], None],
+        on_ready: Callable[[list[Route]], None],
+        look_for_topics_s: float = LOOK_FOR_TOPICS_S,
+    ) -> None:
+        self.bridges: dict[str, Bridge] = {}
+        """By topic; those that ended too."""
+        self._project = project
+        self._tell = tell
+        self._on_ready: Callable[[list[Route]], None] | None = on_ready
+        self._look_for_topics_s = look_for_topics_s
+        self._waiting: set[str] = set()
+        self._outcomes: dict[str, Outcome] = {}
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """End every bridge as `Bridge.stop` does."""
+        self._stopping.set()
+        for bridge in self.bridges.values():
+            bridge.stop()
+
+    async def run(self, *, stop_at_end: bool) -> list[Outcome]:
+        """Run until `stop`, or all routes ended; with ``stop_at_end`` each ends at its end.
+
+        ConfigurationError, Unreachable: the routes could not be found out.
+        """
+        finding = asyncio.create_task(current_routes(self._project), name="routes")
+        stopped = asyncio.create_task(self._stopping.wait(), name="stop")
+        try:
+            await asyncio.wait({finding, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if not finding.done():
+                return []
+            routes = finding.result()
+        finally:
+            finding.cancel()
+            stopped.cancel()
+        self._waiting = {route.topic for route in routes}
+        async with asyncio.TaskGroup() as tasks:
+            runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]
+            looking = None
+            if self._project.has_patterns and not stop_at_end:
+                looking = tasks.create_task(self._look(tasks), name="topics")
+            await asyncio.wait(runs)
+            if looking is not None:
+                if not self._stopping.is_set() and len(self._errors) < len(self.bridges):
+                    await looking
+                looking.cancel()
+        return [self._outcomes[topic] for topic in sorted(self._outcomes)]
+
+    @property
+    def _errors(self) -> list[Outcome]:
+        return [it for it in self._outcomes.values() if it.error is not None]
+
+    def _start(
+        self, tasks: asyncio.TaskGroup, route: Route, count: int, stop_at_end: bool
+    ) -> asyncio.Task[None]:
+        share = max(_QUEUED_KBYTES_MIN, _QUEUED_KBYTES_ALL // count)
+        bridge = Bridge(
+            kafka=self._project.kafka,
+            nats=self._project.nats,
+            route=route,
+            kafka_options={_QUEUED_KBYTES: str(share), **self._project.kafka_options},
+            on_ready=lambda positions: self._ready(route, positions),
+        )
+        self.bridges[route.topic] = bridge
+        if self._stopping.is_set():
+            bridge.stop()
+        return tasks.create_task(self._run_one(bridge, stop_at_end), name=f"bridge {route.name}")
+
+    async def _run_one(self, bridge: Bridge, stop_at_end: bool) -> None:
+        route = bridge.route
+        try:
+            report = await bridge.run(stop_at_end=stop_at_end)
+        except BridgeError as error:
+            self._outcomes[route.topic] = Outcome(route=route, error=error)
+            if self._project.is_file:
+                self._tell(f"bridge {route.topic} → {route.stream} stopped: {error}")
+            self._is_ready(route.topic)
+        else:
+            self._outcomes[route.topic] = Outcome(route=route, report=report)
+
+    def _ready(self, route: Route, positions: Positions) -> None:
+        self._tell(
+            f"bridge {route.topic} → {route.stream} is ready"
+            f" and goes on after {sum(positions.values()):,} offsets stored before"
+        )
+        self._is_ready(route.topic)
+
+    def _is_ready(self, topic: str) -> None:
+        self._waiting.discard(topic)
+        running = [it.route for it in self.bridges.values() if it.route.topic not in self._failed]
+        if not self._waiting and running and self._on_ready is not None:
+            self._on_ready(running)
+            self._on_ready = None
+
+    @property
+    def _failed(self) -> set[str]:
+        return {it.route.topic for it in self._errors}
+
+    async def _look(self, tasks: asyncio.TaskGroup) -> None:
+        """Give topics that came later their bridges, until told to stop."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._look_for_topics_s):
+                    await self._stopping.wait()
+            if self._stopping.is_set():
+                return
+            try:
+                routes = await current_routes(self._project)
+            except BridgeError as error:
+                self._tell(f"looking for topics: {error}")
+                continue
+            for route in routes:
+                if route.topic not in self.bridges:
+                    self._tell(f"topic {route.topic} is new")
+                    self._start(tasks, route, len(routes), stop_at_end=False)

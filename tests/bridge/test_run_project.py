@@ -1,0 +1,164 @@
+"""A whole project at once: many routes, topics by pattern, new ones too; one failure alone."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from millstream_bridge import ConfigurationError, Route
+from millstream_bridge.operation.fleet import Fleet
+from millstream_bridge.project.file import Project, load_project
+from tests.bridge.moves import offsets, stored_records, until
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+PROGRAM = [sys.executable, "-m", "millstream_bridge"]
+
+
+def a_file(folder: Path, kafka: str, nats: str, *more: str) -> Path:
+    file = folder / "project.toml"
+    file.write_text(
+        f'[kafka]\nbootstrap = "{kafka}"\n[nats]\nurl = "{nats}"\n'
+        "[[route]]\ntopics = 'orders\\..*'\nstream = '{topic}'\n"
+        "subject = '{topic}.{partition}.{key}'\n" + "\n".join(more)
+    )
+    return file
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *words], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def route_of(topic: str) -> Route:
+    return Route(topic=topic, stream=topic.replace(".", "-"), subject="{topic}.{partition}.{key}")
+
+
+def fill(kafka: Kafka, topic: str, count: int) -> None:
+    kafka.create_topic(topic, 2)
+    kafka.produce(topic, [{"partition": n % 2, "key": b"k", "value": b"v"} for n in range(count)])
+
+
+async def test_a_project_is_run_waited_for_and_proven(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    for name in ("orders.eu", "orders.us", "else"):
+        fill(mock, name, 4)
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url)
+    project = ("--project", str(file))
+
+    moved = await asyncio.to_thread(run, "run", *project, "--stop-at-end", "--json")
+    waited = await asyncio.to_thread(run, "barrier", *project, "--json")
+    one = ("--route", "orders-us", "--json")
+    proven = await asyncio.to_thread(run, "verify", *project, *one)
+
+    assert (moved.returncode, waited.returncode, proven.returncode) == (0, 0, 0), moved.stderr
+    told = json.loads(moved.stdout)
+    assert (told["schema"], told["failed"]) == ("millstream.bridge.run-project/1", 0)
+    assert [(it["topic"], it["records"]) for it in told["routes"]] == [
+        ("orders.eu", 4),
+        ("orders.us", 4),
+    ]
+    assert [it["positions"] for it in json.loads(waited.stdout)["routes"]] == [
+        {"0": 2, "1": 2},
+        {"0": 2, "1": 2},
+    ]
+    proof = json.loads(proven.stdout)
+    assert (proof["schema"], proof["equal"]) == ("millstream.bridge.verify-project/1", True)
+    assert [it["topic"] for it in proof["routes"]] == ["orders.us"]
+
+
+async def test_a_route_that_cannot_go_on_is_told_and_the_others_do(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    fill(mock, "orders.eu", 4)
+    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url, gone)
+
+    done = await asyncio.to_thread(
+        run, "run", "--project", str(file), "--stop-at-end", "--report", str(tmp_path / "report")
+    )
+
+    assert done.returncode == 2
+    assert "bridge gone → GONE stopped: topic gone at " in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("millstream bridge: topic gone")
+    eu, failed = sorted(
+        json.loads((tmp_path / "report").read_text())["routes"], key=lambda it: it["ended"]
+    )
+    assert (eu["topic"], eu["records"]) == ("orders.eu", 4)
+    assert (failed["topic"], failed["ended"]) == ("gone", "error")
+
+
+@asynccontextmanager
+async def running(project: Project, ready: list[str]) -> AsyncIterator[Fleet]:
+    fleet = Fleet(
+        project,
+        tell=lambda _: None,
+        on_ready=lambda routes: ready.extend(it.topic for it in routes),
+        look_for_topics_s=0.05,
+    )
+    work = asyncio.create_task(fleet.run(stop_at_end=False))
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
+        outcomes = await work
+        assert [it.error for it in outcomes] == [None] * len(outcomes)
+
+
+async def test_a_topic_that_comes_while_running_gets_its_bridge(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    fill(mock, "orders.eu", 4)
+    ready: list[str] = []
+    project = load_project(a_file(tmp_path, mock.bootstrap, nats_server.url))
+
+    async with running(project, ready) as fleet:
+        await until(lambda: ready == ["orders.eu"])
+        fill(mock, "orders.us", 6)
+        await until(
+            lambda: (
+                "orders.us" in fleet.bridges and fleet.bridges["orders.us"].progress.records == 6
+            )
+        )
+
+    assert offsets(await stored_records(nats_server.url, route_of("orders.us"))) == {
+        0: [0, 1, 2],
+        1: [0, 1, 2],
+    }
+
+
+async def test_a_project_without_topics_yet_says_so(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    project = load_project(a_file(tmp_path, mock.bootstrap, nats_server.url))
+    fleet = Fleet(project, tell=lambda _: None, on_ready=lambda _: None)
+
+    with pytest.raises(ConfigurationError, match=r"no topic at .* matches any route"):
+        await fleet.run(stop_at_end=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--topic", "t"], "--topic is the project's to say"),
+        (["--shared"], "--shared is the project's to say"),
+        (["--route", "none"], "no route none (there are: orders-eu)"),
+    ],
+)
+def test_options_that_do_not_go_with_a_project_are_named(
+    mock: Kafka, tmp_path: Path, words: list[str], complaint: str
+) -> None:
+    fill(mock, "orders.eu", 1)
+    file = a_file(tmp_path, mock.bootstrap, "nats://127.0.0.1:1")
+
+    done = run("run", "--project", str(file), *words)
+
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (2, 1, "")
+    assert complaint in done.stderr
