@@ -134,7 +134,8 @@ def _run_app(command: Command, word: str, argv: Sequence[str]) -> int:
             raise
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else program
-        _complain(where, error.format_message())  # type: ignore[attr-defined]
+        text: str = error.format_message()  # type: ignore[attr-defined]
+        _complain(where, text.replace("Value error, ", ""))  # pydantic's, by way of typer
         return int(getattr(error, "exit_code", USAGE_ERROR))
     return code if isinstance(code, int) else 0
 

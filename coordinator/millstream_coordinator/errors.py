@@ -14,7 +14,7 @@ GroupError
 ├── GroupMissing         no such group on this server
 ├── MemberMissing        no such member in the group
 ├── PartitionMissing     the group has no partition of this number
-├── LetterMissing        the group has no dead letter of this number
+├── LetterMissing        the group has no dead letter of this number or key
 ├── NotPossible          what an operator asked for does not fit the group as it is
 └── Contended            others kept writing what an operator wanted to write
 """
@@ -107,13 +107,15 @@ class ServerUnreachable(GroupError):
 class PermissionMissing(GroupError):
     """The user's permissions lack something the group needs; nothing was changed.
 
-    ``missing``: what it may not do, such as ``publish to '$JS.API.INFO'``, all of it.
+    ``group`` None: what was asked is about no single one. ``missing``: what the user may not do,
+    such as ``publish to '$JS.API.INFO'``, all of it.
     """
 
-    def __init__(self, group: str, missing: Sequence[str]) -> None:
+    def __init__(self, group: str | None, missing: Sequence[str]) -> None:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         listed = ", ".join(missing[:_NAMED])
-        super().__init__(f"group {group!r}: no permission to {listed}{more}")
+        whose = "" if group is None else f"group {group!r}: "
+        super().__init__(f"{whose}no permission to {listed}{more}")
         self.group, self.missing = group, tuple(missing)
 
 
@@ -142,11 +144,11 @@ class PartitionMissing(GroupError):
 
 
 class LetterMissing(GroupError):
-    """The group has no dead letter of this number."""
+    """The group has no such dead letter; ``which`` is its number, or ``of key 'a'``."""
 
-    def __init__(self, group: str, seq: int) -> None:
-        super().__init__(f"group {group!r} has no dead letter {seq}")
-        self.group, self.seq = group, seq
+    def __init__(self, group: str, which: int | str) -> None:
+        super().__init__(f"group {group!r} has no dead letter {which}")
+        self.group, self.which = group, which
 
 
 class NotPossible(GroupError):

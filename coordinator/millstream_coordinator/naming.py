@@ -11,6 +11,7 @@ heartbeats and probes (core NATS)      ``millstream.group.<group>.heartbeat.<mem
                                        ``millstream.group.<group>.probe.<member>``
 events of a member (core NATS)         ``millstream.group.<group>.event.<member>``
 a group is being deleted (core NATS)   ``millstream.group.<group>.release``
+requests to coordinators (core NATS)   ``millstream.coordinator.<command>``
 dead letters: stream, subject          ``MILLSTREAM_DLQ_<group>``,
                                        ``millstream.dlq.<group>.<partition>.<key token>``
 a group's own work-queue stream        ``MILLSTREAM_WORK_<group>``,
@@ -22,6 +23,9 @@ import re
 from typing import Final, NamedTuple
 
 from .errors import BadName
+
+REQUESTS: Final = "millstream.coordinator"
+"""What the subjects of the micro service's requests begin with."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

@@ -19,7 +19,8 @@ A group needs few subjects. Below is, for each kind of process, what a user must
 nats-server's configuration, for a group `{GROUP}` that reads the stream `{STREAM}`. A test runs a
 group on nats-server with exactly these permissions, and takes each one away in turn.
 
-Replace `{GROUP}` and `{STREAM}`, or have the text written:
+Replace `{GROUP}` and `{STREAM}`, or have the text written, by
+`millstream coordinator permissions {GROUP} --stream {STREAM} --role leader` or in Python:
 
 ```python
 from millstream_coordinator.jetstream.permissions import Role, config_text, needs
@@ -57,7 +58,14 @@ where the group stores dead letters, their stream.
 
 Pause, resume, move, drain, resize, reset, dead letters, delete. To publish dead letters again, add
 the subjects of the stream itself; to let `coordinator create` make streams, add
-`$JS.API.STREAM.CREATE.<stream>` and `$JS.API.STREAM.UPDATE.<stream>`.
+`$JS.API.STREAM.CREATE.<stream>` and `$JS.API.STREAM.UPDATE.<stream>`. A command that lacks one says
+which, with exit code 2, before it changes anything.
+""",
+    Role.SERVICE: """\
+## The service
+
+`millstream coordinator run`: it leads, and does what operators ask for by request, so it has what
+both need. With `--all` it asks for the names of all streams; the lines of each group are needed.
 """,
 }
 _TAIL = """\

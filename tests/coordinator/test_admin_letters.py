@@ -94,7 +94,7 @@ async def test_a_group_that_never_gave_up_a_message_has_no_letters(
 async def test_letters_are_chosen_by_number_partition_and_key(
     client: Client, name: str, choice: Choice, wanted: list[int]
 ) -> None:
-    target = await make_group(client, name)
+    target = await make_group(client, name, partitions=2)
     await make_letters(client, name, "a", "b", "a", "a%20b")
 
     assert await seqs(target, choice) == wanted

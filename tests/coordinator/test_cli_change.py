@@ -20,6 +20,7 @@ from millstream_coordinator.model import (
     ParkedRecord,
     PartitionRecord,
     PartitionState,
+    encode,
 )
 from millstream_coordinator.operation.cli import app
 from millstream_coordinator.operation.cli_look import ranges
@@ -353,6 +354,127 @@ def test_which_letters_has_to_be_said(server: Server, group: str, options: tuple
     assert "say which" in err
 
 
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        (("--key", "nobody"), "has no dead letter of key 'nobody'"),
+        (("-p", "99"), "has no partition 99: they are 0 to 1"),
+        (("99",), "has no dead letter 99"),
+    ],
+)
+@pytest.mark.parametrize("command", ["replay", "drop"])
+def test_letters_that_are_not_there_are_said(
+    server: Server, group: str, command: str, choice: tuple[str, ...], text: str
+) -> None:
+    more = ("--yes",) if command == "drop" else ()
+
+    code, out, err = coordinator(server, "dlq", command, group, *choice, *more)
+
+    assert (code, out) == (2, "")
+    assert err == f"millstream coordinator dlq {command}: group {group!r} {text}\n"
+
+
+def test_letters_of_a_partition_that_is_not_there_are_not_listed(
+    server: Server, group: str
+) -> None:
+    code, out, err = coordinator(server, "dlq", "ls", group, "-p", "2")
+
+    assert (code, out) == (2, "")
+    assert err.endswith(" has no partition 2: they are 0 to 1\n")
+
+
+def test_a_letter_of_before_a_merge_is_found_by_its_partition(server: Server, group: str) -> None:
+    on(server, lambda client: make_letters(client, group, "late", partition=7))
+
+    _, out, _ = coordinator(server, "dlq", "ls", group, "-p", "7")
+    assert out.splitlines()[1].split()[1:3] == ["7", "late"]
+    assert coordinator(server, "dlq", "drop", group, "-p", "7", "--yes")[0] == 0
+
+
+def test_a_partition_without_letters_has_nothing_to_replay(server: Server, group: str) -> None:
+    code, out, _ = coordinator(server, "dlq", "replay", group, "-p", "1")
+
+    assert (code, out) == (0, "nothing to change: there are no such letters\n")
+
+
+WAITING = (
+    (("drain", "GROUP", "a"), "member 'a' still owns partition 0"),
+    (("move", "GROUP", "0-1", "--to", "b"), "member 'b' does not own partitions 0, 1 yet"),
+)
+
+
+@pytest.mark.parametrize(("command", "late"), WAITING, ids=["drain", "move"])
+def test_what_has_not_come_about_in_time_is_exit_1_and_one_line(
+    server: Server, group: str, command: tuple[str, ...], late: str
+) -> None:
+    code, out, err = coordinator(server, *named(command, group), "--wait", "--timeout", "0")
+
+    assert code == 1
+    assert out.endswith("b\n" if command[0] == "move" else "draining\n")
+    said = f"not done after 0 s: {late}, and nobody leads the group"
+    assert err == f"millstream coordinator {command[0]}: {said}\n"
+
+
+@pytest.mark.parametrize(("command", "late"), WAITING, ids=["drain", "move"])
+def test_json_says_how_the_waiting_ended(
+    server: Server, group: str, command: tuple[str, ...], late: str
+) -> None:
+    arguments = [*named(command, group), "--json"]
+    code, out, _ = coordinator(server, *arguments, "--wait", "--timeout", "0")
+
+    assert code == 1
+    document = json.loads(out)
+    assert not document["is_done"]
+    assert late in document["late"]
+    assert "is_done" not in json.loads(coordinator(server, *arguments)[1])
+
+
+def test_what_is_so_already_needs_no_waiting(server: Server, group: str) -> None:
+    code, out, err = coordinator(server, "drain", group, "a", "--undo")
+    on(server, lambda client: _give_to(client, group, "b"))
+    code, out, err = coordinator(server, "drain", group, "a", "--wait", "--json")
+
+    assert (code, err) == (0, "")
+    assert (json.loads(out)["is_done"], json.loads(out)["late"]) == (True, None)
+
+
+async def _give_to(client: Client, group: str, member: str) -> None:
+    bucket = await client.jetstream().key_value(naming.bucket(group))
+    record = PartitionRecord(epoch=6, owner=member, state=PartitionState.OWNED)
+    await bucket.put(naming.partition_key(0), encode(record))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("drain", "GROUP", "a", "--timeout", "1"), "--timeout goes with --wait"),
+        (("drain", "GROUP", "a", "--wait", "--dry-run"), "--wait does not go with --dry-run"),
+        (("drain", "GROUP", "a", "--wait", "--undo"), "--wait does not go with --undo"),
+        (("move", "GROUP", "0", "--unpin", "--wait"), "--wait does not go with --unpin"),
+        (("resize", "GROUP", "4", "--wait", "--dry-run"), "--wait does not go with --dry-run"),
+        (
+            ("resize", "GROUP", "--description", "f", "--wait"),
+            "--wait does not go with --description",
+        ),
+    ],
+)
+def test_there_must_be_something_to_wait_for(
+    server: Server, group: str, arguments: tuple[str, ...], reason: str
+) -> None:
+    code, out, err = coordinator(server, *named(arguments, group))
+
+    assert (code, out) == (2, "")
+    assert err == f"millstream coordinator {arguments[0]}: {reason}\n"
+
+
+@pytest.mark.parametrize("stream", ["a b", "a.b", "*", ""])
+def test_permissions_for_what_is_no_streams_name_are_not_printed(stream: str) -> None:
+    result = CliRunner().invoke(app, ["permissions", "g", "--role", "admin", "--stream", stream])
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.endswith(f"{stream!r} is no stream's name\n")
+
+
 def test_letters_are_listed_with_the_keys_that_are_parked(server: Server, group: str) -> None:
     _, out, _ = coordinator(server, "dlq", "ls", group)
 
@@ -487,7 +609,7 @@ def test_a_permission_that_is_missing_is_named_in_one_line_and_exit_2(
     conf = tmp_path / "server.conf"
     conf.write_text(
         "authorization { users = [ {user: me, password: x,"
-        ' permissions: {publish: ["$JS.API.INFO"], subscribe: ["_INBOX.>"]}} ] }\n'
+        ' permissions: {publish: ["$JS.API.INFO"], subscribe: ["_INBOX.>", "millstream.>"]}} ] }\n'
     )
     with Server(REAL, tmp_path / "store", arguments=("-c", str(conf))) as guarded:
         url = guarded.url.replace("nats://", "nats://me:x@")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 
-from millstream_coordinator.operation.micro import NAME, PREFIX, Micro
+from millstream_coordinator import naming
+from millstream_coordinator.operation.micro import NAME, Micro
 from millstream_coordinator.operation.service import Service
 from millstream_coordinator.operation.settings import CoordinatorSettings
 from tests.coordinator.made_group import (
@@ -44,7 +45,9 @@ async def group(client: Client, name: str) -> str:
 
 async def ask(client: Client, command: str, **fields: Any) -> tuple[dict[str, Any], str]:
     """The document, and the error's code and text ("" when it is none)."""
-    reply = await client.request(f"{PREFIX}.{command}", json.dumps(fields).encode(), timeout=5)
+    reply = await client.request(
+        f"{naming.REQUESTS}.{command}", json.dumps(fields).encode(), timeout=5
+    )
     if reply.headers and ERROR in reply.headers:
         return {}, f"{reply.headers[CODE]} {reply.headers[ERROR]}"
     return json.loads(reply.data), ""
@@ -78,7 +81,7 @@ async def test_each_request_is_answered_with_its_document(
     document, error = await ask(client, command, **fields)
 
     assert error == ""
-    assert document["schema"] == f"{PREFIX}.{command}/1"
+    assert document["schema"] == f"{naming.REQUESTS}.{command}/1"
 
 
 @pytest.mark.parametrize("command", [it for it in REQUESTS if it != "ls"])
@@ -142,7 +145,7 @@ async def test_what_is_wrong_is_an_error_in_the_headers(
 
 
 async def test_what_is_no_json_is_400(client: Client) -> None:
-    reply = await client.request(f"{PREFIX}.pause", b"pause!", timeout=5)
+    reply = await client.request(f"{naming.REQUESTS}.pause", b"pause!", timeout=5)
 
     assert reply.headers is not None
     assert reply.headers[CODE] == "400"
@@ -167,7 +170,7 @@ async def test_it_is_found_as_a_micro_service_with_its_endpoints(client: Client)
     info = json.loads(reply.data)
     subjects = {it["subject"] for it in info["endpoints"]}
     assert info["type"] == "io.nats.micro.v1.info_response"
-    assert subjects == {f"{PREFIX}.{it}" for it in (*REQUESTS, "resize")}
+    assert subjects == {f"{naming.REQUESTS}.{it}" for it in (*REQUESTS, "resize")}
 
 
 @pytest.mark.natscli

@@ -16,6 +16,7 @@ from millstream_coordinator.operation.metrics import Metrics
 from millstream_coordinator.operation.overview import PartitionRow, read_overview
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
+from millstream_coordinator.operation.waiting import drained, moved, resized, wait
 from millstream_coordinator.partitioning.topic import Start
 from millstream_coordinator.worker import Group
 from tests.coordinator.made_group import make_stream
@@ -137,6 +138,8 @@ async def test_a_drained_member_gives_away_what_it_has_and_takes_it_back_when_un
 ) -> None:
     async with team(server, client, name) as one:
         await admin.drain(one.target, "a")
+        assert await wait(one.target, drained("a"), timeout_s=WAIT_S) is None
+        assert "a" not in (await one.owners()).values()
         await until(lambda: _is(one.owners(), lambda it: set(it.values()) == {"b"}))
         await admin.undrain(one.target, "a")
         await until(lambda: _is(one.owners(), lambda it: [*it.values()].count("a") == 2))
@@ -148,7 +151,10 @@ async def test_a_moved_partition_goes_to_its_member_and_the_others_are_balanced(
     async with team(server, client, name) as one:
         mine = [number for number, owner in (await one.owners()).items() if owner == "a"]
         await admin.move(one.target, mine, "b")
-        await until(lambda: _is(one.owners(), lambda it: {it[n] for n in mine} == {"b"}))
+        assert await wait(one.target, moved(mine, "b"), timeout_s=WAIT_S) is None
+        owners = await one.owners()
+        assert {owners[number] for number in mine} == {"b"}
+        await until(lambda: _is(one.owners(), lambda it: None not in it.values()))
         owners = await one.owners()
 
     assert sorted(str(it) for it in owners.values()) == ["a", "a", "b", "b"]
@@ -255,7 +261,8 @@ async def test_a_resize_under_load_keeps_the_order_of_each_key(
         await publish(10)
         await admin.resize(one.target, 8)
         await publish(10)
-        await until(lambda: _is(one.target.view(), lambda view: view.config.active == 8))
+        assert await wait(one.target, resized(8), timeout_s=WAIT_S) is None
+        assert (await one.target.config()).active == 8
         await publish(5)
         await until(lambda: _is(_count(one), lambda count: count >= 200))
         owners = await one.owners()

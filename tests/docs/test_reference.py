@@ -10,7 +10,7 @@ from millstream_coordinator import Group, naming
 from millstream_coordinator.machine.group import Phase
 from millstream_coordinator.machine.ownership import OwnershipState
 from millstream_coordinator.model import FailurePolicy, PartitionState, Timing
-from millstream_coordinator.operation.micro import NAME, PREFIX
+from millstream_coordinator.operation.micro import NAME
 from millstream_coordinator.partitioning.key import KEY_HEADER
 
 from . import reference, states
@@ -66,7 +66,7 @@ def test_every_header_is_on_the_layout_page(header: str) -> None:
         naming.probe("<group>", "<member>"),
         naming.event("<group>", "<member>"),
         naming.release("<group>"),
-        f"{PREFIX}.<request>",
+        f"{naming.REQUESTS}.<request>",
         naming.dead_letter_stream("<group>"),
         naming.dead_letter("<group>", "<mark>", "<key token>"),
         naming.work_stream("<group>"),

@@ -37,6 +37,9 @@ API_PREFIX = "$JS.API"
 READ_AT_ONCE = 64
 """Requests under way at one time where many keys are read."""
 
+NO_EFFECT = {"Nats-Expected-Stream": "-", "Nats-Expected-Last-Sequence": str(2**62)}
+"""Headers with which no stream stores a message."""
+
 _decode = msgspec.json.Decoder().decode
 _encode = msgspec.json.Encoder().encode
 
@@ -50,11 +53,11 @@ class RequestFailed(GroupError):
 
 
 class Forbidden(RequestFailed):
-    """Nobody answered, and the server said that the user may not ask there."""
+    """Nobody answered, since the user may not do what is ``missing``: ``publish to 'a.b'``."""
 
-    def __init__(self, subject: str) -> None:
-        super().__init__(Failure.REFUSED, f"no permission to publish to {subject!r}")
-        self.subject = subject
+    def __init__(self, missing: str) -> None:
+        super().__init__(Failure.REFUSED, f"no permission to {missing}")
+        self.missing = missing
 
 
 def forbids(error: Exception | None, subject: str, operation: str = "publish") -> bool:
@@ -64,6 +67,15 @@ def forbids(error: Exception | None, subject: str, operation: str = "publish") -
     """
     wanted = f'permissions violation for {operation} to "{subject.lower()}"'
     return wanted in str(error).lower()
+
+
+async def flushed(connection: Client, timeout_s: float) -> None:
+    """Wait until the server has answered to everything that was sent.
+
+    Twice: nats-py writes the PING of a flush at once, before what is still in its own buffer.
+    """
+    for _ in range(2):
+        await connection.flush(timeout=max(1, round(timeout_s)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,12 @@ def api_prefix(domain: str | None = None, prefix: str | None = None) -> str:
     return prefix
 
 
+def key_subject(prefix: str, bucket: str, key: str) -> str:
+    """Where a bucket's key is written; the bucket stores it as ``$KV.<bucket>.<key>``."""
+    stored = f"$KV.{bucket}.{key}"
+    return stored if prefix == API_PREFIX else f"{prefix}.{stored}"
+
+
 def pass_cancellation() -> None:
     """Raise the cancellation of this task that nats-py swallowed, if it did.
 
@@ -131,6 +149,7 @@ class Api:
         self.connection = connection
         self.prefix = prefix
         self._timeout_s = timeout_s
+        self._one_question = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -144,9 +163,8 @@ class Api:
         return f"{self.prefix}.{name}"
 
     def key_subject(self, bucket: str, key: str) -> str:
-        """Where a bucket's key is written; the bucket stores it as ``$KV.<bucket>.<key>``."""
-        stored = f"$KV.{bucket}.{key}"
-        return stored if self.prefix == API_PREFIX else f"{self.prefix}.{stored}"
+        """Where a bucket's key is written."""
+        return key_subject(self.prefix, bucket, key)
 
     async def request(
         self,
@@ -174,14 +192,41 @@ class Api:
                 raise RequestFailed(Failure.DISCONNECTED, subject) from error
             raise RequestFailed(Failure.NO_RESPONDERS, subject) from error
         except nats.errors.TimeoutError as error:
-            if forbids(connection.last_error, subject):
-                raise Forbidden(subject) from error
+            missing = await self._missing(subject)
+            if missing is not None:
+                raise Forbidden(missing) from error
             raise RequestFailed(Failure.TIMEOUT, subject) from error
         except (nats.errors.MaxPayloadError, nats.errors.BadHeaderError) as error:
             raise RequestFailed(Failure.REFUSED, f"{subject}: {error}") from error
         except (nats.errors.Error, OSError) as error:
             raise RequestFailed(Failure.DISCONNECTED, f"{subject}: {error}") from error
         return reply.data
+
+    async def _missing(self, subject: str) -> str | None:
+        """Which permission is missing, if that is why a request to ``subject`` got no answer.
+
+        The server says so on the connection, which keeps only the last it said. So something
+        harmless is sent there once more, alone, and then an inbox is subscribed to.
+        """
+        connection = self.connection
+        async with self._one_question:
+            complaint = str(connection.last_error).lower()
+            if "permissions violation" not in complaint or not connection.is_connected:
+                return None
+            try:
+                await connection.publish(subject, b"?", headers=NO_EFFECT)
+                await flushed(connection, self._timeout_s)
+                if forbids(connection.last_error, subject):
+                    return f"publish to {subject!r}"
+                inbox = connection.new_inbox()
+                await (await connection.subscribe(inbox)).unsubscribe()
+                await flushed(connection, self._timeout_s)
+            except (nats.errors.Error, OSError):
+                return None
+            pass_cancellation()
+            if forbids(connection.last_error, inbox, "subscription"):
+                return f"subscribe to '{inbox.rpartition('.')[0]}.>'"
+        return None
 
     async def call(
         self, name: str, body: object = None, timeout_s: float | None = None
@@ -232,13 +277,15 @@ class Api:
         return await self.publish(self.key_subject(bucket, key), value, headers, expected=revision)
 
     async def publish(
-        self, subject: str, data: bytes, headers: Mapping[str, str], *, expected: int
+        self, subject: str, data: bytes, headers: Mapping[str, str], *, expected: int | None = None
     ) -> int:
-        """Publish into a stream if ``expected`` is the last sequence on the subject (0: none).
+        """Publish into a stream, if ``expected`` is the last sequence on the subject (0: none).
 
         Returns the sequence it got. RequestFailed's code tells a conflict.
         """
-        sent = {**headers, "Nats-Expected-Last-Subject-Sequence": str(expected)}
+        sent = dict(headers)
+        if expected is not None:
+            sent["Nats-Expected-Last-Subject-Sequence"] = str(expected)
         return int(_result(await self.request(subject, data, sent), subject)["seq"])
 
     async def delete(self, bucket: str, key: str, revision: int) -> int:

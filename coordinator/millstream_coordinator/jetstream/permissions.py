@@ -6,6 +6,7 @@
                      hears and keeps events, writes ``leader`` and ``ctl``
 `Role.OBSERVER`      ``describe``, ``members``, ``lag``, ``events``, ``dlq ls``: reads
 `Role.ADMIN`         what operators do: pause, move, drain, resize, reset, ``dlq``, ``delete``
+`Role.SERVICE`       ``run``: leads, and as a micro service does what operators ask for
 ==================== ===========================================================================
 
 `needs` lists them as permission patterns; `config_text` writes them as a user's ``permissions`` in
@@ -16,23 +17,23 @@ this. Publishing an answer to a probe is covered by ``allow_responses``, not by 
 with an error on the connection, not on the request, which then waits in vain. `check` therefore
 publishes something harmless to one subject of each pattern (a body that is no JSON, a stream that
 is not the one expected, a consumer that cannot exist) and then flushes: what is forbidden has been
-said by the time the flush returns. Later, a request that is not answered in time says so if the
-last thing the server complained about was its subject.
+said by the time the flush returns. Later, a request that is not answered in time is tried in the
+same way, if the server has complained about anything (`Api.request`).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import nats.errors
 from nats.aio.client import Client
 
 from .. import naming
 from ..errors import PermissionMissing, ServerUnreachable
-from .api import API_PREFIX, Api, forbids
+from .api import API_PREFIX, NO_EFFECT, Api, flushed, forbids, key_subject
 from .keys import MADE_KEY
 
-_HARMLESS = {"Nats-Expected-Stream": "-", "Nats-Expected-Last-Sequence": str(2**62)}
 _NOBODY = "="
 """In no member's name."""
 
@@ -44,6 +45,7 @@ class Role(StrEnum):
     LEADER = "leader"
     OBSERVER = "observer"
     ADMIN = "admin"
+    SERVICE = "service"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,15 +59,34 @@ class Grant:
     is_stored: bool = False
     """A stream listens there: the message is sent so that it has to refuse it."""
 
+    @classmethod
+    def of_call(cls, pattern: str, wildcard: str = "") -> "Grant":
+        """A function of the API; what is sent is no JSON, so it cannot be carried out."""
+        example = pattern[:-1] + wildcard if wildcard else pattern
+        return cls(pattern=pattern, example=example, payload=b"?")
+
+    @classmethod
+    def of_store(cls, pattern: str, wildcard: str = "") -> "Grant":
+        """A subject of a stream's, such as a bucket's key."""
+        example = pattern[:-1] + wildcard if wildcard else pattern
+        return cls(pattern=pattern, example=example, is_stored=True)
+
+
+SERVICE: Final = tuple(
+    Grant(pattern=it, example=it) for it in ("$SRV.>", f"{naming.REQUESTS}.>", naming.release("*"))
+)
+"""What the service subscribes to, whichever groups it leads."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
     """What a user must be allowed to publish and to subscribe to."""
 
-    group: str
-    publish: tuple[Grant, ...]
-    subscribe: tuple[Grant, ...]
-    has_responses: bool
+    group: str | None
+    """None: it is about no single one."""
+    publish: tuple[Grant, ...] = ()
+    subscribe: tuple[Grant, ...] = ()
+    has_responses: bool = False
     """Whether it answers requests (``allow_responses``)."""
 
 
@@ -86,15 +107,16 @@ def needs(
     ``member``: whose name stands where a member's is tried.
     """
     listed = _Listed(group, streams, prefix, member)
-    is_member = role in (Role.WORKER, Role.LEADER)
+    is_member = role in (Role.WORKER, Role.LEADER, Role.SERVICE)
+    looks = role in (Role.OBSERVER, Role.ADMIN, Role.SERVICE)
     publish = [*listed.reading()]
     if is_member:
         publish += listed.serving()
-    if role is Role.LEADER:
+    if role in (Role.LEADER, Role.SERVICE):
         publish += listed.leading()
-    if not is_member:
+    if looks:
         publish += listed.looking()
-    if role is Role.ADMIN:
+    if role in (Role.ADMIN, Role.SERVICE):
         publish += listed.administration()
     if streams and has_letters:
         publish += listed.letters(role)
@@ -107,13 +129,15 @@ def needs(
     if role is not Role.WORKER:
         event = naming.event(group, "*")
         subscribe.append(Grant(pattern=event, example=event))
-    if not is_member:
+    if looks:
         beat = naming.heartbeat(group, "*")
         subscribe.append(Grant(pattern=beat, example=beat))
+    if role is Role.SERVICE:
+        subscribe += SERVICE
     return Needs(
         group=group,
         publish=tuple({one.pattern: one for one in publish}.values()),
-        subscribe=tuple(subscribe),
+        subscribe=tuple({one.pattern: one for one in subscribe}.values()),
         has_responses=is_member,
     )
 
@@ -193,9 +217,9 @@ class _Listed:
         yield self._api(f"STREAM.MSG.GET.{self._letters}")
         if role is not Role.OBSERVER:
             yield self._api(f"STREAM.MSG.DELETE.{self._letters}")
-        if role is Role.ADMIN:
+        if role in (Role.ADMIN, Role.SERVICE):
             yield self._api(f"STREAM.DELETE.{self._letters}")
-        if role in (Role.WORKER, Role.LEADER):
+        if role in (Role.WORKER, Role.LEADER, Role.SERVICE):
             yield self._api(f"STREAM.CREATE.{self._letters}")
             yield Grant(
                 pattern=naming.dead_letter(self._group, "*", ">"),
@@ -204,16 +228,10 @@ class _Listed:
             )
 
     def _api(self, name: str, wildcard: str = "") -> Grant:
-        """A function of the API; what is sent is no JSON, so it cannot be carried out."""
-        pattern = f"{self._prefix}.{name}"
-        example = pattern[:-1] + wildcard if wildcard else pattern
-        return Grant(pattern=pattern, example=example, payload=b"?")
+        return Grant.of_call(f"{self._prefix}.{name}", wildcard)
 
     def _key(self, key: str, wildcard: str = "") -> Grant:
-        stored = f"$KV.{naming.bucket(self._group)}.{key}"
-        pattern = stored if self._prefix == API_PREFIX else f"{self._prefix}.{stored}"
-        example = pattern[:-1] + wildcard if wildcard else pattern
-        return Grant(pattern=pattern, example=example, is_stored=True)
+        return Grant.of_store(key_subject(self._prefix, naming.bucket(self._group), key), wildcard)
 
 
 def config_text(needed: Needs) -> str:
@@ -239,19 +257,19 @@ async def check(client: Client, needed: Needs, timeout_s: float) -> None:
             await _publish(client, grant)
         for grant in needed.subscribe:
             await _subscribe(client, grant)
-        await _hear(client, timeout_s)
+        await flushed(client, timeout_s)
         if client.last_error is before:
             return
         # Something was said, and a client keeps only the last of it: once more, one by one.
         missing = []
         for grant in needed.publish:
             await _publish(client, grant)
-            await _hear(client, timeout_s)
+            await flushed(client, timeout_s)
             if forbids(client.last_error, grant.example):
                 missing.append(f"publish to {grant.pattern!r}")
         for grant in needed.subscribe:
             await _subscribe(client, grant)
-            await _hear(client, timeout_s)
+            await flushed(client, timeout_s)
             if forbids(client.last_error, grant.example, "subscription"):
                 missing.append(f"subscribe to {grant.pattern!r}")
     except nats.errors.Error as error:
@@ -260,17 +278,8 @@ async def check(client: Client, needed: Needs, timeout_s: float) -> None:
         raise PermissionMissing(needed.group, missing)
 
 
-async def _hear(client: Client, timeout_s: float) -> None:
-    """Wait until the server has answered to everything that was sent.
-
-    Twice: nats-py writes the PING of a flush at once, before what is still in its own buffer.
-    """
-    for _ in range(2):
-        await client.flush(timeout=max(1, round(timeout_s)))
-
-
 async def _publish(client: Client, grant: Grant) -> None:
-    headers = _HARMLESS if grant.is_stored else None
+    headers = NO_EFFECT if grant.is_stored else None
     await client.publish(grant.example, grant.payload, headers=headers)
 
 

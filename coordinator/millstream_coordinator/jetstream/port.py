@@ -257,8 +257,8 @@ class JetStreamPort:
         try:
             reply = await self._answers[type(command)](command)
         except RequestFailed as error:
-            if isinstance(error, Forbidden) and error.subject not in self._forbidden:
-                self._forbidden.add(error.subject)
+            if isinstance(error, Forbidden) and error.missing not in self._forbidden:
+                self._forbidden.add(error.missing)
                 logger.warning(
                     "group %s: %s",
                     self._settings.group,

@@ -129,6 +129,7 @@ async def resume(
             return replace(control, is_paused=False, paused=())
         return replace(control, paused=tuple(it for it in control.paused if it not in partitions))
 
+    await target.check_may(keys=[CONTROL_KEY, *map(partition_key, stopped)])
     changes: list[Change] = []
     for number in stopped:
         changes += await _restart(target, number, skip=skip, dry_run=dry_run)
@@ -317,8 +318,6 @@ async def delete(
     workers = [it for it in alive if view.members[it].capacity]
     if workers:
         raise NotPossible(target.group, f"stop its members first: {', '.join(workers)}")
-    if alive and not dry_run:
-        await _release(target, alive)
 
     consumers: list[tuple[str, str]] = []
     for stream in streams(view.config):
@@ -331,13 +330,17 @@ async def delete(
     own = [it for it in there if with_letters and it == naming.dead_letter_stream(target.group)]
     if with_work:
         own += [it for it in there if naming.work_generation(target.group, it) is not None]
+    own.append(f"KV_{target.bucket}")  # last: whatever goes wrong, the group can be deleted again
+    calls = [f"CONSUMER.DELETE.{stream}.{name}" for stream, name in dict(consumers).items()]
+    await target.check_may(calls=[*calls, *(f"STREAM.DELETE.{it}" for it in own)])
     if not dry_run:
-        # The bucket last: whatever goes wrong before, the group is still there to be deleted.
+        if alive:
+            await _release(target, alive)
         await side_by_side(target.delete_consumer(*it) for it in consumers)
-        for stream in (*own, f"KV_{target.bucket}"):
+        for stream in own:
             await target.delete_stream(stream)
     things = [f"consumer {name}" for _, name in consumers]
-    things += [f"stream {name}" for name in own]
+    things += [f"stream {name}" for name in own[:-1]]
     things.append(f"bucket {target.bucket}")
     changes = tuple(Change(what=it, before="there", after="deleted") for it in things)
     return Outcome(group=target.group, operation="delete", changes=changes, is_dry_run=dry_run)

@@ -1,7 +1,8 @@
 """``millstream coordinator``: look at groups, change them, lead them.
 
-Exit codes: 0 done, 1 a check failed (``lag --max``), 2 wrong usage or configuration (an unknown
-group too, and what does not fit the group as it is), 3 a server unreachable, 130 interrupted.
+Exit codes: 0 done, 1 a check failed (``lag --max``, ``--wait``), 2 wrong usage or configuration (an
+unknown group too, and what does not fit the group as it is), 3 a server unreachable, 130
+interrupted.
 Errors are one line on standard error. With ``--json`` a command prints one document with its
 schema, ``millstream.coordinator.<command>/1``; ``events`` and ``describe --watch`` one per line.
 

@@ -19,8 +19,11 @@ from .console import (
     AsJson,
     DryRun,
     GroupName,
+    Timeout,
+    Waits,
     Yes,
     change,
+    check_wait,
     command,
     confirm,
     exit_with,
@@ -31,6 +34,7 @@ from .positions import reset as set_positions
 from .process import DONE, USAGE_ERROR
 from .settings import CoordinatorSettings
 from .target import Target
+from .waiting import drained, moved, resized
 
 Partitions = Annotated[
     list[str] | None,
@@ -139,7 +143,7 @@ def _register_members(app: typer.Typer) -> None:
         app,
         "drain",
         examples="""
-drain delays worker-3           # before its machine goes down
+drain delays worker-3 --wait    # before its machine goes down
 drain delays worker-3 --undo
 """,
     )
@@ -148,6 +152,8 @@ drain delays worker-3 --undo
         group: GroupName,
         member: Member,
         undo: Annotated[bool, typer.Option("--undo", help="Let it own partitions again.")] = False,
+        waits: Waits = False,
+        timeout: Timeout = None,
         dry_run: DryRun = False,
         as_json: AsJson = False,
     ) -> None:
@@ -156,6 +162,8 @@ drain delays worker-3 --undo
         What it owns is drained and given to others; it stays a member. For a member with a name of
         its own that also holds after a restart.
         """
+        is_never = "--undo" if undo else "--dry-run" if dry_run else None
+        check_wait("drain", waits=waits, timeout_s=timeout, is_never=is_never)
         operation = admin.undrain if undo else admin.drain
         change(
             "drain",
@@ -163,6 +171,8 @@ drain delays worker-3 --undo
             group,
             lambda target: operation(target, member, dry_run=dry_run),
             as_json=as_json,
+            until=drained(member) if waits else None,
+            timeout_s=timeout,
         )
 
     @command(
@@ -170,7 +180,7 @@ drain delays worker-3 --undo
         "move",
         examples="""
 move delays 3 --to worker-2
-move delays 0-3,7 --to worker-2
+move delays 0-3,7 --to worker-2 --wait --timeout 30
 move delays 3 --unpin           # lets it be balanced again
 """,
     )
@@ -185,6 +195,8 @@ move delays 3 --unpin           # lets it be balanced again
             str | None, typer.Option("--to", metavar="MEMBER", help="Who gets them.")
         ] = None,
         unpin: Annotated[bool, typer.Option("--unpin", help="Take a move back.")] = False,
+        waits: Waits = False,
+        timeout: Timeout = None,
         dry_run: DryRun = False,
         as_json: AsJson = False,
     ) -> None:
@@ -195,13 +207,23 @@ move delays 3 --unpin           # lets it be balanced again
         numbers = _numbers("move", partitions) or []
         if (to is None) is not unpin:
             fail("move", "say either --to MEMBER or --unpin", USAGE_ERROR)
+        is_never = "--unpin" if unpin else "--dry-run" if dry_run else None
+        check_wait("move", waits=waits, timeout_s=timeout, is_never=is_never)
 
         def operation(target: Target) -> Awaitable[Outcome]:
             if to is None:
                 return admin.unpin(target, numbers, dry_run=dry_run)
             return admin.move(target, numbers, to, dry_run=dry_run)
 
-        change("move", settings, group, operation, as_json=as_json)
+        change(
+            "move",
+            settings,
+            group,
+            operation,
+            as_json=as_json,
+            until=moved(numbers, to) if waits and to is not None else None,
+            timeout_s=timeout,
+        )
 
 
 def _register_resize(app: typer.Typer) -> None:
@@ -210,7 +232,7 @@ def _register_resize(app: typer.Typer) -> None:
         "resize",
         examples="""
 resize delays 32 --dry-run
-resize delays 32 --yes
+resize delays 32 --yes --wait
 resize delays --description orders.toml --yes    # any number, for layout "sourced"
 """,
     )
@@ -223,6 +245,8 @@ resize delays --description orders.toml --yes    # any number, for layout "sourc
         description: Annotated[
             Path | None, typer.Option(metavar="FILE", help="To what a description says.")
         ] = None,
+        waits: Waits = False,
+        timeout: Timeout = None,
         dry_run: DryRun = False,
         yes: Yes = False,
         as_json: AsJson = False,
@@ -236,6 +260,9 @@ resize delays --description orders.toml --yes    # any number, for layout "sourc
         """
         if (partitions is None) == (description is None):
             fail("resize", "say either N or --description FILE", USAGE_ERROR)
+        is_never = "--description" if description is not None else None
+        is_never = "--dry-run" if dry_run else is_never
+        check_wait("resize", waits=waits, timeout_s=timeout, is_never=is_never)
         if not dry_run:
             question = f"Stop all partitions of {group} and go on with others?"
             confirm("resize", question, yes=yes)
@@ -246,7 +273,15 @@ resize delays --description orders.toml --yes    # any number, for layout "sourc
             assert description is not None
             return await _renew(target, description, dry_run=dry_run)
 
-        change("resize", settings, group, operation, as_json=as_json)
+        change(
+            "resize",
+            settings,
+            group,
+            operation,
+            as_json=as_json,
+            until=resized(partitions) if waits and partitions is not None else None,
+            timeout_s=timeout,
+        )
 
 
 def _register_positions(app: typer.Typer) -> None:

@@ -185,8 +185,11 @@ permissions delays --stream FLIGHTS --role observer >> nats-server.conf
         """Print what a NATS user must be allowed, for a server's configuration.
 
         Asks no server. worker: handles messages; leader: may lead as well (as workers do unless
-        told otherwise); observer: looks; admin: changes.
+        told otherwise); observer: looks; admin: changes; service: runs `run`.
         """
+        for name in stream or ():
+            if not name or set(name) & set(" .*>/\\\t\r\n"):
+                fail("permissions", f"{name!r} is no stream's name", USAGE_ERROR)
         typer.echo(config_text(needs(role, group, stream or (), prefix=settings.api_prefix)))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..jetstream.permissions import SERVICE, Needs, check
 from ..jetstream.wire import without_password
 from .connect import connected, unless_stopped
 from .console import check_group, command, exit_with, fail, option
@@ -15,6 +16,7 @@ from .micro import Micro
 from .process import USAGE_ERROR, Stopper, say, write_ready
 from .service import NewGroup, Service
 from .settings import CoordinatorSettings, http_address
+from .target import TIMEOUT_S
 from .web import Pages
 
 _SETTINGS: dict[str, Any] = {
@@ -95,6 +97,7 @@ async def _run(
         connection = await unless_stopped(stopper.stopping, connecting)
         if connection is None:
             return stopper.code
+        await check(connection, Needs(group=None, subscribe=SERVICE), TIMEOUT_S)
         service = Service(connection, settings, new=new)
         metrics = ServiceMetrics(service)
         service.listeners.append(metrics.count)

@@ -26,9 +26,10 @@ from ..errors import GroupError, ServerUnreachable
 from ..naming import check_name
 from .admin import Outcome
 from .connect import connected
-from .process import INTERRUPTED, UNREACHABLE, USAGE_ERROR
+from .process import CHECK_FAILED, DONE, INTERRUPTED, UNREACHABLE, USAGE_ERROR
 from .settings import CoordinatorSettings, load
 from .target import Target
+from .waiting import Pending, wait
 
 Cells = tuple[str, ...]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -72,6 +73,12 @@ GroupName = Annotated[str, typer.Argument(metavar="GROUP", help="Its name.", sho
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change; change nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Waits = Annotated[bool, typer.Option("--wait", help="Until it is done; exit code 1 if it is not.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", min=0, metavar="SECONDS", help="How long, with --wait: else 60."),
+]
+WAIT_S = 60.0
 
 
 def command(
@@ -132,15 +139,37 @@ def change(
     operation: Callable[[Target], Awaitable[Outcome]],
     *,
     as_json: bool,
+    until: Pending | None = None,
+    timeout_s: float | None = None,
 ) -> NoReturn:
-    """Connect, carry an operation out, show what changed."""
+    """Connect, carry an operation out, show what changed; wait for it where ``until`` is given."""
 
     async def work() -> int:
+        late = None
         async with connected(settings) as connection:
-            outcome = await operation(Target(connection, group, prefix=settings.api_prefix))
-        return show_outcome(outcome, as_json=as_json)
+            target = Target(connection, group, prefix=settings.api_prefix)
+            outcome = await operation(target)
+            if not as_json:
+                show_changes(outcome)
+            if until is not None:
+                timeout = WAIT_S if timeout_s is None else timeout_s
+                late = await wait(target, until, timeout_s=timeout)
+        if as_json:
+            waited = {} if until is None else {"is_done": late is None, "late": late}
+            show_json({**outcome.as_json(), **waited})
+        if late is not None:
+            fail(name, late, CHECK_FAILED)
+        return DONE
 
     exit_with(name, work())
+
+
+def check_wait(name: str, *, waits: bool, timeout_s: float | None, is_never: str | None) -> None:
+    """Exit 2 where there is nothing to wait for; ``is_never`` names the option that says so."""
+    if timeout_s is not None and not waits:
+        fail(name, "--timeout goes with --wait", USAGE_ERROR)
+    if waits and is_never is not None:
+        fail(name, f"--wait does not go with {is_never}", USAGE_ERROR)
 
 
 def exit_with(command: str, work: Coroutine[Any, Any, int]) -> NoReturn:
@@ -193,16 +222,14 @@ def show_table(columns: Cells, rows: Sequence[Cells]) -> None:
         typer.echo("\n".join(lines([columns, *rows])))
 
 
-def show_outcome(outcome: Outcome, *, as_json: bool) -> int:
-    """What an operation did or would do; returns the exit code."""
-    if as_json:
-        show_json(outcome.as_json())
-        return 0
+def show_changes(outcome: Outcome) -> None:
+    """What an operation did or would do, for people."""
     for change in outcome.changes:
         typer.echo(f"{'would change ' if outcome.is_dry_run else ''}{change}")
     if not outcome.changes:
-        typer.echo("nothing to change: it is so already")
-    return 0
+        is_about_letters = outcome.operation.startswith("dlq.")
+        why = "there are no such letters" if is_about_letters else "it is so already"
+        typer.echo(f"nothing to change: {why}")
 
 
 def cell(value: object) -> str:

@@ -48,10 +48,7 @@ async def follow(target: Target, *, with_history: bool = True) -> AsyncGenerator
                 queue.get_nowait()
             queue.put_nowait(event)
 
-    with target.errors():
-        subject = naming.event(target.group, "*")
-        subscription = await target.connection.subscribe(subject, cb=hear)
-        await target.connection.flush()
+    subscription = await target.listen(naming.event(target.group, "*"), hear)
     try:
         last = 0
         for event in await read_history(target):

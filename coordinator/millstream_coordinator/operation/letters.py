@@ -24,16 +24,15 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace as replaced
 from typing import Any, Final
 
-import nats.js.errors
-
 from .. import naming
-from ..errors import LetterMissing, NotPossible
+from ..errors import LetterMissing, NotPossible, PartitionMissing
 from ..jetstream.api import STREAM_NOT_FOUND, RequestFailed, parse_headers
 from ..jetstream.letters import MESSAGE_GONE, original_headers
 from ..model import LetterReason, ParkedRecord
 from ..naming import dead_letter, dead_letter_stream, parked_key
 from ..partitioning.key import to_token
 from ..partitioning.layout import place
+from ..ports import Failure
 from .admin import Change, Outcome
 from .target import Target, side_by_side
 from .view import GroupView
@@ -130,7 +129,7 @@ def is_key(text: str, token: str) -> bool:
 async def list_letters(target: Target, choice: Choice = ALL, *, limit: int | None = 100) -> Listing:
     """The first ``limit`` letters meant (None: all). No letter yet: an empty listing.
 
-    Raises GroupMissing, ServerUnreachable.
+    Raises GroupMissing, PartitionMissing, ServerUnreachable.
     """
     view = await target.view()
     letters: list[Letter] = []
@@ -140,6 +139,8 @@ async def list_letters(target: Target, choice: Choice = ALL, *, limit: int | Non
         if has_more:
             break
         letters.append(letter)
+    if not letters:
+        _check_partition(target, view, choice)
     parked = {it: tuple(sorted(record.keys)) for it, record in view.parked.items() if record.keys}
     return Listing(group=target.group, letters=tuple(letters), has_more=has_more, parked=parked)
 
@@ -156,8 +157,8 @@ async def read_letter(target: Target, seq: int) -> Letter:
 async def replay(target: Target, choice: Choice, *, dry_run: bool = False) -> Outcome:
     """Have the letters handled again: see this module's text for how.
 
-    Raises LetterMissing, and NotPossible for single letters of a parked key and for a message that
-    its stream does not take back.
+    Raises LetterMissing, PartitionMissing, and NotPossible for single letters of a parked key and
+    for a message that its stream does not take back.
     """
     view = await target.view()
     letters = await _chosen(target, view, choice)
@@ -177,6 +178,7 @@ async def replay(target: Target, choice: Choice, *, dry_run: bool = False) -> Ou
         if not letter.is_parked:
             by_subject.setdefault(letter.subject, []).append(letter)
             changes.append(_change(letter, "published again"))
+    await _check_may(target, letters, parked)
     if not dry_run:
         # In order per subject, which is in order per key; the subjects side by side.
         await side_by_side(_publish(target, view, it) for it in by_subject.values())
@@ -189,12 +191,13 @@ async def replay(target: Target, choice: Choice, *, dry_run: bool = False) -> Ou
 async def drop(target: Target, choice: Choice, *, dry_run: bool = False) -> Outcome:
     """Delete the letters for good. A parked key that is dropped as a whole goes on afterwards.
 
-    Raises LetterMissing.
+    Raises LetterMissing, PartitionMissing.
     """
     view = await target.view()
     letters = await _chosen(target, view, choice)
     changes = [_change(letter, "dropped") for letter in letters]
     parked = [] if choice.seqs else _parked_keys(letters)
+    await _check_may(target, letters, parked)
     if not dry_run:
         await side_by_side(_delete(target, it) for it in letters)
         await _ask_for_replay(target, parked)
@@ -217,11 +220,33 @@ def _parked_keys(letters: Iterable[Letter]) -> list[tuple[int, str]]:
 
 
 async def _chosen(target: Target, view: GroupView, choice: Choice) -> list[Letter]:
+    """All letters meant. Raises LetterMissing, PartitionMissing where what was named is not there.
+
+    Not for a partition without letters, of which the group has one of that number.
+    """
     letters = [letter async for letter in _read(target, view, choice)]
+    if not letters:
+        _check_partition(target, view, choice)
     missing = set(choice.seqs) - {it.seq for it in letters}
     if missing:
         raise LetterMissing(target.group, min(missing))
+    if choice.key is not None and not letters:
+        raise LetterMissing(target.group, f"of key {choice.key!r}")
     return letters
+
+
+def _check_partition(target: Target, view: GroupView, choice: Choice) -> None:
+    """A partition that is named is there; for where no letter is: those of before a merge stay."""
+    if choice.partition is not None and choice.partition not in range(view.config.active):
+        raise PartitionMissing(target.group, choice.partition, view.config.active)
+
+
+async def _check_may(
+    target: Target, letters: Collection[Letter], parked: Iterable[tuple[int, str]]
+) -> None:
+    """Whether letters may be deleted and their partitions' owners asked."""
+    calls = [f"STREAM.MSG.DELETE.{dead_letter_stream(target.group)}"] if letters else []
+    await target.check_may(calls=calls, keys=sorted({parked_key(number) for number, _ in parked}))
 
 
 async def _ask_for_replay(target: Target, keys: Collection[tuple[int, str]]) -> None:
@@ -238,7 +263,6 @@ async def _ask_for_replay(target: Target, keys: Collection[tuple[int, str]]) -> 
 
 
 async def _publish(target: Target, view: GroupView, letters: Iterable[Letter]) -> None:
-    jetstream = target.connection.jetstream()
     for letter in letters:
         where = place(view.config, letter.partition)
         # Headers that are the server's would mean once more what they meant the first time.
@@ -252,13 +276,17 @@ async def _publish(target: Target, view: GroupView, letters: Iterable[Letter]) -
             headers["Nats-Expected-Stream"] = where.stream
         with target.errors():
             try:
-                await jetstream.publish(letter.subject, letter.data, headers=headers)
-            except nats.js.errors.NoStreamResponseError as error:
-                reason = f"no stream takes {letter.subject!r}, which letter {letter.seq} came from"
-                raise NotPossible(target.group, reason) from error
-            except nats.js.errors.APIError as error:
-                reason = f"letter {letter.seq} is not taken back: {error.description}"
-                raise NotPossible(target.group, reason) from error
+                await target.api.publish(letter.subject, letter.data, headers)
+            except RequestFailed as error:
+                if error.reason is Failure.NO_RESPONDERS:
+                    reason = (
+                        f"no stream takes {letter.subject!r}, where letter {letter.seq} is from"
+                    )
+                    raise NotPossible(target.group, reason) from error
+                if error.code:
+                    reason = f"letter {letter.seq} is not taken back: {error.detail}"
+                    raise NotPossible(target.group, reason) from error
+                raise
         await _delete(target, letter)
 
 

@@ -60,6 +60,7 @@ from ..errors import (
     ServerUnreachable,
     StreamMissing,
 )
+from ..naming import REQUESTS
 from ..partitioning.topic import Start
 from . import admin, letters
 from .admin import Outcome
@@ -71,7 +72,6 @@ from .service import Service
 from .target import Target
 
 NAME = "millstream-coordinator"
-PREFIX = "millstream.coordinator"
 
 Document = Mapping[str, Any]
 
@@ -198,7 +198,7 @@ class Micro:
                 await micro.add_endpoint(
                     EndpointConfig(
                         name=name.replace(".", "-"),
-                        subject=f"{PREFIX}.{name}",
+                        subject=f"{REQUESTS}.{name}",
                         handler=_handler(kind, answer),
                     )
                 )
@@ -216,7 +216,7 @@ class Micro:
     async def _ls(self, _: _Nothing) -> Document:
         prefix = self._service.settings.api_prefix
         groups = [asdict(it) for it in await list_groups(self._connection, prefix=prefix)]
-        return {"schema": f"{PREFIX}.ls/1", "groups": groups}
+        return {"schema": f"{REQUESTS}.ls/1", "groups": groups}
 
     async def _describe(self, ask: _Ask) -> Document:
         return (await read_overview(self._target(ask))).as_json()
@@ -229,7 +229,7 @@ class Micro:
 
     async def _events(self, ask: _Ask) -> Document:
         events = await read_history(self._target(ask))
-        return {"schema": f"{PREFIX}.events/1", "group": ask.group, "events": events}
+        return {"schema": f"{REQUESTS}.events/1", "group": ask.group, "events": events}
 
     async def _letters(self, ask: _Letters) -> Document:
         choice = Choice(partition=ask.partition, key=ask.key)
@@ -237,7 +237,7 @@ class Micro:
 
     async def _letter(self, ask: _Letter) -> Document:
         letter = await read_letter(self._target(ask), ask.letter)
-        schema = f"{PREFIX}.dlq.show/1"
+        schema = f"{REQUESTS}.dlq.show/1"
         return {"schema": schema, "group": ask.group, **letter.as_json(with_body=True)}
 
     # ---- changing ----

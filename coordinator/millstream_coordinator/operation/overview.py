@@ -312,7 +312,7 @@ async def _heartbeats(target: Target, *, listen: bool) -> AsyncIterator[_Heartbe
         yield heartbeats
         return
     subject = naming.heartbeat(target.group, "*")
-    subscription = await target.connection.subscribe(subject, cb=heartbeats.hear)
+    subscription = await target.listen(subject, heartbeats.hear)
     try:
         yield heartbeats
     finally:

@@ -9,18 +9,19 @@ What the server or the bucket says becomes one of `GroupError`'s kinds here.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from .. import naming
 from ..errors import (
     Contended,
-    GroupError,
     GroupMissing,
     NotPossible,
     PermissionMissing,
@@ -35,7 +36,10 @@ from ..jetstream.api import (
     Api,
     Forbidden,
     RequestFailed,
+    flushed,
+    forbids,
 )
+from ..jetstream.permissions import Grant, Needs, check
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
 from ..partitioning.layout import place
 from ..ports import Failure
@@ -155,11 +159,34 @@ class Target:
 
     async def is_alive(self, member: str) -> bool:
         """Whether a process answers under the member's name; silence counts as alive."""
-        try:
-            await self.api.request(naming.probe(self.group, member))
-        except RequestFailed as error:
-            return error.reason is not Failure.NO_RESPONDERS
+        with self.errors():
+            try:
+                await self.api.request(naming.probe(self.group, member))
+            except Forbidden:
+                raise
+            except RequestFailed as error:
+                return error.reason is not Failure.NO_RESPONDERS
         return True
+
+    async def check_may(self, *, calls: Iterable[str] = (), keys: Iterable[str] = ()) -> None:
+        """Try what is about to be done, harmlessly: no operation stops half way for want of it.
+
+        ``calls``: functions of JetStream's API; ``keys``: of the bucket, to be written. Raises
+        PermissionMissing, ServerUnreachable.
+        """
+        grants = [Grant.of_call(self.api.subject(it)) for it in calls]
+        grants += [Grant.of_store(self.api.key_subject(self.bucket, it)) for it in keys]
+        await check(self.connection, Needs(group=self.group, publish=tuple(grants)), TIMEOUT_S)
+
+    async def listen(self, subject: str, hear: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        """Subscribe; returns when the server has taken it. Raises PermissionMissing."""
+        with self.errors():
+            subscription = await self.connection.subscribe(subject, cb=hear)
+            await flushed(self.connection, TIMEOUT_S)
+            if forbids(self.connection.last_error, subject, "subscription"):
+                await subscription.unsubscribe()
+                raise PermissionMissing(self.group, [f"subscribe to {subject!r}"])
+            return subscription
 
     @contextmanager
     def errors(self, stream: str | None = None) -> Iterator[None]:
@@ -167,7 +194,7 @@ class Target:
         try:
             yield
         except Forbidden as error:
-            raise PermissionMissing(self.group, [f"publish to {error.subject!r}"]) from error
+            raise PermissionMissing(self.group, [error.missing]) from error
         except RequestFailed as error:
             if error.code == STREAM_NOT_FOUND:
                 raise (StreamMissing(stream) if stream else GroupMissing(self.group)) from error
@@ -180,14 +207,14 @@ class Target:
 async def group_names(connection: Client, *, prefix: str = API_PREFIX) -> list[str]:
     """What may be groups of the server, by their buckets' names, in order.
 
-    Raises ServerUnreachable, and GroupError when the list may not be read.
+    Raises ServerUnreachable, and PermissionMissing when the list may not be read.
     """
     head = f"KV_{naming.bucket('')}"
     api = Api(connection, TIMEOUT_S, prefix)
     try:
         streams = await api.stream_names()
     except Forbidden as error:
-        raise GroupError(f"no permission to publish to {error.subject!r}") from error
+        raise PermissionMissing(None, [error.missing]) from error
     except RequestFailed as error:
         raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
     return sorted(it.removeprefix(head) for it in streams if it.startswith(head))

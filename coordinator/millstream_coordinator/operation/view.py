@@ -49,7 +49,7 @@ async def read_view(connection: Client, name: str, *, prefix: str = API_PREFIX) 
         if error.code == STREAM_NOT_FOUND:
             raise GroupMissing(name) from error
         if isinstance(error, Forbidden):
-            raise PermissionMissing(name, [f"publish to {error.subject!r}"]) from error
+            raise PermissionMissing(name, [error.missing]) from error
         raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
     if naming.CONFIG_KEY not in values:
         raise GroupMissing(name)

@@ -19,7 +19,7 @@ do not know and drop them (seen on 2.10 and 2.11).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -27,7 +27,14 @@ from typing import Any, Final
 from nats.aio.client import Client
 
 from .. import naming
-from ..errors import ConfigMismatch, GroupError, ServerUnreachable, StreamMissing, StreamUnfit
+from ..errors import (
+    ConfigMismatch,
+    GroupError,
+    PermissionMissing,
+    ServerUnreachable,
+    StreamMissing,
+    StreamUnfit,
+)
 from ..jetstream.api import (
     API_PREFIX,
     STREAM_NAME_IN_USE,
@@ -38,6 +45,7 @@ from ..jetstream.api import (
     RequestFailed,
 )
 from ..jetstream.keys import bucket_config, make_room
+from ..jetstream.permissions import Grant, Needs, check
 from ..model import ConfigRecord, PartitionRecord, Retention, decode, encode
 from ..ports import Failure
 from .difference import (
@@ -187,15 +195,17 @@ async def apply(
 
     Raises PlanRefused, before anything is changed or when somebody else was faster; ConfigMismatch
     when the group came to be with another configuration meanwhile; StreamUnfit when the server
-    refuses a stream or drops a field of it; ServerUnreachable.
+    refuses a stream or drops a field of it; PermissionMissing, before anything is changed;
+    ServerUnreachable.
     """
     refused = [step for step in plan.steps if step.action is Action.REFUSE]
     if refused:
         raise PlanRefused(refused[0], len(refused) - 1)
     api = Api(connection, TIMEOUT_S, prefix)
-    for step in plan.steps:
-        if step.action is Action.KEEP:
-            continue
+    steps = [step for step in plan.steps if step.action is not Action.KEEP]
+    grants = tuple(grant for step in steps for grant in _grants(api, step))
+    await check(connection, Needs(group=None, publish=grants), TIMEOUT_S)
+    for step in steps:
         try:
             await _carry_out(api, step)
         except RequestFailed as error:
@@ -203,7 +213,7 @@ async def apply(
                 raise StreamUnfit(step.name, error.detail) from error
             raise unreachable(api, error) from error
         on_step(step)
-    for step in plan.steps:
+    for step in steps:
         if step.kind is StepKind.STREAM and step.action is Action.CREATE and start_of(step.body):
             try:
                 await forget_start(api, step.name)
@@ -542,12 +552,32 @@ _CONFIG_FIELDS = (
 )
 
 
+def _stream_call(step: Step) -> str:
+    verb = "CREATE" if step.action is Action.CREATE else "UPDATE"
+    return f"STREAM.{verb}.{step.body['name']}"
+
+
+def _grants(api: Api, step: Step) -> Iterable[Grant]:
+    """What the user must be allowed for a step."""
+    match step.kind:
+        case StepKind.STREAM | StepKind.BUCKET:
+            yield Grant.of_call(api.subject(_stream_call(step)))
+        case StepKind.START:
+            for partition in step.floors:
+                yield _key_grant(api, step, naming.partition_key(partition))
+        case StepKind.CONFIG:
+            yield _key_grant(api, step, naming.CONFIG_KEY)
+
+
+def _key_grant(api: Api, step: Step, key: str) -> Grant:
+    return Grant.of_store(api.key_subject(naming.bucket(step.name), key))
+
+
 async def _carry_out(api: Api, step: Step) -> None:
     match step.kind:
         case StepKind.STREAM | StepKind.BUCKET:
-            verb = "CREATE" if step.action is Action.CREATE else "UPDATE"
             try:
-                answer = await api.call(f"STREAM.{verb}.{step.body['name']}", step.body)
+                answer = await api.call(_stream_call(step), step.body)
             except RequestFailed as error:
                 if step.kind is StepKind.BUCKET and error.code == STREAM_NAME_IN_USE:
                     return  # a member that joined meanwhile made it
@@ -606,7 +636,7 @@ def server_traits(api: Api) -> ServerTraits:
 def unreachable(api: Api, error: RequestFailed) -> GroupError:
     """Say what a request that failed means; one without an answer names its subject."""
     if isinstance(error, Forbidden):
-        return GroupError(error.detail)
+        return PermissionMissing(None, [error.missing])
     if error.reason is Failure.TIMEOUT:
         reason = f"no answer on {error.detail} (is the user allowed to ask there?)"
         return ServerUnreachable(api.url, reason)
