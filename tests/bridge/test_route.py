@@ -41,7 +41,6 @@ def test_a_route_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     "changes",
     [
-        DENSE,
         {"on_poison": "park"},
         {"on_gap": "continue"},
         {"large": "object-store"},

@@ -1,0 +1,212 @@
+"""A dense route: one stream for each Kafka partition, a message's sequence its offset + 1."""
+
+import asyncio
+import json
+from typing import Any
+
+import nats as nats_py
+import pytest
+from confluent_kafka import Producer
+
+from millstream_bridge import Bridge, ConfigurationError
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.stream import GAPS
+from tests.bridge.moves import (
+    a_route,
+    move_all,
+    offsets,
+    some_records,
+    stored_messages,
+    stored_records,
+    until,
+)
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+PARTITIONS = 4
+DENSE = {"mode": "dense", "stream": "FLIGHTS-{partition}"}
+
+
+def fill(kafka: Kafka, topic: str, count: int) -> None:
+    kafka.create_topic(topic, PARTITIONS)
+    kafka.produce(topic, some_records(count, PARTITIONS))
+
+
+async def api(url: str, verb: str, **body: Any) -> dict[str, Any]:
+    connection = await Connection.open(url, name="operator")
+    try:
+        answer = await connection.request(f"$JS.API.{verb}", json.dumps(body).encode())
+        found: dict[str, Any] = json.loads(answer.payload)
+        return found
+    finally:
+        await connection.close()
+
+
+async def test_a_sequence_is_the_offset_plus_one(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 4_000)
+    route = a_route(topic, **DENSE)
+
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    stored = await stored_messages(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert report.positions == dict.fromkeys(range(PARTITIONS), 1_000)
+    assert len(stored) == 4_000
+    assert all(seq == record.offset + 1 for seq, record in stored)
+
+
+async def test_a_partition_whose_log_begins_later_begins_at_its_sequence(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """The mock keeps 100,000 records of a partition or 5 MiB."""
+    mock.create_topic(topic, 1)
+    await asyncio.to_thread(
+        mock.produce, topic, [{"partition": 0, "value": b"x" * 60_000} for _ in range(120)]
+    )
+    route = a_route(topic, **DENSE)
+
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    stored = await stored_messages(nats_server.url, route, dense_partitions=1)
+    assert 0 < report.records < 120
+    assert stored[0][1].offset == 120 - report.records
+    assert all(seq == record.offset + 1 for seq, record in stored)
+
+
+async def test_a_run_goes_on_where_the_one_before_ended(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 400)
+    route = a_route(topic, **DENSE)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    mock.produce(topic, some_records(40, PARTITIONS))
+
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    assert report.records == 40
+    stored = await stored_records(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert offsets(stored) == {partition: [*range(110)] for partition in range(PARTITIONS)}
+
+
+async def test_two_live_bridges_store_each_record_once_and_in_order(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 0)
+    route = a_route(topic, **DENSE)
+    bridges = [
+        Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route, stand_back_s=0.05)
+        for _ in range(2)
+    ]
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        for bridge in bridges:
+            tasks.create_task(bridge.run(), name="bridge")
+        for _ in range(10):
+            await asyncio.to_thread(mock.produce, topic, some_records(40, PARTITIONS))
+        await until(lambda: sum(bridge.progress.records for bridge in bridges) >= 400)
+        for bridge in bridges:
+            bridge.stop()
+
+    stored = await stored_messages(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert [record.offset for _, record in stored] == [*range(100)] * PARTITIONS
+    assert all(seq == record.offset + 1 for seq, record in stored)
+
+
+async def test_a_stray_message_shifts_what_follows_and_the_stream_says_so(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 40)
+    route = a_route(topic, **DENSE)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    client = await nats_py.connect(nats_server.url)
+    await client.jetstream().publish("flights.2.stray", b"stray")
+    await client.close()
+    mock.produce(topic, some_records(40, PARTITIONS))
+
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    stored = await stored_records(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert offsets(stored) == {partition: [*range(20)] for partition in range(PARTITIONS)}
+    metadata = [
+        (await api(nats_server.url, f"STREAM.INFO.FLIGHTS-{p}"))["config"].get("metadata") or {}
+        for p in range(PARTITIONS)
+    ]
+    assert [GAPS in one for one in metadata] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("has_gaps", [False, True])
+async def test_a_stream_whose_limits_removed_everything_still_tells_the_position(
+    nats_server: Server, mock: Kafka, topic: str, has_gaps: bool
+) -> None:
+    """And says that it cannot when offsets had gaps: nothing is stored twice on a guess."""
+    fill(mock, topic, 40)
+    route = a_route(topic, **DENSE, max_age_s=3_600)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    for partition in range(PARTITIONS):
+        name = f"FLIGHTS-{partition}"
+        config = (await api(nats_server.url, f"STREAM.INFO.{name}"))["config"]
+        if has_gaps:
+            config["metadata"] = {**(config.get("metadata") or {}), GAPS: "yes"}
+            assert "error" not in await api(nats_server.url, f"STREAM.UPDATE.{name}", **config)
+        await api(nats_server.url, f"STREAM.PURGE.{name}")  # as max_age would
+    mock.produce(topic, some_records(40, PARTITIONS))
+
+    if has_gaps:
+        with pytest.raises(ConfigurationError, match="where to go on cannot be known"):
+            await move_all(mock.bootstrap, nats_server.url, route)
+        return
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    stored = await stored_messages(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert report.records == 40
+    assert [(seq, record.offset) for seq, record in stored] == [
+        (offset + 1, offset) for offset in range(10, 20)
+    ] * PARTITIONS
+
+
+async def test_a_server_killed_and_started_again_loses_nothing(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 20_000)
+    route = a_route(topic, **DENSE)
+    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(bridge.run(stop_at_end=True), name="bridge")
+        await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
+        nats_server.kill()
+        await nats_server.restart()
+
+    assert running.result().sessions > 1
+    stored = await stored_messages(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert [record.offset for _, record in stored] == [*range(5_000)] * PARTITIONS
+    assert all(seq == record.offset + 1 for seq, record in stored)
+
+
+@pytest.mark.kafka
+async def test_markers_of_transactions_are_gaps_and_nothing_is_lost(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1)
+    producer = Producer(
+        {"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": f"of-{topic}"}
+    )
+    producer.init_transactions(20)
+    route = a_route(topic, **DENSE)
+    for turn in range(6):
+        producer.begin_transaction()
+        for n in range(3):
+            producer.produce(topic, b"%d.%d" % (turn, n), partition=0)
+        if turn % 3 == 2:
+            producer.flush(20)
+            producer.abort_transaction(20)
+        else:
+            producer.commit_transaction(20)
+        await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+
+    stored = await stored_messages(nats_server.url, route, dense_partitions=1)
+    assert [seq for seq, _ in stored] == [*range(1, 13)]
+    assert [record.offset for _, record in stored] == [0, 1, 2, 4, 5, 6, 12, 13, 14, 16, 17, 18]
+    info = await api(nats_server.url, "STREAM.INFO.FLIGHTS-0")
+    assert GAPS in info["config"]["metadata"]
