@@ -310,9 +310,26 @@ async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_
 
     made = json.loads(bench.client.bodies[-1])["config"]
     assert made.get("num_replicas") == replicas
+    assert made.get("mem_storage") is True
     assert made["filter_subject"] == "s.2.*"
     assert made.get("opt_start_seq") == (7 if retention == "limits" else None)
     assert bucket_config("g", streams.num_replicas, has_ttl=True)["num_replicas"] == 3
+
+
+async def test_the_consumers_of_a_single_server_outlast_its_restart(bench: Bench) -> None:
+    bench.client.answers["STREAM.INFO"] = {
+        "config": {"retention": "workqueue", "num_replicas": 1, "subjects": ["s.*.*"]},
+        "state": {},
+    }
+    rule = KeyRule.parse("s.*.{key}")
+    streams = Streams(bench.api, SETTINGS, rule)
+    await streams.look()
+
+    await Consumers(bench.api, SETTINGS, rule, streams).create(
+        CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7)
+    )
+
+    assert "mem_storage" not in json.loads(bench.client.bodies[-1])["config"]
 
 
 async def test_no_more_consumers_are_asked_for_at_once_than_the_server_answers_in_time(
@@ -401,3 +418,28 @@ async def test_a_bucket_that_is_being_deleted_is_asked_for_again() -> None:
         await bucket.prepare(3, has_ttl=True)
 
     assert refused.value.reason is Failure.TIMEOUT
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_bucket_that_has_no_leader_yet_is_asked_for_again(
+    bench: Bench, is_there: bool
+) -> None:
+    answer: dict[str, Any] = {
+        "created": "now",
+        "config": {"allow_msg_ttl": True},
+        "cluster": {"name": "c"},
+    }
+    missing: dict[str, Any] = {
+        "error": {"code": 404, "err_code": STREAM_NOT_FOUND, "description": "no"}
+    }
+    bench.client.answers["STREAM.INFO"] = answer if is_there else missing
+    bench.client.answers["STREAM.CREATE"] = answer
+    bucket = Bucket(bench.api, SETTINGS)
+
+    with pytest.raises(RequestFailed) as refused:
+        await bucket.prepare(3, has_ttl=True)
+    answer["cluster"] = {"name": "c", "leader": "n1"}
+    await bucket.prepare(3, has_ttl=True)
+
+    assert refused.value.reason is Failure.TIMEOUT
+    assert bucket.has_ttl

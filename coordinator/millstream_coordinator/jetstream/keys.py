@@ -130,6 +130,11 @@ class Bucket:
             if error.code != STREAM_NOT_FOUND:
                 raise
             answer = await self._create(config)
+        cluster = answer.get("cluster")
+        if cluster is not None and not cluster.get("leader"):
+            # Who asks for a bucket that is being made is told so before it has a leader, and until
+            # then nobody would answer at all.
+            raise RequestFailed(Failure.TIMEOUT, f"{self.stream} has no leader yet")
         if not has_ttl:
             await make_room(self._api, self.name, answer)
         self._created = answer["created"]
