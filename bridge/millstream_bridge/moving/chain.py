@@ -16,6 +16,7 @@ from ..jetstream.stream import Stream
 from ..model import Positions, Record, Watermarks
 from ..records.frames import Frames
 from ..records.mapping import Mapping
+from ..records.origin import without_returned
 from .stand_in import StandIn
 from .window import SessionState, Window
 
@@ -85,7 +86,7 @@ class ChainPublisher:
 
     async def send(self, records: Sequence[Record]) -> None:
         """Write the records' frames as soon as the window has room for them."""
-        for chunk in _chunks(records):
+        for chunk in _chunks(without_returned(records, self._mapping.route.name)):
             left = chunk
             while left:
                 window = await self._wait_for_room(len(left))

@@ -28,6 +28,7 @@ from ..jetstream.stream import Checkpoint, Stream
 from ..model import Positions, Record, Watermarks
 from ..records.frames import Frames, encode
 from ..records.mapping import Mapping
+from ..records.origin import without_returned
 from .stand_in import StandIn
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
@@ -206,7 +207,8 @@ class CheckpointPublisher:
 
         A record that cannot be one message ends the batch; what stands for it is a batch itself.
         """
-        left = records
+        partition, end = records[-1].kafka_partition, records[-1].offset + 1
+        left: Sequence[Record] = without_returned(records, self._mapping.route.name)
         while left:
             trouble = None
             batch, parts = secrets.token_hex(8), []
@@ -218,11 +220,15 @@ class CheckpointPublisher:
                     trouble = error
                     break
             if parts:
-                await self._commit(batch, parts, left[: len(parts)])
+                moved = left[: len(parts)]
+                await self._commit(batch, parts, moved, moved[-1].offset + 1)
             left = left[len(parts) :]
             if trouble is not None:
                 await self._store_instead(left[0], trouble)
                 left = left[1:]
+        if self._positions.get(partition, 0) < end:
+            # The last ones came back from here: only the position moves past them.
+            await self._commit(secrets.token_hex(8), [], records[-1:], end)
 
     async def _store_instead(self, record: Record, trouble: RecordError) -> None:
         assert self._frames is not None
@@ -232,10 +238,12 @@ class CheckpointPublisher:
             self._frames.piece(piece, _member(batch, place))
             for place, piece in enumerate(pieces, 1)
         ]
-        await self._commit(batch, parts, [record])
+        await self._commit(batch, parts, [record], record.offset + 1)
 
-    async def _commit(self, batch: str, parts: list[bytes], moved: Sequence[Record]) -> None:
-        partition, position = moved[-1].kafka_partition, moved[-1].offset + 1
+    async def _commit(
+        self, batch: str, parts: list[bytes], moved: Sequence[Record], position: int
+    ) -> None:
+        partition = moved[-1].kafka_partition
         block = (
             f"NATS/1.0\r\n{_member(batch, len(parts) + 1)}Nats-Batch-Commit: 1\r\n"
             f"Nats-Expected-Last-Subject-Sequence: {self._checkpoint_seqs[partition]}\r\n"
@@ -251,8 +259,9 @@ class CheckpointPublisher:
         self._raise_refusal(answer.get("error"), partition, moved[0].offset)
         self._checkpoint_seqs[partition] = int(answer["seq"])
         self._positions[partition] = position
-        size = sum([len(record.value or b"") for record in moved])
-        self._stored = (self._stored[0] + len(moved), self._stored[1] + size)
+        if parts:
+            size = sum([len(record.value or b"") for record in moved])
+            self._stored = (self._stored[0] + len(moved), self._stored[1] + size)
 
     def _raise_refusal(self, error: dict[str, object] | None, partition: int, offset: int) -> None:
         if not error:

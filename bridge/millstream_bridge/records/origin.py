@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..model import KafkaHeader
+from ..model import KafkaHeader, Record
 from .headers import ORIGIN_HEADER, SOURCE_HEADER
 
 
@@ -33,13 +33,24 @@ def marks(route_name: str, back_from: Return) -> tuple[KafkaHeader, ...]:
 
 def returned(headers: Sequence[KafkaHeader], route_name: str) -> Return | None:
     """Where the record came back from by this route, None if it did not."""
-    if len(headers) < _MARKS or headers[0] != (ORIGIN_HEADER, route_name.encode("ascii")):
+    if len(headers) < _MARKS or headers[0][0] != ORIGIN_HEADER:
+        return None
+    if headers[0][1] != route_name.encode("ascii"):
         return None
     name, value = headers[1]
     match = _RETURN.fullmatch(value or b"") if name == SOURCE_HEADER else None
     if match is None:
         return None
     return Return(match[1].decode("utf-8", "replace"), int(match[2]))
+
+
+def without_returned(records: Sequence[Record], route_name: str) -> Sequence[Record]:
+    """The records that this route is to move: all but those that it brought back itself."""
+    return [
+        record
+        for record in records
+        if not record.headers or returned(record.headers, route_name) is None
+    ]
 
 
 _MARKS = 2
