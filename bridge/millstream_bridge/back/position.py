@@ -41,7 +41,9 @@ class StreamFacts:
     @classmethod
     async def read(cls, connection: Connection, name: str) -> "StreamFacts":
         """ConfigurationError: there is no such stream. ConnectionLost."""
-        answer = parse_answer(await connection.request(f"$JS.API.STREAM.INFO.{name}"))
+        answer = parse_answer(
+            await connection.request(f"{connection.api_prefix}.STREAM.INFO.{name}")
+        )
         if error := answer.get("error"):
             raise ConfigurationError(f"stream {name}: {error.get('description')}")
         state = answer["state"]

@@ -1,10 +1,11 @@
 """The way back at work: sessions of one transaction after the other.
 
-A session takes the transactional id over (which ends whoever had it, for good: it does not take it
-back), reads the position from Kafka, makes the stream's consumer there, and then: what has arrived becomes records, the records
-and the position after them become one transaction, and so on. Nothing is kept in memory that Kafka
-does not know better. Whatever ends a session, a lost connection on either side, an aborted
-transaction, a kill, the next one begins with reading the position.
+A session takes the transactional id over (which ends whoever had it, for good: that one does not
+take it back), reads the position from Kafka, makes the stream's consumer there, and then: what has
+arrived becomes records, the records and the position after them become one transaction, and so on.
+Nothing is kept in memory that Kafka does not know better. Whatever ends a session, a lost
+connection on either side, an aborted transaction, a kill, the next one begins with reading the
+position.
 
 Messages that do not go back (they came from Kafka) move the position too, at the latest every
 `SAVE_S` seconds, with the end of a run, and `RENEW_S` after the last time, so that Kafka does not
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
 from ..jetstream.connection import Connection
+from ..jetstream.target import NatsTarget
 from ..kafka.sink import KafkaSink, Position, Refused
 from ..kafka.source import KafkaSource
 from ..model import Record, Route
@@ -99,7 +101,7 @@ class BackBridge:
         self,
         *,
         kafka: str,
-        nats: str,
+        nats: str | NatsTarget,
         route: Route,
         topic: str | None = None,
         everything: bool = False,
@@ -182,7 +184,7 @@ class BackBridge:
                 return await self._session(sink, goal)
             except (SessionLost, Unreachable) as lost:
                 if self.progress.sessions == 0:
-                    raise _as_unreachable(lost, self._nats) from lost
+                    raise _as_unreachable(lost, str(self._nats)) from lost
                 logger.warning("%s; beginning again", lost, extra={"event": "back_session_over"})
             fruitless = 0 if self.progress.transactions > before else fruitless + 1
             await self._sleep(min(RETRY_FIRST_S * 2 ** min(fruitless, 10), RETRY_MOST_S))

@@ -35,7 +35,7 @@ class Tail:
         self.lag = pending
         """Messages the consumer has not delivered yet."""
         self._connection = connection
-        self._to = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}"
+        self._to = f"{connection.api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._inbox = connection.new_inbox()
         self._sid = connection.subscribe(f"{self._inbox}.*", self._take)
         self._waiting: deque[Delivered] = deque()
@@ -68,7 +68,8 @@ class Tail:
         body = {"stream_name": stream, "config": config, "action": "create"}
         answer = parse_answer(
             await connection.request(
-                f"$JS.API.CONSUMER.CREATE.{stream}.{name}.{subject}", msgspec.json.encode(body)
+                f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}.{subject}",
+                msgspec.json.encode(body),
             )
         )
         if error := answer.get("error"):
@@ -157,7 +158,9 @@ class Tail:
 
 async def delete_consumer(connection: Connection, stream: str, name: str) -> bool:
     """Delete a consumer; whether there was one. ConfigurationError, ConnectionLost."""
-    answer = parse_answer(await connection.request(f"$JS.API.CONSUMER.DELETE.{stream}.{name}"))
+    answer = parse_answer(
+        await connection.request(f"{connection.api_prefix}.CONSUMER.DELETE.{stream}.{name}")
+    )
     error = answer.get("error")
     if not error:
         return True
@@ -168,7 +171,9 @@ async def delete_consumer(connection: Connection, stream: str, name: str) -> boo
 
 async def has_consumer(connection: Connection, stream: str, name: str) -> bool:
     """Whether there is a consumer of this name. ConfigurationError, ConnectionLost."""
-    answer = parse_answer(await connection.request(f"$JS.API.CONSUMER.INFO.{stream}.{name}"))
+    answer = parse_answer(
+        await connection.request(f"{connection.api_prefix}.CONSUMER.INFO.{stream}.{name}")
+    )
     error = answer.get("error")
     if not error:
         return True

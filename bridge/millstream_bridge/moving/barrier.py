@@ -14,9 +14,11 @@ from ..jetstream.target import NatsTarget
 from ..kafka.source import KafkaSource
 from ..model import Positions, Route
 from ..records.mapping import Mapping
+from ..records.origin import without_returned
 
 POLL_FIRST_S, POLL_MOST_S = 0.01, 0.25
 _LOOK_S = 0.2
+_LOOK_RECORDS = 1_000
 
 
 async def barrier(
@@ -53,7 +55,7 @@ async def barrier(
                     if stored[partition] >= waiting[partition] or (
                         stored[partition] == before.get(partition)
                         and await _is_only_gap(
-                            source, partition, stored[partition], waiting[partition]
+                            source, route, partition, stored[partition], waiting[partition]
                         )
                     ):
                         del waiting[partition]
@@ -86,12 +88,21 @@ async def _position(stream: Stream, partition: int) -> int | None:
     return await stream.position(partition)
 
 
-async def _is_only_gap(source: KafkaSource, partition: int, start: int, end: int) -> bool:
-    """Whether Kafka holds no record from ``start`` to ``end``.
+async def _is_only_gap(
+    source: KafkaSource, route: Route, partition: int, start: int, end: int
+) -> bool:
+    """Whether Kafka holds nothing for this route from ``start`` to ``end``.
 
-    Compaction and transactions leave such gaps: the last offset before a high watermark may be a
-    transaction's marker, which no record ever has.
+    Compaction and transactions leave gaps: the last offset before a high watermark may be a
+    transaction's marker, which no record ever has. And what the way back wrote is not moved again.
     """
     await source.assign({partition: start}, [partition])
-    polled = await source.poll(1, _LOOK_S)
-    return not polled.records and polled.ends.get(partition, -1) >= end
+    while True:
+        polled = await source.poll(_LOOK_RECORDS, _LOOK_S)
+        if without_returned(polled.records, route.name):
+            return False
+        last = polled.records[-1].offset + 1 if polled.records else start
+        if max(last, polled.ends.get(partition, -1)) >= end:
+            return True
+        if not polled.records:
+            return False
