@@ -112,11 +112,6 @@ class Route:
         self._check_limits()
         if self.mode == "dense" and self.large == "chunks":
             raise self._wrong("large", "is not for a dense route: its sequences are offsets")
-        if self.on_poison == "park" or self.large == "object-store":
-            raise ConfigurationError(f"route of topic {self.topic}: not supported yet")
-        for option, supported in _SUPPORTED.items():
-            if getattr(self, option) != supported:
-                raise self._wrong(option, f"is not supported yet, only {supported!r}")
 
     def _check_choices(self) -> None:
         for name, kind in _CHOICES.items():
@@ -164,10 +159,6 @@ _CHOICES: Final = {
     "on_gap": OnGap,
     "large": Large,
     "storage": Storage,
-}
-_SUPPORTED: Final[Mapping[str, object]] = {
-    "on_gap": "stop",
-    "tombstone_ttl_s": None,
 }
 
 

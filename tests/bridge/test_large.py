@@ -23,9 +23,10 @@ def value(size: int) -> bytes:
     return bytes(range(256)) * (size // 256) + b"x" * (size % 256)
 
 
+@pytest.mark.parametrize("large_as", ["chunks", "object-store"])
 @pytest.mark.parametrize("shared", [False, True])
 async def test_large_records_arrive_as_they_were_among_the_others(
-    nats_server: Server, mock: Kafka, topic: str, shared: bool
+    nats_server: Server, mock: Kafka, topic: str, shared: bool, large_as: str
 ) -> None:
     mock.create_topic(topic, 2)
     sizes = [MESSAGE_MAX - 100, MESSAGE_MAX, 3 * MESSAGE_MAX + 17]
@@ -35,7 +36,7 @@ async def test_large_records_arrive_as_they_were_among_the_others(
         for n, size in enumerate(sizes)
     ]
     mock.produce(topic, [*small[:10], *large, *small[10:]])
-    route = a_route(topic, large="chunks", shared=shared)
+    route = a_route(topic, large=large_as, shared=shared)
 
     report = await move_all(mock.bootstrap, nats_server.url, route)
 

@@ -38,20 +38,6 @@ def test_a_route_that_contradicts_itself_is_refused(
     assert "flights" in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"on_poison": "park"},
-        {"on_gap": "continue"},
-        {"large": "object-store"},
-        {"shared": True, "tombstone_ttl_s": 60},
-    ],
-)
-def test_what_is_not_there_yet_is_refused_not_ignored(changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="not supported yet"):
-        a_route("flights", **changes)
-
-
 def test_a_shared_route_may_let_its_messages_expire() -> None:
     route: Route = a_route("flights", shared=True, max_age_s=3600)
 

@@ -4,6 +4,7 @@ import asyncio
 
 from ..records.chunks import Reference, is_chunk, reference_in
 from ..records.headers import LARGE_HEADER, SOURCE_HEADER, HeaderError, NatsHeaders, SourceHeader
+from .objects import Objects
 from .stream import Stream
 
 _AT_ONCE = 8
@@ -26,9 +27,22 @@ class LargeValues:
         if reference is None:
             return headers, payload
         source = SourceHeader.parse(dict(headers).get(SOURCE_HEADER, ""))
-        value = await self._chunks(seq, source, reference)
+        if reference.chunks:
+            value = await self._chunks(seq, source, reference)
+        else:
+            value = await self._object(reference)
         rest = [header for header in headers if header[0] != LARGE_HEADER]
         return rest, reference.check(value)
+
+    async def _object(self, reference: Reference) -> bytes:
+        objects = Objects(self._stream.connection, reference.bucket)
+        try:
+            value = await objects.get(reference.name)
+        except ValueError as error:
+            raise HeaderError(str(error)) from error
+        if value is None:
+            raise HeaderError(f"bucket {reference.bucket} has no object {reference.name}")
+        return value
 
     async def _chunks(self, seq: int, source: SourceHeader, reference: Reference) -> bytes:
         places = range(seq - reference.chunks, seq)

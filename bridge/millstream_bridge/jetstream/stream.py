@@ -28,7 +28,7 @@ their messages one by one without a word, so the level is asked for first."""
 GAPS: Final = "millstream.gaps"
 """In the metadata of a dense route's stream: a sequence is no longer its record's offset + 1."""
 
-_NOT_FOUND, _STREAM_NOT_FOUND = 10037, 10059
+NOT_FOUND, STREAM_NOT_FOUND = 10037, 10059
 _WALK_AT_ONCE = 64
 
 
@@ -103,13 +103,19 @@ class Stream:
         try:
             info = await self._api(f"STREAM.INFO.{self.name}")
         except ApiError as error:
-            if error.code != _STREAM_NOT_FOUND or not may_create:
+            if error.code != STREAM_NOT_FOUND or not may_create:
                 raise ConfigurationError(f"stream {self.name}: {error}") from error
             info = await self._create(first_offset)
         self.config = info["config"]
         problem = find_problem(self.config, self.mapping, self.kafka_partition)
         if problem:
             raise ConfigurationError(f"stream {self.name} {problem}")
+
+    @property
+    def message_bytes_max(self) -> int:
+        """What server and stream take, headers included; after `ensure`."""
+        limits = [self.connection.max_payload, int(self.config.get("max_msg_size", -1))]
+        return min(limit for limit in limits if limit > 0)
 
     async def last_seq(self) -> int:
         """The sequence of the last message ever stored, 0 in a new stream."""
@@ -251,6 +257,8 @@ class Stream:
             config["first_seq"] = first_offset + 1
         if route.shared:
             config |= {"allow_atomic": True, "allow_rollup_hdrs": True, "allow_msg_ttl": True}
+        if route.tombstone_ttl_s is not None:
+            config["allow_msg_ttl"] = True
         try:
             return await self._api(f"STREAM.CREATE.{self.name}", config)
         except ApiError as error:
@@ -267,7 +275,7 @@ class Stream:
         try:
             answer = await self._api(f"STREAM.MSG.GET.{self.name}", what)
         except ApiError as error:
-            if error.code == _NOT_FOUND:
+            if error.code == NOT_FOUND:
                 return None
             raise ConfigurationError(f"stream {self.name}: {error}") from error
         message = answer["message"]
@@ -280,14 +288,19 @@ class Stream:
         )
 
     async def _api(self, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        payload = b"" if body is None else msgspec.json.encode(body)
-        answer = parse_answer(
-            await self.connection.request(f"{self.connection.api_prefix}.{verb}", payload)
-        )
-        error = answer.get("error")
-        if error:
-            raise ApiError(int(error.get("err_code", 0)), str(error.get("description", "")))
-        return answer
+        return await call(self.connection, verb, body)
+
+
+async def call(
+    connection: Connection, verb: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One request to JetStream's API; ApiError: refused, ConnectionLost: no answer."""
+    payload = b"" if body is None else msgspec.json.encode(body)
+    answer = parse_answer(await connection.request(f"{connection.api_prefix}.{verb}", payload))
+    error = answer.get("error")
+    if error:
+        raise ApiError(int(error.get("err_code", 0)), str(error.get("description", "")))
+    return answer
 
 
 def _subjects(mapping: Mapping, kafka_partition: int | None) -> list[str]:
@@ -309,6 +322,11 @@ def find_problem(
     is_dense = kafka_partition is not None
     if kafka_partition is not None:
         wanted = [mapping.partition_filter(kafka_partition)]
+    if mapping.route.on_poison != "stop":
+        at = "*" if kafka_partition is None else kafka_partition
+        wanted.append(f"{mapping.poison_subject(at)}.*")
+    if mapping.route.large == "chunks":
+        wanted.append(f"{mapping.chunk_subject('*')}.>")
     subjects = config.get("subjects") or []
     for subject in wanted:
         if not any(covers(have, subject) for have in subjects):
@@ -327,6 +345,9 @@ def find_problem(
         "drops its oldest messages (max_msgs or max_bytes with discard old),"
         " so a partition's position could vanish": drops_oldest and not is_dense,
     }
+    if mapping.route.tombstone_ttl_s is not None:
+        what = "lacks allow_msg_ttl, which tombstone_ttl_s needs (nats-server 2.11 or later)"
+        checks[what] = not config.get("allow_msg_ttl")
     if shared:
         checks |= {
             "lacks allow_atomic, which a shared route needs": not config.get("allow_atomic"),

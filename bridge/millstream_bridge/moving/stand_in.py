@@ -18,6 +18,8 @@ from ..jetstream.stream import Stream
 from ..model import Piece, Record
 from ..records import chunks, poison
 from ..records.headers import HEADER_BLOCK_BYTES_MAX
+from .large import large_object
+from .parked import ParkedRecords
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class StandIn:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._mapping = stream.mapping
+        self._parked_records = ParkedRecords(stream.connection, stream.mapping)
         self._parked = self._skipped = 0
 
     @property
@@ -50,12 +53,19 @@ class StandIn:
         raise error
 
     async def _large(self, record: Record, message_bytes_max: int) -> list[Piece] | None:
+        if self._mapping.route.large == "object-store":
+            return [await large_object(self._stream.connection, self._mapping, record)]
         return chunks.pieces(self._mapping, record, message_bytes_max)
 
     async def _mark(self, record: Record, error: PoisonRecord) -> Piece:
         choice = self._mapping.route.on_poison
         if choice == "stop":
             raise error
+        if choice == "park":
+            await self._parked_records.park(record, error.reason)
+            self._parked += 1
+            logger.warning("parked: %s", error, extra={"event": "record_parked"})
+            return poison.mark(self._mapping, record, "parked", error.reason)
         self._skipped += 1
         logger.warning("skipped: %s", error, extra={"event": "record_skipped"})
         return poison.mark(self._mapping, record, "skipped", error.reason)

@@ -58,6 +58,8 @@ class Mapping:
         self.subject = self.template.subject
         self.has_key = self.template.key_place is not None
         self._source_prefix = f"{SOURCE_HEADER}: {route.topic} "
+        ttl_s = route.tombstone_ttl_s
+        self._tombstone_line = "" if ttl_s is None else f"Nats-TTL: {ttl_s}s\r\n"
         self.origin_line = f"{ORIGIN_HEADER}: {route.name}\r\n"
 
     def partition_filter(self, kafka_partition: int) -> str:
@@ -74,18 +76,22 @@ class Mapping:
         return self._beside(CHECKPOINT_TOKEN, kafka_partition)
 
     def poison_subject(self, kafka_partition: int | str) -> str:
-        """Where records of a partition are marked that were parked or skipped."""
+        """Where records of a partition are marked that were parked or skipped; ``.<offset>``."""
         return self._beside(POISON_TOKEN, kafka_partition)
 
     def chunk_subject(self, kafka_partition: int | str) -> str:
-        """Where the pieces of a partition's large records are."""
+        """Where the pieces of a partition's large records are; ``.<place>.<n>``."""
         return self._beside(CHUNK_TOKEN, kafka_partition)
 
     @property
     def subjects(self) -> list[str]:
         """Wildcard subjects for all that the route may write."""
-        beside = [self._beside(token, "*") for token in _BESIDE]
-        return [self.route_filter, *beside]
+        return [
+            self.route_filter,
+            self.checkpoint_subject("*"),
+            f"{self.poison_subject('*')}.*",
+            f"{self.chunk_subject('*')}.>",
+        ]
 
     @property
     def stream_subjects(self) -> list[str]:
@@ -110,17 +116,15 @@ class Mapping:
 
     def header_lines(self, record: Record) -> str:
         """The record's part of the header block: source, origin, key, Kafka headers; CRLF-ended."""
-        flags = ""
-        if record.value is None:
-            flags = NULL_VALUE
+        flags = "" if record.value is not None else NULL_VALUE
+        extra = "" if not flags else self._tombstone_line
         key = record.key
-        extra = ""
         if key is None:
             flags += NULL_KEY
         elif not self.has_key:
-            extra = f"{KEY_HEADER}: {base64.b64encode(key).decode('ascii')}\r\n"
+            extra += f"{KEY_HEADER}: {base64.b64encode(key).decode('ascii')}\r\n"
         elif len(key) > KEY_BYTES_MAX:
-            extra = "".join(f"{name}: {value}\r\n" for name, value in key_headers(key).items())
+            extra += "".join(f"{name}: {value}\r\n" for name, value in key_headers(key).items())
         if record.headers:
             plain, packed = pack(record.headers)
             extra += "".join([f"{name}: {value}\r\n" for name, value in plain])

@@ -1,0 +1,210 @@
+"""A NATS Object Store over the bridge's own connection: the layout that all clients share (ADR-20).
+
+A bucket is the stream ``OBJ_<bucket>``. An object's bytes are the messages of
+``$O.<bucket>.C.<nuid>``, in order; what it is, a JSON document, is the one message of
+``$O.<bucket>.M.<name, base64>``, written last: an object is there as a whole or not at all.
+"""
+
+import base64
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ..errors import ConfigurationError
+from ..records.frames import encode
+from .connection import Connection, parse_answer
+from .reader import read_stream
+from .stream import NOT_FOUND, STREAM_NOT_FOUND, ApiError, call
+
+CHUNK_BYTES = 128 << 10
+_HASH = "SHA-256="
+
+
+class ObjectInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What an object is. ``metadata`` is free text by name, ``digest`` of its bytes."""
+
+    name: str
+    bucket: str
+    nuid: str
+    description: str = ""
+    metadata: Mapping[str, str] = {}
+    size: int = 0
+    chunks: int = 0
+    digest: str = ""
+    mtime: str = ""
+    deleted: bool = False
+    options: Mapping[str, Any] = msgspec.field(
+        default_factory=lambda: {"max_chunk_size": CHUNK_BYTES}
+    )
+
+
+class Objects:
+    """One bucket; made by the first `put` if it is not there.
+
+    All of it may raise ConnectionLost, and ConfigurationError where JetStream refuses a request.
+    """
+
+    def __init__(
+        self, connection: Connection, bucket: str, *, storage: str = "file", replicas: int = 1
+    ) -> None:
+        self._connection = connection
+        self.bucket = bucket
+        self._stream = f"OBJ_{bucket}"
+        self._storage = storage
+        self._replicas = replicas
+        self._is_there = False
+
+    async def put(
+        self, name: str, data: bytes, *, description: str = "", metadata: Mapping[str, str] = {}
+    ) -> ObjectInfo:
+        """Store an object in place of the one that has this name."""
+        await self._ensure()
+        before = await self.info(name)
+        nuid = secrets.token_hex(11)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
+        starts = range(0, len(data), CHUNK_BYTES)
+        for start in starts:
+            await self._publish(f"C.{nuid}", data[start : start + CHUNK_BYTES])
+        info = ObjectInfo(
+            name=name,
+            bucket=self.bucket,
+            nuid=nuid,
+            description=description,
+            metadata=metadata,
+            size=len(data),
+            chunks=len(starts),
+            digest=f"{_HASH}{digest}",
+            mtime=datetime.now(UTC).isoformat(),
+        )
+        await self._write_info(info)
+        if before is not None:
+            await self._purge(before.nuid)
+        return info
+
+    async def info(self, name: str) -> ObjectInfo | None:
+        """What an object is, None if there is none of this name."""
+        try:
+            answer = await call(
+                self._connection,
+                f"STREAM.MSG.GET.{self._stream}",
+                {"last_by_subj": f"$O.{self.bucket}.M.{_token(name)}"},
+            )
+        except ApiError as error:
+            if error.code in (NOT_FOUND, STREAM_NOT_FOUND):
+                return None
+            raise self._refused(error) from error
+        return _parse(base64.b64decode(answer["message"].get("data") or ""))
+
+    async def get(self, name: str) -> bytes | None:
+        """An object's bytes, None if there is none of this name; ValueError: damaged."""
+        info = await self.info(name)
+        if info is None:
+            return None
+        parts = [payload async for payload in self._read(f"C.{info.nuid}", info.chunks)]
+        data = b"".join(parts)
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+        if info.digest.removeprefix(_HASH).rstrip("=") != digest:
+            raise ValueError(f"object {name} of bucket {self.bucket} is damaged")
+        return data
+
+    async def list(self) -> list[ObjectInfo]:
+        """All objects, in the order they were last written."""
+        try:
+            found = [_parse(payload) async for payload in self._read("M.*", 1 << 60)]
+        except ApiError as error:
+            raise self._refused(error) from error
+        return [info for info in found if info is not None]
+
+    async def delete(self, name: str) -> bool:
+        """Remove an object; False if there was none."""
+        info = await self.info(name)
+        if info is None:
+            return False
+        gone = msgspec.structs.replace(info, size=0, chunks=0, digest="", deleted=True)
+        await self._write_info(gone)
+        await self._purge(info.nuid)
+        return True
+
+    async def _read(self, subject: str, messages_max: int) -> AsyncIterator[bytes]:
+        try:
+            state = await call(self._connection, f"STREAM.INFO.{self._stream}")
+        except ApiError as error:
+            if error.code == STREAM_NOT_FOUND:
+                return
+            raise self._refused(error) from error
+        count, last_seq = 0, int(state["state"]["last_seq"])
+        subject = f"$O.{self.bucket}.{subject}"
+        if messages_max and last_seq:
+            async for messages in read_stream(
+                self._connection, self._stream, subject, last_seq=last_seq
+            ):
+                for _, message in messages:
+                    yield message.payload
+                    count += 1
+                if count >= messages_max:
+                    break
+
+    async def _ensure(self) -> None:
+        if self._is_there:
+            return
+        config = {
+            "name": self._stream,
+            "subjects": [f"$O.{self.bucket}.C.>", f"$O.{self.bucket}.M.>"],
+            "retention": "limits",
+            "storage": self._storage,
+            "num_replicas": self._replicas,
+            "discard": "new",
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+        }
+        try:
+            await call(self._connection, f"STREAM.INFO.{self._stream}")
+        except ApiError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise self._refused(error) from error
+            try:
+                await call(self._connection, f"STREAM.CREATE.{self._stream}", config)
+            except ApiError as refused:
+                raise self._refused(refused) from refused
+        self._is_there = True
+
+    async def _write_info(self, info: ObjectInfo) -> None:
+        payload = msgspec.json.encode(info)
+        await self._publish(f"M.{_token(info.name)}", payload, "Nats-Rollup: sub\r\n")
+
+    async def _purge(self, nuid: str) -> None:
+        try:
+            await call(
+                self._connection,
+                f"STREAM.PURGE.{self._stream}",
+                {"filter": f"$O.{self.bucket}.C.{nuid}"},
+            )
+        except ApiError as error:
+            raise self._refused(error) from error
+
+    async def _publish(self, subject: str, payload: bytes, lines: str = "") -> None:
+        make: Callable[[str], bytes] = lambda reply: encode(  # noqa: E731
+            f"$O.{self.bucket}.{subject}", reply, f"NATS/1.0\r\n{lines}\r\n", payload
+        )
+        answer = parse_answer(await self._connection.publish_and_wait(make))
+        if refusal := answer.get("error"):
+            raise ConfigurationError(f"bucket {self.bucket}: {refusal.get('description')}")
+
+    def _refused(self, error: ApiError) -> ConfigurationError:
+        return ConfigurationError(f"bucket {self.bucket}: {error}")
+
+
+def _token(name: str) -> str:
+    return base64.urlsafe_b64encode(name.encode()).decode()
+
+
+def _parse(payload: bytes) -> ObjectInfo | None:
+    try:
+        info = msgspec.json.decode(payload, type=ObjectInfo)
+    except msgspec.DecodeError as error:
+        raise ConfigurationError(f"an object's document cannot be read: {error}") from error
+    return None if info.deleted else info

@@ -1,0 +1,63 @@
+"""The bridge's own Object Store client against nats-py's: one layout, either way."""
+
+from typing import Any
+
+import nats
+import pytest
+
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.objects import CHUNK_BYTES, Objects
+from tests.helpers.servers import Server
+
+DATA = bytes(range(256)) * 2_000
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"y" * CHUNK_BYTES, DATA])
+async def test_what_the_bridge_puts_any_client_gets(nats_server: Server, data: bytes) -> None:
+    connection = await Connection.open(nats_server.url, name="test")
+    objects = Objects(connection, "B")
+
+    await objects.put("0/17", data, description="d", metadata={"reason": "why"})
+    client = await nats.connect(nats_server.url)
+    theirs = await (await client.jetstream().object_store("B")).get("0/17")
+    await client.close()
+
+    assert (theirs.data or b"") == data
+    assert theirs.info.description == "d"
+    assert await objects.get("0/17") == data
+    info = await objects.info("0/17")
+    assert info is not None
+    assert (info.size, info.metadata) == (len(data), {"reason": "why"})
+    await connection.close()
+
+
+async def test_what_another_client_puts_the_bridge_gets(nats_server: Server) -> None:
+    client = await nats.connect(nats_server.url)
+    theirs: Any = await client.jetstream().create_object_store("B")
+    await theirs.put("name", DATA)
+    connection = await Connection.open(nats_server.url, name="test")
+
+    assert await Objects(connection, "B").get("name") == DATA
+    await connection.close()
+    await client.close()
+
+
+async def test_putting_again_and_deleting_leave_nothing_behind(nats_server: Server) -> None:
+    connection = await Connection.open(nats_server.url, name="test")
+    objects = Objects(connection, "B")
+    assert await objects.list() == []
+    assert await objects.get("a") is None
+    assert not await objects.delete("a")
+
+    await objects.put("a", DATA)
+    await objects.put("b", b"b")
+    await objects.put("a", b"again")
+    assert await objects.get("a") == b"again"
+    assert [info.name for info in await objects.list()] == ["b", "a"]
+    assert await objects.delete("a")
+
+    assert await objects.info("a") is None
+    assert [info.name for info in await objects.list()] == ["b"]
+    answer = await connection.request("$JS.API.STREAM.INFO.OBJ_B")
+    assert b'"messages":3,' in answer.payload.replace(b" ", b"")  # b, its bytes, a's deletion
+    await connection.close()
