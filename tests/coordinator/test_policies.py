@@ -514,6 +514,21 @@ async def test_what_an_owner_before_parked_into_a_new_record_hides_no_key_of_thi
 
 
 @virtual
+async def test_a_lost_record_of_parked_keys_is_written_anew_by_its_owner() -> None:
+    server, log = open_server(), Log()
+    publish(server, "bad", 0)
+    log.fails = lambda message: message.data == b"0"
+    group, _ = make(server, log, on_failure="park", max_attempts=1)
+
+    async with running(group):
+        await server.until(lambda: len(server.letters("g")) == 1)
+        server.put("g", "parked.0", None)
+        await server.until(lambda: server.value("g", "parked.0") is not None)
+
+    assert read(server, ParkedRecord, "parked.0").keys == {"bad": 1}
+
+
+@virtual
 async def test_what_a_resize_handed_on_is_completed_by_what_the_letters_say() -> None:
     server, log = open_server(), Log()
     publish(server, "bad", 0)

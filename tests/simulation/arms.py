@@ -2,6 +2,7 @@
 
 An arm is pieces of functions' sources and what stands there instead. A function is compiled anew
 from the changed source and put in the place of the real one while its rule is off; an arm whose
+text is not there is refused.
 """
 
 import __future__
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from millstream_coordinator import memory
+from millstream_coordinator import memory, memory_letters
 from millstream_coordinator.machine import (
     context,
     handing,
@@ -34,8 +35,8 @@ from .checkers import Violation
 from .world import World
 
 MODULES = (
-    *(checkers, context, handing, handoff, lanes, leader, mark, memory, owner, ownership),
-    *(parking, reconciler, resize),
+    *(checkers, context, handing, handoff, lanes, leader, mark, memory, memory_letters, owner),
+    *(ownership, parking, reconciler, resize),
 )
 
 
@@ -113,6 +114,25 @@ ARMS = (
                 "claim",
                 "claimed = replace(record, epoch=one.epoch)",
                 "claimed = ParkedRecord(epoch=one.epoch)",
+            ),
+        ),
+    ),
+    Arm(
+        "pause",
+        (Edit(ownership, "Ownership.is_serving", "and not self.is_paused", ""),),
+    ),
+    Arm(
+        "stop",
+        (Edit(ownership, "Ownership.is_serving", "and not self.is_stopped", ""),),
+    ),
+    Arm(
+        "one letter per message",
+        (
+            Edit(
+                memory_letters,
+                "MemoryLetters._store",
+                "before[-1].message.seq < message.seq",
+                "True",
             ),
         ),
     ),

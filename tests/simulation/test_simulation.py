@@ -17,9 +17,7 @@ FIRST = 60
 NAMED = {
     "merge": 27,
     "parked": 65,
-    "epoch": 0,
-    "done-set": 25,
-    "holes": 8,
+    "holes": 85,
     "progress of a lost record": 850,
     "epochs without a stream": 283,
     "epoch of a record that was lost unheard of": 70491,

@@ -17,7 +17,7 @@ from .failure import error_line, letter_token, retry_delay_s, skipped, stop, sto
 from .handoff import raise_epoch
 from .lanes import lane_key
 from .ownership import GivenUp, Ownership, OwnershipState
-from .parking import park, replay
+from .parking import park, replay, restore
 
 if TYPE_CHECKING:
     from .owner import Owner
@@ -137,8 +137,13 @@ class Failures:
         """Hear what is parked, and what is to be replayed."""
         one = self._owner.owned.get(partition)
         record = self.context.book.parked.get(partition)
-        if one is not None and record is not None and one.knows_parked:
+        if one is None or not one.knows_parked:
+            return
+        if record is not None:
             self.take_parked(one, record)
+        elif one.parked and self._owner.is_mine(one):  # lost: operators need it
+            key = ("parked", partition)
+            self.context.steps.start(key, restore(self._owner, one), self.context.now)
 
     def take_parked(self, one: Ownership, record: ParkedRecord) -> None:
         """Take what is parked from the record, as long as this owner is its last writer."""
@@ -232,3 +237,4 @@ class Failures:
         for seq in one.given_up:
             self.context.steps.cancel(("letter", one.partition, seq))
         self.context.steps.cancel(("stop", one.partition))
+        self.context.steps.cancel(("parked", one.partition))

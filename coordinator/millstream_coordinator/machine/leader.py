@@ -2,7 +2,10 @@
 
 The leader holds no state that matters: everything it decides on is in the bucket, and everything it
 does is a compare-and-set there. So any member may lead, a new leader starts where the old one
-stopped, and one that was deposed and does not know it yet can change nothing that moved on.
+stopped, and one that was deposed and does not know it yet can change nothing that moved on. Nor do
+two leaders take partitions from each other for long, as after a lost bucket, when each thinks the
+other's members dead: a leader changes no record that was written since it last knew that it leads,
+and asks first (`_has_read_since`).
 
 From members, current owners and what operators ask for (``ctl``), `assign` says who should own what
 (`_plan`). For each partition the leader then compares its record with that (`_settle`):
@@ -106,8 +109,10 @@ class Leader:
         """When the first join or leave that waits for others to follow was seen."""
         self._touched: set[int] = set()
         self._moving_since: dict[int, tuple[int, float]] = {}
-        self._read_at: dict[str, int] = {}
+        self._read_at = {LEADER_KEY: context.book.revision(LEADER_KEY)}
         """Key → the newest revision of any that was known when it was last read from the server."""
+        self._waiting: set[int] = set()
+        """Partitions to be looked at when what is being read now was read."""
         self._survey = Survey(context)
         self._barrier = Barrier(context)
         self._reconciler = Reconciler(context, self.keep)
@@ -177,7 +182,7 @@ class Leader:
         for partition in sorted(self._touched | overdue):
             self._settle(partition)
         self._touched.clear()
-        for partition in overdue & self._moving_since.keys():
+        for partition in (overdue & self._moving_since.keys()) - self._waiting:
             if ("lead", partition) not in context.steps:  # nothing can be done about it yet
                 epoch, _ = self._moving_since[partition]
                 self._moving_since[partition] = epoch, now
@@ -199,7 +204,7 @@ class Leader:
         deadline = min(self._plan_at, self._reconcile_at, self._renew_at)
         timing = self.context.settings.timing
         for number, (_, since) in self._moving_since.items():
-            if ("lead", number) not in self.context.steps:
+            if ("lead", number) not in self.context.steps and number not in self._waiting:
                 deadline = min(deadline, since + timing.drain_timeout_s)
         return min(deadline, self.roster.next_deadline)
 
@@ -299,8 +304,7 @@ class Leader:
             if target is not None:
                 self._take_away(partition, record, target, instance)
         elif self._is_owner_gone(record):
-            if not self._is_stranger(partition, record):
-                self._take_away(partition, record, target, instance)
+            self._take_away(partition, record, target, instance)
         else:
             self._settle_living(partition, record, target, instance)
 
@@ -320,13 +324,6 @@ class Leader:
         elif partition in self._overdue():
             self._take_away(partition, record, target, instance)
 
-    def _is_stranger(self, partition: int, record: PartitionRecord) -> bool:
-        """Whether an owner's process nobody here knows may be another leader's: then ask who leads.
-
-        After a lost bucket there may be two for a while, each with members the other does not know.
-        """
-        return not self.roster.knows(record) and not self._has_read_since(LEADER_KEY, partition)
-
     def _has_read_since(self, key: str, partition: int) -> bool:
         """Whether a key was read after the partition's record became what it is; if not, read it.
 
@@ -334,15 +331,19 @@ class Leader:
         """
         if self.context.book.revision(partition_key(partition)) <= self._read_at.get(key, -1):
             return True
-        self._look_up(("lead", key), self._read(key))
+        self._waiting.add(partition)
+        if ("lead", key) not in self.context.steps:
+            self.context.steps.start(("lead", key), self._read(key), self.context.now)
         return False
 
-    def _read(self, key: str) -> Part:
+    def _read(self, key: str) -> Script:
         known = self.context.book.last_revision
-        if not (yield from self.context.refresh_key(key)):
-            return False
-        self._read_at[key] = known
-        return True
+        if (yield from self.context.refresh_key(key)):
+            self._read_at[key] = known
+        else:
+            yield Pause(RETRY_S)
+        self._touched |= self._waiting
+        self._waiting.clear()
 
     def _is_owner_gone(self, record: PartitionRecord) -> bool:
         assert record.owner is not None
@@ -378,6 +379,8 @@ class Leader:
     def _take_away(
         self, partition: int, record: PartitionRecord, target: str | None, instance: str | None
     ) -> None:
+        if not self._has_read_since(LEADER_KEY, partition):
+            return
         cause, stopped_ns = self._forced_cause(partition, record)
         self._run(
             partition,
@@ -413,6 +416,8 @@ class Leader:
         target: str | None,
         instance: str | None,
     ) -> None:
+        if not self._has_read_since(LEADER_KEY, partition):
+            return
         cause = record.cause
         if state is PartitionState.MOVING:
             cause = self._graceful_cause(partition, record)
@@ -488,7 +493,9 @@ class Leader:
             self._look_up(("lead", "resize"), self._barrier.cross(to))
 
     def _renew(self) -> Script:
-        if not (yield from claim(self.context)):
+        if (yield from claim(self.context)):
+            self._read_at[LEADER_KEY] = self.context.book.revision(LEADER_KEY)
+        else:
             yield from self.context.refresh_key(LEADER_KEY)
 
 

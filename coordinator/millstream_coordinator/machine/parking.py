@@ -119,6 +119,11 @@ def park(owner: Owner, one: Ownership, given_up: GivenUp) -> Script:
         yield from store(owner, one, given_up)
 
 
+def restore(owner: Owner, one: Ownership) -> Script:
+    """Write a record anew that was lost."""
+    yield from change_parked(owner, one, lambda record: record)
+
+
 def replay(owner: Owner, one: Ownership, token: str) -> Script:
     """Handle a parked key's letters, then let the key go on."""
     count = 0

@@ -228,12 +228,6 @@ class Roster:
         death = self._deaths.get(record.owner or "")
         return death if death is not None and death.instance == record.instance else None
 
-    def knows(self, record: PartitionRecord) -> bool:
-        """Whether the process that owns a partition is, or was, one of those here."""
-        member = self.members.get(record.owner or "")
-        is_member = member is not None and member.instance == record.instance
-        return is_member or self.death_of(record) is not None
-
     def why_gone(self, member: str) -> Cause:
         """Why somebody is no member any more."""
         return self._gone.get(member, Cause.MISSED_HEARTBEATS)
