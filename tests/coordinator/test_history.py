@@ -118,6 +118,10 @@ def told(event: GroupEvent) -> str:
             PartitionMoved(partition=3, epoch=8, owner="w2", previous=None, cause="left"),
             "boss: partition 3 from nobody to w2, epoch 8: left",
         ),
+        (
+            PartitionMoved(partition=3, epoch=8, owner="w2", previous="w2", cause="reset"),
+            "boss: partition 3 anew for w2, epoch 8: reset",
+        ),
         (Joined(member="w1"), "boss: w1 joined"),
         (LeaderChanged(leader=None), "boss: nobody leads"),
         (Paused(partitions=None), "boss: paused: all partitions"),

@@ -220,7 +220,7 @@ async def test_the_json_document_has_these_fields(client: Client, name: str) -> 
     [
         (PartitionRecord(epoch=1), ControlRecord(), 0, "free"),
         (PartitionRecord(epoch=1), ControlRecord(paused=(0,)), 0, "paused"),
-        (PartitionRecord(epoch=1), ControlRecord(is_paused=True), 2, "paused, 2 parked"),
+        (PartitionRecord(epoch=1), ControlRecord(is_paused=True), 2, "paused, 2 keys parked"),
         (PartitionRecord(epoch=1, owner="w"), ControlRecord(pins={0: "w"}), 0, "pinned"),
         (PartitionRecord(epoch=1, owner="w"), ControlRecord(pins={0: "v"}), 0, "pinned to v"),
         (PartitionRecord(epoch=1, stopped_seq=7), ControlRecord(paused=(0,)), 0, "stopped at 7"),

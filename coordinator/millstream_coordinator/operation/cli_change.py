@@ -403,7 +403,8 @@ async def _create(
             show_json(wanted.as_json())
         else:
             for step in wanted.steps:
-                typer.echo(str(step))
+                is_work = step.action in (Action.CREATE, Action.UPDATE)
+                typer.echo(f"{'would ' if dry_run and is_work else ''}{step}")
         if wanted.is_refused:
             refused = sum(step.action is Action.REFUSE for step in wanted.steps)
             raise GroupError(

@@ -174,8 +174,8 @@ async def _ls(
         return DONE
     show_table(COLUMNS, [_cells(letter) for letter in listing.letters])
     notes = [
-        f"partition {number} has {len(keys)} parked: {', '.join(keys[:10])}"
-        + (" …" if len(keys) > 10 else "")
+        f"partition {number} has parked keys: {', '.join(keys[:10])}"
+        + (f" … ({len(keys)})" if len(keys) > 10 else "")
         for number, keys in listing.parked.items()
     ]
     if listing.has_more:

@@ -413,7 +413,9 @@ async def _lag(
             for row in overview.partitions
         ]
         show_table(LAG_COLUMNS, [*rows, ("all", "", "", str(total))])
-    return CHECK_FAILED if most is not None and total > most else DONE
+    if most is not None and total > most:
+        fail("lag", f"group {group!r} is {total} messages behind, more than {most}", CHECK_FAILED)
+    return DONE
 
 
 # ---- events --------------------------------------------------------------------------------------

@@ -159,6 +159,8 @@ def change(
             show_json({**outcome.as_json(), **waited})
         if late is not None:
             fail(name, late, CHECK_FAILED)
+        if until is not None and not as_json:
+            typer.echo("done")
         return DONE
 
     exit_with(name, work())

@@ -72,6 +72,7 @@ _WORDS = {
     "leader_changed": "{leader} leads",
     "member_dead": "{member} is dead: {reason}",
     "partition_moved": "partition {partition} from {previous} to {owner}, epoch {epoch}: {cause}",
+    "partition_begun_anew": "partition {partition} anew for {owner}, epoch {epoch}: {cause}",
     "partition_assigned": (
         "partition {partition} served, epoch {epoch}: {cause}, still for {stopped_s} s"
     ),
@@ -89,7 +90,10 @@ _WORDS = {
     "partition_resumed": "partition {partition} goes on",
     "consumer_reconciled": "deleted consumer {consumer}, whose epoch is over",
 }
-"""How an event is told to people; one that is not here is told by its fields."""
+"""How an event is told to people; one that is not here is told by its fields.
+
+``partition_begun_anew`` is a ``partition_moved`` to who had it (a reset).
+"""
 
 
 def describe(event: Event) -> str:
@@ -103,6 +107,8 @@ def sentence(event: Event) -> str:
     """What happened, in words for people."""
     facts = {name: _value(name, it) for name, it in event.items() if name not in _COMMON}
     name = str(event.get("event", "?"))
+    if name == "partition_moved" and event.get("owner") == event.get("previous"):
+        name = "partition_begun_anew"
     try:
         return _WORDS[name].format(**facts)
     except KeyError:  # a newer member's event, or one without the fields it has today

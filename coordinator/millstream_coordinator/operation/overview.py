@@ -84,7 +84,8 @@ class PartitionRow:
         if self.state == PartitionState.MOVING:
             words.append(f"moving to {self.next}" if self.next else "draining")
         if self.parked_keys:
-            words.append(f"{self.parked_keys} parked")
+            keys = "1 key" if self.parked_keys == 1 else f"{self.parked_keys} keys"
+            words.append(f"{keys} parked")
         if self.pinned_to is not None:
             words.append(
                 "pinned" if self.pinned_to == self.owner else f"pinned to {self.pinned_to}"
