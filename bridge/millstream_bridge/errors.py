@@ -44,6 +44,21 @@ class RecordTooLarge(PoisonRecord):
     """The record is over what one message may hold; it may go in several."""
 
 
+class OffsetGone(RecordError):
+    """Kafka no longer has this offset; its log begins later (``low``, None if not known)."""
+
+    def __init__(self, topic: str, kafka_partition: int, offset: int, low: int | None) -> None:
+        begins = "?" if low is None else low
+        super().__init__(
+            topic,
+            kafka_partition,
+            offset,
+            f"Kafka no longer has this offset (its log begins at {begins});"
+            " going on would leave a gap (the route's on_gap decides)",
+        )
+        self.low = low
+
+
 class SessionLost(Exception):
     """The publishing session is over, what was in flight is void; read the stream and open another.
 

@@ -55,11 +55,11 @@ class Publisher(Protocol):
     foreign_seqs: list[int]
     """The first hundred stray messages that ended a session."""
 
-    async def open(self, marks: Mapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: Mapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
         """Read the positions of these partitions from the stream and begin a session after them.
 
-        Only with ``may_create`` a missing stream is made. ConfigurationError: the stream cannot
-        take the route.
+        A missing stream is made only where no position of it is ``known``: what was stored once
+        must be there. ConfigurationError: it is not, or the stream cannot take the route.
         """
         ...
 

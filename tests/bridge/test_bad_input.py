@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from millstream_bridge import ConfigurationError, RecordError, Route, Unreachable, barrier, verify
+from millstream_bridge import (
+    Bridge,
+    ConfigurationError,
+    RecordError,
+    Route,
+    Unreachable,
+    barrier,
+    verify,
+)
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.stream import find_problem
 from millstream_bridge.moving.chain import ChainPublisher
@@ -93,6 +101,25 @@ async def test_records_that_kafka_dropped_before_they_were_moved_are_missed(
 
     with pytest.raises(RecordError, match="partition 0 offset 1: Kafka no longer has this offset"):
         await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+
+async def test_a_route_may_go_on_behind_what_kafka_dropped_and_counts_it(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"first"}])
+    route = a_route(topic, on_gap="continue")
+    await move_all(mock.bootstrap, nats_server.url, route)
+    mock.produce(topic, [{"partition": 0, "value": b"x" * 100_000} for _ in range(80)])
+
+    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    await bridge.run(stop_at_end=True)
+
+    [stored] = offsets(await stored_records(nats_server.url, route)).values()
+    low = stored[1]
+    assert low > 1
+    assert stored == [0, *range(low, 81)]
+    assert bridge.progress.missed == low - 1
 
 
 async def test_a_topic_made_anew_is_not_taken_for_the_old_one(

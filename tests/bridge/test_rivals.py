@@ -11,7 +11,7 @@ import pytest
 
 from millstream_bridge import Bridge, Record, verify
 from millstream_bridge.jetstream.connection import Connection
-from millstream_bridge.model import TimestampType, Watermarks
+from millstream_bridge.model import Positions, TimestampType, Watermarks
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.moving.checkpoint import CheckpointPublisher
 from millstream_bridge.moving.window import Window
@@ -69,8 +69,8 @@ class Meeting:
         self._publisher = publisher
         self._both_have_read: asyncio.Barrier | None = both_have_read
 
-    async def open(self, marks: AbcMapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
-        positions = await self._publisher.open(marks, may_create=may_create)
+    async def open(self, marks: AbcMapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
+        positions = await self._publisher.open(marks, known=known)
         if self._both_have_read is not None:
             await self._both_have_read.wait()
             self._both_have_read = None

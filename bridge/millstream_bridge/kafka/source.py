@@ -26,7 +26,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from ..errors import BridgeError, ConfigurationError, RecordError, Unreachable
+from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError, Unreachable
 from ..model import Positions, Record, TimestampType, Watermarks
 from ..ports import Polled
 from .worker_thread import WorkerThread
@@ -42,8 +42,6 @@ CLOSE_S = 0.5
 LOOK_S = 0.5
 """How long a look at the topic's size may hold up reading."""
 LEADER_RETRY_S = 0.1
-
-GONE = "Kafka no longer has this offset (its log begins at {}); going on would leave a gap"
 
 _TYPES = {TIMESTAMP_LOG_APPEND_TIME: TimestampType.LOG_APPEND}
 
@@ -263,7 +261,7 @@ class KafkaSource:
             ends[partition] = offset
             return None
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            return RecordError(self._topic, partition, offset, GONE.format(self._low_of(partition)))
+            return OffsetGone(self._topic, partition, offset, self._low_of(partition))
         if code in _FINAL_ERRORS:
             return ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {error.str()}")
         return self._unless_passing(error)
@@ -274,13 +272,13 @@ class KafkaSource:
         self._on_error(error)
         return None
 
-    def _low_of(self, partition: int) -> str:
+    def _low_of(self, partition: int) -> int | None:
         place = TopicPartition(self._topic, partition)
         try:
             found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
         except KafkaException:
-            return "?"
-        return str(found[0])
+            return None
+        return int(found[0])
 
     def _unreachable(self, error: KafkaException) -> BridgeError:
         return Unreachable("Kafka", self.bootstrap, _text(error))

@@ -64,17 +64,16 @@ class ChainPublisher:
         self._positions: dict[int, int] = {}
         self.foreign_seqs: list[int] = []
 
-    async def open(self, marks: AbcMapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: AbcMapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
         """Read the positions from the stream and begin a session; see `Publisher`.
 
         ConfigurationError: the stream cannot take the route.
         """
         await self.end()
         partitions = sorted(marks)
+        may_create = known.keys().isdisjoint(partitions)
         await self._stream.ensure(may_create=may_create, first_offset=marks[partitions[0]].low)
-        config = self._stream.config
-        limits = [self._connection.max_payload, int(config.get("max_msg_size", -1))]
-        self._frames = Frames(self._mapping, min(limit for limit in limits if limit > 0))
+        self._frames = Frames(self._mapping, self._stream.message_bytes_max)
         last_seq = await self._stream.last_seq()
         await self._stream.refuse_other_form(last_seq)
         found = await asyncio.gather(*map(self._stream.position, partitions))

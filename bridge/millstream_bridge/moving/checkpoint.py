@@ -67,12 +67,10 @@ class CheckpointPublisher:
         self._moved = asyncio.Event()
         self.foreign_seqs: list[int] = []
 
-    async def open(self, marks: AbcMapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: AbcMapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
         """Claim what has no checkpoint yet and read the positions."""
-        await self._stream.ensure(may_create=may_create)
-        config = self._stream.config
-        limits = [self._connection.max_payload, int(config.get("max_msg_size", -1))]
-        self._frames = Frames(self._mapping, min(limit for limit in limits if limit > 0))
+        await self._stream.ensure(may_create=known.keys().isdisjoint(marks))
+        self._frames = Frames(self._mapping, self._stream.message_bytes_max)
         await self._stream.refuse_other_form(await self._stream.last_seq())
         self._partitions = partitions = sorted(marks)
         self._positions = {}

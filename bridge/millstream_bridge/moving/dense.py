@@ -40,18 +40,23 @@ class DensePublisher:
         self._make_chain = make_chain
         self._moved = asyncio.Event()
         self._chains: dict[int, ChainPublisher] = {}
+        self._current: dict[int, ChainPublisher] = {}
+        """Those of the session; it need not have all partitions."""
         self.foreign_seqs: list[int] = []
 
-    async def open(self, marks: AbcMapping[int, Watermarks], *, may_create: bool) -> dict[int, int]:
+    async def open(self, marks: AbcMapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
         """Begin a session in the stream of every partition; see `Publisher`."""
+        await self.end()
+        self._current = {partition: self._chain(partition) for partition in sorted(marks)}
         slots = asyncio.Semaphore(_OPEN_AT_ONCE)
 
         async def open_one(partition: int) -> dict[int, int]:
             async with slots:
-                chain = self._chain(partition)
-                return await chain.open({partition: marks[partition]}, may_create=may_create)
+                return await self._current[partition].open(
+                    {partition: marks[partition]}, known=known
+                )
 
-        opening = [asyncio.create_task(open_one(p), name=f"open {p}") for p in sorted(marks)]
+        opening = [asyncio.create_task(open_one(p), name=f"open {p}") for p in self._current]
         try:
             found = await asyncio.gather(*opening)
         finally:
@@ -66,33 +71,33 @@ class DensePublisher:
         for record in records:
             of_partition.setdefault(record.kafka_partition, []).append(record)
         for partition, some in of_partition.items():
-            while sum([chain.out_bytes for chain in self._chains.values()]) > OUT_BYTES_MAX:
+            while sum([chain.out_bytes for chain in self._current.values()]) > OUT_BYTES_MAX:
                 await self._one_more_answer()
             await self._chains[partition].send(some)
 
     def check(self) -> None:
         """Raise what any of the chains has to say."""
-        for chain in self._chains.values():
+        for chain in self._current.values():
             chain.check()
 
     async def drain(self) -> None:
         """Wait until all that was sent is stored."""
-        for chain in self._chains.values():
+        for chain in self._current.values():
             await chain.drain()
 
     async def end(self) -> None:
         """End the session in every stream."""
-        for chain in self._chains.values():
+        for chain in self._current.values():
             await chain.end()
 
     async def met_rival(self) -> bool:
         """Look at every stream whose session was refused; see `ChainPublisher.met_rival`."""
-        refused = [chain for chain in self._chains.values() if chain.is_refused]
+        refused = [chain for chain in self._current.values() if chain.is_refused]
         return any(await asyncio.gather(*[chain.met_rival() for chain in refused]))
 
     async def progress_mark(self) -> int:
         """The sum of the streams' last sequences."""
-        chains = self._chains.values()
+        chains = self._current.values()
         return sum(await asyncio.gather(*[chain.progress_mark() for chain in chains]))
 
     @property

@@ -12,6 +12,13 @@ back: it waits until the stream has been quiet for `STAND_BACK_S` before it begi
 live bridges one works and the other waits, and takes over when the first falls silent. They may
 both be awake on a quiet topic; the next record then decides which of the two goes on. After a stray
 message the session begins again at once, but a run of sessions that store nothing stands back too.
+
+**Sharing.** With a `Share` (see `sharing`) a session has only the partitions that membership gives
+this process. It never stands back for another writer then: it begins again after a short pause,
+until the other one, which can only be late, is refused for good.
+
+**Gaps.** Where Kafka's retention removed records before they were moved, the run ends, or goes on
+behind the gap if the route says so (``on_gap``); how many offsets that were is counted and told.
 """
 
 import asyncio
@@ -19,21 +26,33 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from ..errors import ConnectionLost, RecordError, SessionLost, Unreachable
+from ..errors import (
+    ConfigurationError,
+    ConnectionLost,
+    OffsetGone,
+    RecordError,
+    SessionLost,
+    Unreachable,
+)
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
-from ..kafka.source import GONE, KafkaSource
+from ..kafka.source import KafkaSource
 from ..model import BridgeReport, Positions, Route, Watermarks
 from ..ports import Polled, Publisher, Source
 from ..records.mapping import Mapping
 from .chain import ChainPublisher
 from .checkpoint import CheckpointPublisher
 from .dense import DensePublisher
+from .sharing import Share
 
 logger = logging.getLogger(__name__)
+
+route_at_work: ContextVar[str] = ContextVar("route_at_work", default="")
+"""The name of the route that the running task belongs to: what is logged is about it."""
 
 STAND_BACK_S = 1.0
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 0.05, 1.0
@@ -43,6 +62,7 @@ STOP_S = 0.5
 LOOK_FOR_PARTITIONS_S = 10.0
 LAG_EVERY_S = 1.0
 _POLL_S = 0.2
+_AGAIN_MOST_S = 0.2
 
 
 class Ended(StrEnum):
@@ -52,10 +72,32 @@ class Ended(StrEnum):
     END = "end"
 
 
+class State(StrEnum):
+    """What a run is doing."""
+
+    STARTING = "starting"
+    """Nothing was moved yet: both sides are being asked."""
+    MOVING = "moving"
+    """In a session; also when there is nothing to move."""
+    STANDING_BY = "standing-by"
+    """Other processes of the group have all of the route."""
+    STANDING_BACK = "standing-back"
+    """Another bridge, not of a group, writes the stream."""
+    RECONNECTING = "reconnecting"
+    """NATS or Kafka went away."""
+    ENDED = "ended"
+
+
 @dataclass(slots=True)
 class Progress:
-    """Live figures of a run; read it at any time, from the loop's thread."""
+    """Live figures of a run; read it at any time, from the loop's thread.
 
+    ``ends`` are the highest ends known of the partitions this process moves, ``newest_ms`` the
+    timestamps of the newest records read, ``epochs`` under which membership gave the partitions.
+    ``missed`` counts offsets that Kafka no longer had.
+    """
+
+    state: State = State.STARTING
     records: int = 0
     payload_bytes: int = 0
     sessions: int = 0
@@ -66,12 +108,17 @@ class Progress:
     foreign_seqs: list[int] = field(default_factory=list)
     parked: int = 0
     skipped: int = 0
+    missed: int = 0
+    ends: dict[int, int] = field(default_factory=dict)
+    newest_ms: dict[int, int] = field(default_factory=dict)
+    epochs: dict[int, int] = field(default_factory=dict)
 
 
 class Bridge:
     """Moves one route. One `run` at a time; `stop` from the same loop (or a signal handler of it).
 
-    ``kafka_options`` are librdkafka's (security and the like). ``make_publisher`` is for tests.
+    ``kafka_options`` are librdkafka's (security and the like). ``share`` is this process's part
+    where several move the route. ``make_publisher`` is for tests.
     """
 
     def __init__(
@@ -81,6 +128,7 @@ class Bridge:
         nats: str | NatsTarget,
         route: Route,
         kafka_options: dict[str, str] | None = None,
+        share: Share | None = None,
         stand_back_s: float = STAND_BACK_S,
         look_for_partitions_s: float = LOOK_FOR_PARTITIONS_S,
         make_publisher: Callable[[Connection, Mapping], "Publisher"] | None = None,
@@ -94,6 +142,7 @@ class Bridge:
         self._kafka = kafka
         self._kafka_options = kafka_options
         self._mapping = Mapping(route)
+        self._share = share
         self._stand_back_s = stand_back_s
         self._look_for_partitions_s = look_for_partitions_s
         self._make_publisher = make_publisher or _publisher
@@ -118,6 +167,11 @@ class Bridge:
         Unreachable: Kafka or NATS did not answer at the start (later they are waited for).
         ConfigurationError: topic or stream cannot be used. RecordError: a record cannot be moved.
         """
+        if stop_at_end and self._share is not None:
+            raise ConfigurationError(
+                f"route {self.route.name}: one of several processes cannot know the end of all"
+            )
+        route_at_work.set(self.route.name)
         started = time.monotonic()
         source = KafkaSource(self._kafka, self.route.topic, options=self._kafka_options)
         work = asyncio.create_task(self._work(source, stop_at_end), name="bridge")
@@ -134,6 +188,7 @@ class Bridge:
             work.cancel()
             stop.cancel()
             await asyncio.wait({work, stop})
+            self._progress.state = State.ENDED
             await source.close()
         return BridgeReport(
             topic=self.route.topic,
@@ -198,20 +253,59 @@ class Bridge:
                 await connection.close()
 
     async def _session(self, source: Source, publisher: Publisher, goal: Positions | None) -> Ended:
+        try:
+            return await self._session_of(*await self._part(source), source, publisher, goal)
+        finally:
+            self._progress.epochs = {}
+            if self._share is not None:
+                self._share.settle()
+
+    async def _part(self, source: Source) -> tuple[dict[int, Watermarks], int]:
+        """The partitions this process is to move, with their marks, and how many there are."""
         marks = await source.watermarks()
+        if self._share is None:
+            return marks, len(marks)
+        self._progress.state = State.STANDING_BY
+        self._progress.epochs = await self._share.take(sorted(marks))
+        # It may have waited long.
+        marks = await source.watermarks()
+        return {p: mark for p, mark in marks.items() if p in self._progress.epochs}, len(marks)
+
+    async def _session_of(
+        self,
+        marks: dict[int, Watermarks],
+        partition_count: int,
+        source: Source,
+        publisher: Publisher,
+        goal: Positions | None,
+    ) -> Ended:
         partitions = sorted(marks)
-        positions = await publisher.open(marks, may_create=not self._progress.sessions)
+        positions = await publisher.open(marks, known=self.progress.positions)
         if any(at > marks[p].high for p, at in positions.items()):
             # Another bridge may have stored records younger than our marks.
-            marks = await source.watermarks()
-        self._check_positions(positions, marks)
+            found = await source.watermarks()
+            marks = {p: found.get(p, mark) for p, mark in marks.items()}
+        positions = self._checked_positions(positions, marks)
         await source.assign(positions, partitions)
         self._progress.sessions += 1
+        self._progress.state = State.MOVING
+        logger.info(
+            "session %d: %d partitions of %s",
+            self._progress.sessions,
+            len(partitions),
+            self.route.topic,
+            extra={"event": "session_began", "partitions": partitions},
+        )
         if self._on_ready is not None:
             self._on_ready(positions)
             self._on_ready = None
         reader = _Reader(
-            source, publisher.batch_records, positions, marks, self._look_for_partitions_s
+            source,
+            publisher.batch_records,
+            positions,
+            marks,
+            partition_count=partition_count,
+            look_for_partitions_s=self._look_for_partitions_s,
         )
         self._is_moving = True
         try:
@@ -234,13 +328,19 @@ class Bridge:
                 await publisher.drain()
                 return Ended.END
             polled = await reader.next()
+            if self._share is not None and self._share.has_changed:
+                await publisher.drain()
+                raise SessionLost("this process's part of the route has changed")
             if polled.records:
                 await publisher.send(polled.records)
             if polled.error is not None:
                 await publisher.drain()
+                if isinstance(polled.error, OffsetGone) and self.route.on_gap == "continue":
+                    raise SessionLost(str(polled.error))  # the next one looks where to go on
                 raise polled.error
             publisher.check()
             self._progress.lag = reader.lag
+            self._progress.ends, self._progress.newest_ms = reader.ends, reader.newest_ms
 
     def _note(self) -> None:
         publisher = self._publisher
@@ -260,7 +360,11 @@ class Bridge:
             if seq not in self._progress.foreign_seqs:
                 self._progress.foreign_seqs.append(seq)
 
-    def _check_positions(self, positions: Positions, marks: dict[int, Watermarks]) -> None:
+    def _checked_positions(
+        self, positions: Positions, marks: dict[int, Watermarks]
+    ) -> dict[int, int]:
+        """The positions, behind what Kafka no longer has if the route says to go on there."""
+        checked = dict(positions)
         for partition, position in positions.items():
             mark = marks.get(partition)
             if mark is None or position > mark.high:
@@ -272,11 +376,25 @@ class Bridge:
                     f"stream {self.route.stream} is ahead of Kafka: {end};"
                     " this is not the topic it was filled from",
                 )
-            if position < mark.low:
-                raise RecordError(self.route.topic, partition, position, GONE.format(mark.low))
+            if position >= mark.low:
+                continue
+            if self.route.on_gap == "stop":
+                raise OffsetGone(self.route.topic, partition, position, mark.low)
+            checked[partition] = mark.low
+            self._progress.missed += mark.low - position
+            logger.warning(
+                "topic %s partition %d: Kafka no longer has offsets %d to %d; going on behind them",
+                self.route.topic,
+                partition,
+                position,
+                mark.low - 1,
+                extra={"event": "gap", "partition": partition, "from": position, "to": mark.low},
+            )
+        return checked
 
     async def _reconnect(self, fruitless: int) -> Connection | None:
         """Try until NATS answers; None when told to stop first. Waits longer after each failure."""
+        self._progress.state = State.RECONNECTING
         while True:
             wait_s = min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), RECONNECT_MOST_S)
             await self._sleep(wait_s if fruitless else 0)
@@ -301,6 +419,11 @@ class Bridge:
 
         Returns the connection, None if it was lost.
         """
+        if self._share is not None and not isinstance(lost, ConnectionLost):
+            # The slots say who is to write. Another writer can only be one that does not know yet.
+            if lost.is_refused or fruitless:
+                await self._sleep(min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), _AGAIN_MOST_S))
+            return connection
         try:
             is_rival = lost.is_refused and await publisher.met_rival()
             if is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
@@ -313,6 +436,7 @@ class Bridge:
     async def _stand_back(self, publisher: Publisher) -> None:
         """Wait until no bridge of this route has stored anything for a while."""
         self._progress.stood_back += 1
+        self._progress.state = State.STANDING_BACK
         logger.warning(
             "standing back: somebody else keeps writing to stream %s; this bridge goes on when it"
             " has been quiet for %g s",
@@ -338,20 +462,24 @@ class _Reader:
         batch_records: int,
         positions: Positions,
         marks: dict[int, Watermarks],
+        *,
+        partition_count: int,
         look_for_partitions_s: float,
     ) -> None:
+        self._partition_count = partition_count
         self._look_for_partitions_s = look_for_partitions_s
         self._source = source
         self._batch_records = batch_records
         self._read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
-        self._high = {p: mark.high for p, mark in marks.items()}
+        self.ends = {p: mark.high for p, mark in marks.items()}
+        self.newest_ms: dict[int, int] = {}
         self._polling: asyncio.Task[Polled] | None = None
         self._looked_at = self._checked_at = asyncio.get_running_loop().time()
 
     @property
     def lag(self) -> int:
         """Offsets between what was read and the highest end known."""
-        return sum([max(0, high - self._read[p]) for p, high in self._high.items()])
+        return sum([max(0, high - self._read[p]) for p, high in self.ends.items()])
 
     def has_reached(self, goal: Positions) -> bool:
         """Whether everything below these offsets was read."""
@@ -368,9 +496,10 @@ class _Reader:
             if record.offset < self._read[record.kafka_partition]:
                 raise SessionLost(f"Kafka gave offset {record.offset} again, or out of order")
             self._read[record.kafka_partition] = record.offset + 1
+        self.newest_ms.update([(record[0], record[2]) for record in polled.records])
         for partition, end in polled.ends.items():
             self._read[partition] = max(self._read[partition], end)
-            self._high[partition] = max(self._high[partition], end)
+            self.ends[partition] = max(self.ends[partition], end)
         return polled
 
     async def close(self) -> None:
@@ -390,13 +519,13 @@ class _Reader:
         now = asyncio.get_running_loop().time()
         if now - self._looked_at >= LAG_EVERY_S:
             self._looked_at = now
-            self._high.update(await self._source.known_ends(list(self._read)))
+            self.ends.update(await self._source.known_ends(list(self._read)))
         if now - self._checked_at < self._look_for_partitions_s:
             return
         self._checked_at = now
         with suppress(Unreachable):
             count = await self._source.partition_count()
-            if count != len(self._read):
+            if count != self._partition_count:
                 raise SessionLost(f"the topic has {count} partitions now")
 
 

@@ -1,0 +1,141 @@
+"""Several processes at one topic: each partition has one writer, and another one when it dies."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from millstream_bridge import Bridge, ConfigurationError, Route, barrier, verify
+from millstream_bridge.moving.runner import State
+from millstream_bridge.moving.sharing import Members, slots_of
+from tests.bridge.moves import a_route, offsets, stored_records, until
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+PARTITIONS = 6
+MODES: Mapping[str, dict[str, Any]] = {
+    "chain": {},
+    "shared": {"shared": True},
+    "dense": {"mode": "dense", "stream": "FLIGHTS-{partition}"},
+}
+
+
+def produce(kafka: Kafka, topic: str, first: int, count: int) -> None:
+    kafka.produce(
+        topic,
+        [
+            {"partition": n % PARTITIONS, "key": b"k%d" % (n % 50), "value": b"%d" % n}
+            for n in range(first, first + count)
+        ],
+    )
+
+
+def members(server: Server, name: str, slots: int) -> Members:
+    return Members(server.url, group="bridges", slots=slots, member=name)
+
+
+@asynccontextmanager
+async def running(kafka: Kafka, server: Server, route: Route, name: str) -> AsyncIterator[Bridge]:
+    """A bridge of the group beside the block; it leaves at the end."""
+    slots = slots_of([route], {route.topic: PARTITIONS})
+    async with members(server, name, slots) as joined:
+        bridge = Bridge(
+            kafka=kafka.bootstrap, nats=server.url, route=route, share=joined.share(route)
+        )
+        run = asyncio.create_task(bridge.run())
+        try:
+            yield bridge
+        finally:
+            bridge.stop()
+            await run
+
+
+def parts(*bridges: Bridge) -> list[int]:
+    """How many partitions each moves."""
+    return [len(bridge.progress.epochs) for bridge in bridges]
+
+
+def test_what_can_be_divided_has_a_slot_each() -> None:
+    routes = [a_route("a"), a_route("b", shared=True), a_route("c", **MODES["dense"])]
+
+    assert slots_of(routes, {"a": 10, "b": 4, "c": 3}) == 1 + 4 + 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_partitions_are_divided_and_taken_over(
+    real_nats_server: Server, mock: Kafka, topic: str, mode: str
+) -> None:
+    mock.create_topic(topic, PARTITIONS)
+    route = a_route(topic, **MODES[mode])
+    server = real_nats_server
+    all_of_it = [6, 0] if mode == "chain" else [3, 3]
+
+    async with asyncio.timeout(120), running(mock, server, route, "a") as first:
+        produce(mock, topic, 0, 600)
+        await until(lambda: parts(first) == [6])
+        epochs = dict(first.progress.epochs)
+        async with running(mock, server, route, "b") as second:
+            await until(lambda: parts(first, second) == all_of_it)
+            produce(mock, topic, 600, 600)
+            await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=60)
+            assert not set(first.progress.epochs) & set(second.progress.epochs)
+            for partition, epoch in second.progress.epochs.items():
+                assert epoch > epochs[partition]
+            if mode == "chain":
+                assert second.progress.state is State.STANDING_BY
+        await until(lambda: parts(first) == [6])
+        produce(mock, topic, 1200, 600)
+        await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=60)
+
+    stored = await stored_records(server.url, route, dense_partitions=PARTITIONS)
+    assert offsets(stored) == {p: list(range(300)) for p in range(PARTITIONS)}
+    proof = await verify(kafka=mock.bootstrap, nats=server.url, route=route)
+    assert proof.equal
+    assert proof.records == 1800
+
+
+async def test_the_number_of_slots_is_the_groups(real_nats_server: Server) -> None:
+    route = a_route("t", shared=True)
+    async with members(real_nats_server, "a", 4), members(real_nats_server, "b", 9) as second:
+        assert {second.slot(route, partition) for partition in range(9)} == {0, 1, 2, 3}
+
+
+async def test_a_group_that_reads_a_stream_is_not_taken_for_bridges(
+    real_nats_server: Server,
+) -> None:
+    """Slots of another kind of group would be given to nobody, or to workers."""
+    import nats
+
+    from millstream_coordinator import Group
+
+    connection = await nats.connect(real_nats_server.url)
+    await connection.jetstream().add_stream(name="T", subjects=["t.>"])
+    group = Group(connection, stream="T", name="bridges", partitions=2)
+
+    @group.handler("t.{partition}.{key}")
+    async def handle(message: Any) -> None: ...
+
+    run = asyncio.create_task(group.run(handle_signals=False))
+    try:
+        await until(lambda: len(group.partitions) == 2)
+        with pytest.raises(ConfigurationError, match="bridges is a consumer group of stream T"):
+            await members(real_nats_server, "a", 2).join()
+    finally:
+        await group.stop()
+        await run
+        await connection.close()
+
+
+async def test_one_of_several_has_no_end(real_nats_server: Server, mock: Kafka, topic: str) -> None:
+    route = a_route(topic)
+    async with members(real_nats_server, "a", 1) as joined:
+        bridge = Bridge(
+            kafka=mock.bootstrap,
+            nats=real_nats_server.url,
+            route=route,
+            share=joined.share(route),
+        )
+        with pytest.raises(ConfigurationError, match="cannot know the end of all"):
+            await bridge.run(stop_at_end=True)
