@@ -9,7 +9,15 @@ Each command is a file of its own; what they share is in `console` and `process`
 
 import typer
 
-from . import cli_assess, cli_barrier, cli_kafka_mock, cli_plan, cli_run, cli_verify
+from . import (
+    cli_assess,
+    cli_barrier,
+    cli_kafka_mock,
+    cli_parked,
+    cli_plan,
+    cli_run,
+    cli_verify,
+)
 
 app = typer.Typer(
     name="bridge",
@@ -28,7 +36,15 @@ def _options(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-for _command in (cli_assess, cli_plan, cli_run, cli_verify, cli_barrier, cli_kafka_mock):
+for _command in (
+    cli_assess,
+    cli_plan,
+    cli_run,
+    cli_verify,
+    cli_barrier,
+    cli_parked,
+    cli_kafka_mock,
+):
     _command.register(app)
 
 
