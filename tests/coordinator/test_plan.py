@@ -616,6 +616,29 @@ def test_a_lost_record_that_nobody_had_heard_of_is_made_anew_above_its_epoch(
     assert plane.records()[0].epoch > unheard.epoch
 
 
+def test_progress_of_an_owner_never_heard_of_comes_before_that_of_the_last_one_known() -> None:
+    plane = Plane(1)
+    a, b, c = plane.settle("a", "b", "c")
+    plane.control(pins={0: "a"})
+    plane.until(lambda: plane.owners() == {0: "a"} and plane.is_served())
+    hears, key = c.client.send, naming.partition_key(0)
+    c.client.send = lambda event: (
+        None if isinstance(event, KeyChanged) and event.key == key else hears(event)
+    )
+    plane.control(pins={0: "b"})
+    plane.until(lambda: plane.owners() == {0: "b"} and plane.is_served())
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.run(1.0)
+
+    for one in (a, b):
+        one.kill()
+    plane.server.put(GROUP, key, None)
+    c.client.send = hears
+    plane.until(lambda: plane.owners() == {0: "c"} and plane.is_served(), 20.0)
+
+    assert plane.records()[0].done_from == "b"
+
+
 def test_a_fresh_leader_finds_epochs_in_saved_progress_when_all_else_is_lost() -> None:
     plane = Plane(1)
     a, _b = plane.settle("a", "b")

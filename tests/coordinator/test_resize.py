@@ -17,6 +17,7 @@ from millstream_coordinator.model import (
     DonePosition,
     DoneRecord,
     ParkedRecord,
+    PartitionRecord,
     PartitionState,
     Retention,
     Timing,
@@ -330,6 +331,20 @@ def test_a_deposed_leader_that_did_not_hear_of_a_resize_gives_nothing_away() -> 
     assert {record.level for record in plane.records().values()} == {8}
     assert a.is_alive
     assert b.is_alive
+
+
+def test_a_record_of_a_partition_that_is_no_more_goes_also_when_it_is_ahead() -> None:
+    """A leader that had not heard of the resize changed its owner more than once."""
+    plane = plane_of()
+    plane.settle("a", "b")
+    resize(plane, 4)
+    resize(plane, 2)
+
+    base_epoch = (plane.read(ConfigRecord, naming.CONFIG_KEY) or plane.config).base_epoch
+    plane.put(naming.partition_key(3), PartitionRecord(epoch=base_epoch + 3, level=4))
+    plane.run(1.0)
+
+    assert set(plane.records()) == {0, 1}
 
 
 def test_a_bucket_lost_after_a_resize_is_made_anew_with_as_many_partitions() -> None:
