@@ -39,7 +39,7 @@ from tests.helpers.require import MissingError, missing
 
 KAFKA_VERSION = "4.3.1"
 MOCK, REAL = "mock", "real"
-START_TIMEOUT_S = 40.0
+START_TIMEOUT_S = 120.0
 _CHECKOUT = Path(__file__).parents[2]
 
 _POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>

@@ -13,17 +13,17 @@ out, unless everything is wanted: then it becomes the record it was made from. A
   may know a message;
 * the timestamp is the time it was stored, in milliseconds.
 
-Subjects whose token in the partition's place begins with ``_`` are the bridge's own book-keeping.
-Pure.
+What the bridge keeps beside the records (checkpoints, marks, pieces) stays out. Pure.
 """
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from millstream_coordinator.partitioning.key import KEY_HEADER, KeyTokenError, from_token
 
-from ..model import KafkaHeader, Record, Route, TimestampType
+from ..model import KafkaHeader, Record, TimestampType
 from ..records.headers import HeaderError, NatsHeaders, is_own, parse_block
 from ..records.mapping import Mapping
 from ..records.origin import Return, marks
@@ -65,7 +65,7 @@ class Returning:
         self._route = mapping.route
         self._partitions = partitions
         self._everything = everything
-        self._partition_place, self._key_place = _places(mapping.route)
+        self._places = Places.of(mapping)
 
     def record(self, message: Delivered) -> Record | None:
         """The record, with the message's sequence as its offset; None: it does not go back.
@@ -73,8 +73,7 @@ class Returning:
         NotReturnable: it should, and cannot.
         """
         tokens = message.subject.split(".")
-        place = self._partition_place
-        if len(tokens) > place and tokens[place].startswith("_"):
+        if self._mapping.is_beside(message.subject):
             return None
         try:
             headers = parse_block(message.block)[1] if message.block else []
@@ -100,9 +99,8 @@ class Returning:
         return record
 
     def _native(self, message: Delivered, tokens: list[str], headers: NatsHeaders) -> Record:
-        place = self._partition_place
-        text = tokens[place] if len(tokens) > place else ""
-        if not (text.isascii() and text.isdecimal()) or (text[0] == "0" and text != "0"):
+        number = self._places.partition(tokens)
+        if number is None:
             raise HeaderError(
                 f"subject {message.subject} has no partition where {self._route.subject} has one"
             )
@@ -115,9 +113,9 @@ class Returning:
         deleted = not message.payload and any(
             name == _OPERATION and value in _DELETED for name, value in headers
         )
-        back_from = Return(self._mapping.route.stream.replace("{partition}", text), message.seq)
+        back_from = Return(self._mapping.stream_name(number), message.seq)
         return Record(
-            int(text),
+            number,
             message.seq,
             message.time_ns // _MS_NS,
             TimestampType.CREATE,
@@ -127,22 +125,29 @@ class Returning:
         )
 
     def _key(self, tokens: list[str], own: dict[str, str]) -> bytes | None:
-        if self._key_place is None:
+        if self._places.key is None:
             whole = own.get(KEY_HEADER)
             return None if whole is None else base64.b64decode(whole, validate=True)
-        if len(tokens) <= self._key_place:
+        if len(tokens) <= self._places.key:
             raise HeaderError("its subject has no token for the key")
-        return from_token(tokens[self._key_place], own, null_token=self._route.null_token)
+        return from_token(tokens[self._places.key], own, null_token=self._route.null_token)
 
 
-def _places(route: Route) -> tuple[int, int | None]:
-    """Which token of a subject is the partition, and which the whole key, if one is."""
-    at = 0
-    partition, key = 0, None
-    for token in route.subject.split("."):
-        if token == "{partition}":
-            partition = at
-        elif token == "{key}":
-            key = at
-        at += len(route.topic.split(".")) if token == "{topic}" else 1
-    return partition, key
+class Places(NamedTuple):
+    """Which token of a route's subjects is the partition, and which the whole key, if one is."""
+
+    partition_place: int
+    key: int | None
+
+    @classmethod
+    def of(cls, mapping: Mapping) -> "Places":
+        """Those of the route's template."""
+        return cls(len(mapping.template.head), mapping.template.key_place)
+
+    def partition(self, tokens: Sequence[str]) -> int | None:
+        """The partition a subject names; None: there is none in its place."""
+        place = self.partition_place
+        text = tokens[place] if len(tokens) > place else ""
+        if not (text.isascii() and text.isdecimal()) or (text[0] == "0" and text != "0"):
+            return None
+        return int(text)

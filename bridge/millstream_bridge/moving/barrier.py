@@ -6,13 +6,14 @@ order of its keys holds across the move.
 """
 
 import asyncio
+from collections.abc import Mapping as AbcMapping
 
 from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.stream import Stream
 from ..jetstream.target import NatsTarget
 from ..kafka.source import KafkaSource
-from ..model import Positions, Route
+from ..model import Positions, Route, Watermarks
 from ..records.mapping import Mapping
 from ..records.origin import without_returned
 
@@ -37,20 +38,43 @@ async def barrier(
     mapping = Mapping(route)
     source = KafkaSource(kafka, route.topic, options=kafka_options)
     connection: Connection | None = None
-    waiting: dict[int, int] = {}
-    stored: dict[int, int] = {}
     try:
         marks = await source.watermarks()
         connection = await Connection.open(nats, name=f"millstream barrier {route.name}")
-        stream = Stream(connection, mapping)
         goal = {partition: mark.high for partition, mark in marks.items()}
-        waiting = {p: mark.high for p, mark in marks.items() if mark.high > mark.low}
+        await until_stored(connection, mapping, source, goal, marks, timeout_s=timeout_s)
+    except ConnectionLost as lost:
+        raise Unreachable("JetStream", str(nats), str(lost)) from lost
+    finally:
+        await source.close()
+        if connection is not None:
+            await connection.close()
+    return goal
+
+
+async def until_stored(
+    connection: Connection,
+    mapping: Mapping,
+    source: KafkaSource,
+    goal: Positions,
+    marks: AbcMapping[int, Watermarks],
+    *,
+    timeout_s: float,
+) -> None:
+    """Wait until the stream holds all that the topic has below each partition's offset.
+
+    ``marks`` are the topic's. TimeoutError says which partition is how far behind.
+    """
+    route = mapping.route
+    waiting = {p: offset for p, offset in goal.items() if offset > marks[p].low}
+    stored: dict[int, int] = {}
+    try:
         async with asyncio.timeout(timeout_s):
             wait_s = POLL_FIRST_S
             before: dict[int, int] = {}
             while waiting:
                 for partition in list(waiting):
-                    position = await _position(stream, partition)
+                    position = await _position(connection, mapping, partition)
                     stored[partition] = marks[partition].low if position is None else position
                     if stored[partition] >= waiting[partition] or (
                         stored[partition] == before.get(partition)
@@ -71,17 +95,12 @@ async def barrier(
             f"topic {route.topic} is not wholly in stream {route.stream}"
             f" after {timeout_s:g} s ({behind})"
         ) from error
-    except ConnectionLost as lost:
-        raise Unreachable("JetStream", str(nats), str(lost)) from lost
-    finally:
-        await source.close()
-        if connection is not None:
-            await connection.close()
-    return goal
 
 
-async def _position(stream: Stream, partition: int) -> int | None:
-    if stream.mapping.route.shared:
+async def _position(connection: Connection, mapping: Mapping, partition: int) -> int | None:
+    is_dense = mapping.route.mode == "dense"
+    stream = Stream(connection, mapping, partition if is_dense else None)
+    if mapping.route.shared:
         _, checkpoint = await stream.checkpoint(partition)
         if checkpoint is not None and checkpoint.next_offset is not None:
             return checkpoint.next_offset

@@ -11,7 +11,9 @@ import typer
 
 from . import (
     cli_assess,
+    cli_back,
     cli_barrier,
+    cli_cutover,
     cli_kafka_mock,
     cli_parked,
     cli_plan,
@@ -42,6 +44,8 @@ for _command in (
     cli_run,
     cli_verify,
     cli_barrier,
+    cli_cutover,
+    cli_back,
     cli_parked,
     cli_kafka_mock,
 ):

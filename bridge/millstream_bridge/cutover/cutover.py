@@ -1,0 +1,351 @@
+"""A Kafka group's place given to a coordinator group: looked at, computed, proven, then written.
+
+1. The route's streams are read once (`index`), while the Kafka group may still be at work.
+2. The group must be **empty**: `wait_s` is how long to wait for its last member to leave. From here
+   on nobody reads, and everything is short.
+3. Its committed offsets are read, all at once. A partition without one stands where the group's
+   ``auto.offset.reset`` would have put it, which Kafka does not know: it is asked for, unless the
+   partition never had a record.
+4. The forward bridge must have stored all below those offsets; that is waited for.
+5. What was stored since step 1 is read, and each partition's place computed (`places`). If messages
+   were published straight to NATS and the way back wrote some to Kafka, those the group has had
+   there are found by reading Kafka from its offsets on.
+6. If every place is exact and the coordinator group has no members, its positions are written,
+   read back, and the Kafka group looked at again: still empty, still at the same offsets.
+
+Steps 1 to 5 change nothing; they are the dry run. Any obstacle refuses the whole: half a group on
+each side would be two groups.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from ..back.runner import way_back_name
+from ..errors import ConnectionLost, Unreachable
+from ..jetstream.connection import Connection
+from ..jetstream.target import NatsTarget
+from ..kafka.admin import KafkaAdmin, KafkaGroup
+from ..kafka.source import KafkaSource
+from ..model import Route, Watermarks
+from ..moving.barrier import until_stored
+from ..records.mapping import Mapping as RouteMapping
+from .index import Partition, StreamIndex
+from .places import Edge, in_stream
+from .proof import CutProof, PartitionCut
+from .returns import Returns, read_returns
+from .takeover import TakeOver, group_connection
+
+Uncommitted = Literal["earliest", "latest"]
+_LOOK_S = 0.2
+UNKNOWN = "Unknown"
+
+
+@dataclass(slots=True)
+class Sides:
+    """Both sides of one route, open."""
+
+    route: Route
+    mapping: RouteMapping
+    admin: KafkaAdmin
+    source: KafkaSource
+    connection: Connection
+    takeover: TakeOver
+    index: StreamIndex
+    marks: dict[int, Watermarks]
+
+    async def kafka_group(self, name: str) -> KafkaGroup:
+        """A Kafka group with its positions in the route's topic."""
+        return await self.admin.group(name, [(self.route.topic, p) for p in sorted(self.marks)])
+
+    async def way_back_seq(self, partition: int) -> int:
+        """Below it every message published straight to NATS is in Kafka; 0: there is no way back.
+
+        Where Kafka does not tell the state of a group, it is as if there were none.
+        """
+        slot = partition if self.route.mode == "dense" else 0
+        group = await self.admin.group(way_back_name(self.route), [(self.route.topic, slot)])
+        return group.of_topic(self.route.topic).get(slot, 0)
+
+
+@asynccontextmanager
+async def open_sides(
+    *,
+    kafka: str,
+    nats: str | NatsTarget,
+    route: Route,
+    group: str,
+    key_rule: str | None,
+    kafka_options: Mapping[str, str] | None,
+) -> AsyncIterator[Sides]:
+    """Both sides of a route, open, and the stream not read yet. Unreachable, ConfigurationError."""
+    target = NatsTarget.of(nats)
+    mapping = RouteMapping(route)
+    admin = KafkaAdmin(kafka, options=kafka_options)
+    source = KafkaSource(kafka, route.topic, options=dict(kafka_options or {}))
+    connection: Connection | None = None
+    try:
+        marks = await source.watermarks()
+        connection = await Connection.open(target, name=f"millstream cutover {route.name}")
+        async with group_connection(target) as client:
+            takeover = TakeOver(
+                client, target.jetstream_prefix, route, group, len(marks), key_rule=key_rule
+            )
+            index = StreamIndex(connection, mapping, sorted(marks))
+            yield Sides(route, mapping, admin, source, connection, takeover, index, marks)
+    except ConnectionLost as lost:
+        raise Unreachable("JetStream", str(target), str(lost)) from lost
+    finally:
+        await source.close()
+        await admin.close()
+        if connection is not None:
+            await connection.close()
+
+
+async def cut_over(
+    *,
+    kafka: str,
+    nats: str | NatsTarget,
+    route: Route,
+    kafka_group: str,
+    group: str,
+    apply: bool = False,
+    wait_s: float = 0.0,
+    timeout_s: float = 60.0,
+    uncommitted: Uncommitted | None = None,
+    is_stopped: bool = False,
+    key_rule: str | None = None,
+    kafka_options: Mapping[str, str] | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> CutProof:
+    """Work out where ``group`` has to begin, and with ``apply`` write it, if it is exact.
+
+    ``timeout_s`` bounds the wait for the forward bridge. ``is_stopped`` is the caller's word that
+    nobody reads in the Kafka group's name, for a Kafka that cannot tell (the mock cluster).
+    ``on_event`` is told what is being waited for. Unreachable, ConfigurationError, OutOfOrder.
+    """
+    async with open_sides(
+        kafka=kafka,
+        nats=nats,
+        route=route,
+        group=group,
+        key_rule=key_rule,
+        kafka_options=kafka_options,
+    ) as sides:
+        work = _CutOver(sides, kafka_group, uncommitted, is_stopped=is_stopped, timeout_s=timeout_s)
+        return await work.run(apply=apply, wait_s=wait_s, on_event=on_event)
+
+
+class _CutOver:
+    def __init__(
+        self,
+        sides: Sides,
+        kafka_group: str,
+        uncommitted: Uncommitted | None,
+        *,
+        is_stopped: bool,
+        timeout_s: float,
+    ) -> None:
+        self._sides = sides
+        self._kafka_group = kafka_group
+        self._uncommitted = uncommitted
+        self._is_stopped = is_stopped
+        self._timeout_s = timeout_s
+        self._obstacles: list[str] = []
+
+    async def run(self, *, apply: bool, wait_s: float, on_event: Callable[[str], None]) -> CutProof:
+        started = time.monotonic()
+        sides = self._sides
+        await sides.index.extend()
+        view = await sides.takeover.view()
+        self._obstacles += sides.takeover.obstacles(view)
+        before = await sides.takeover.positions()
+        found = await self._until_empty(wait_s, on_event)
+        empty_at = time.monotonic()
+        if not self._is_empty(found):
+            self._obstacles.append(self._why_not_empty(found))
+        sides.marks = await sides.source.watermarks()
+        offsets, missing = self._offsets(found)
+        self._obstacles += missing
+        await self._until_stored(offsets, on_event)
+        await sides.index.extend()
+        cuts = await self._cuts(offsets, before)
+        proof = CutProof(
+            what="cutover",
+            topic=sides.route.topic,
+            kafka_group=self._kafka_group,
+            kafka_group_state=found.state,
+            group=sides.takeover.group,
+            partitions=cuts,
+            obstacles=tuple(self._obstacles),
+            made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        if apply and proof.is_exact:
+            await sides.takeover.place({it.partition: it.next_seq for it in cuts})
+            proof = await self._read_back(proof, found)
+            proof = replace(proof, standstill_s=time.monotonic() - empty_at)
+        return replace(proof, seconds=time.monotonic() - started)
+
+    def _is_empty(self, found: KafkaGroup) -> bool:
+        if found.state == UNKNOWN:
+            return self._is_stopped
+        return found.is_empty
+
+    def _why_not_empty(self, found: KafkaGroup) -> str:
+        if found.state == UNKNOWN:
+            return (
+                f"this Kafka does not tell whether group {self._kafka_group} has members:"
+                " make sure it has none, and say so"
+            )
+        return (
+            f"Kafka group {self._kafka_group} is {found.state} with {found.members} members: stop"
+            " them, or wait for their end"
+        )
+
+    async def _until_empty(self, wait_s: float, on_event: Callable[[str], None]) -> KafkaGroup:
+        deadline = time.monotonic() + wait_s
+        is_told = False
+        while True:
+            found = await self._sides.kafka_group(self._kafka_group)
+            if self._is_empty(found) or time.monotonic() >= deadline:
+                return found
+            if not is_told:
+                on_event(f"all but the last step is done; {self._why_not_empty(found)}")
+                is_told = True
+            await asyncio.sleep(_LOOK_S)
+
+    def _offsets(self, found: KafkaGroup) -> tuple[dict[int, int], list[str]]:
+        """Where the group stands in each partition, and why that cannot be said of some."""
+        committed = found.of_topic(self._sides.route.topic)
+        offsets: dict[int, int] = {}
+        problems: list[str] = []
+        for partition, mark in sorted(self._sides.marks.items()):
+            offset = committed.get(partition)
+            if offset is None and (mark.high == 0 or self._uncommitted == "earliest"):
+                offset = mark.low
+            elif offset is None and self._uncommitted == "latest":
+                offset = mark.high
+            if offset is None:
+                problems.append(
+                    f"partition {partition}: Kafka group {self._kafka_group} has committed nothing:"
+                    " say whether it begins with the earliest or the latest record"
+                )
+            elif offset > mark.high:
+                problems.append(
+                    f"partition {partition}: Kafka group {self._kafka_group} stands at offset"
+                    f" {offset}, and the topic ends at {mark.high}: it is not the same topic"
+                )
+            else:
+                offsets[partition] = offset
+        return offsets, problems
+
+    async def _until_stored(
+        self, offsets: Mapping[int, int], on_event: Callable[[str], None]
+    ) -> None:
+        sides = self._sides
+        on_event("waiting until the bridge has stored all that the group has handled")
+        try:
+            await until_stored(
+                sides.connection,
+                sides.mapping,
+                sides.source,
+                offsets,
+                sides.marks,
+                timeout_s=self._timeout_s,
+            )
+        except TimeoutError as error:
+            self._obstacles.append(f"{error}: is the bridge running?")
+
+    async def _cuts(
+        self, offsets: Mapping[int, int], before: Mapping[int, int]
+    ) -> list[PartitionCut]:
+        sides = self._sides
+        natives = await self._native_edges(offsets)
+        cuts = []
+        for number, offset in offsets.items():
+            partition, mark = sides.index.partitions[number], sides.marks[number]
+            records = await sides.index.edge_at_offset(number, offset)
+            end = sides.index.read_to[partition.stream] + 1
+            place = in_stream(records, natives[number], end)
+            cuts.append(
+                PartitionCut(
+                    partition=number,
+                    stream=partition.stream,
+                    low=mark.low,
+                    high=mark.high,
+                    offset=offset,
+                    next_seq=place.at,
+                    records=records,
+                    natives=natives[number],
+                    before=before.get(number),
+                    obstacle=place.obstacle or self._lost(records, offset, mark),
+                )
+            )
+        return cuts
+
+    def _lost(self, records: Edge, offset: int, mark: Watermarks) -> str | None:
+        """Whether something the group has not handled is on neither side any more."""
+        if records.last is not None or offset >= mark.low:
+            return None
+        first = records.first[1] if records.first is not None else None
+        if first == offset:
+            return None
+        return (
+            f"the group stands at offset {offset}, Kafka's log begins at {mark.low} and the"
+            f" stream's at {'nothing' if first is None else first}: what was between was removed"
+            " before it was moved. Set the Kafka group's offset to where it is to begin"
+        )
+
+    async def _native_edges(self, offsets: Mapping[int, int]) -> dict[int, Edge]:
+        """For each partition, the last native message the group has had in Kafka, and the next."""
+        sides = self._sides
+        have = {n for n in offsets if sides.index.partitions[n].natives}
+        back_to = {n: await sides.way_back_seq(n) for n in have}
+        if have:
+            # After the line above: what it says is back is below these ends.
+            sides.marks = await sides.source.watermarks()
+        returns = {n: Returns(own_from=0) for n in have}
+        begins = {n: offsets[n] for n in have if back_to[n]}
+        await read_returns(sides.source, sides.route.name, returns, begins, sides.marks)
+        edges = dict.fromkeys(offsets, Edge(None, None))
+        for number in have:
+            open_back = returns[number].back
+            open_seq = min(open_back, default=back_to[number])
+            edges[number] = _edge(sides.index.partitions[number], open_seq, open_back)
+        return edges
+
+    async def _read_back(self, proof: CutProof, found: KafkaGroup) -> CutProof:
+        """What the group's records say now, and whether the Kafka group was used meanwhile."""
+        sides = self._sides
+        after = await sides.takeover.positions()
+        cuts = [
+            replace(
+                cut,
+                after=after.get(cut.partition),
+                obstacle=None
+                if after.get(cut.partition) == cut.next_seq
+                else f"written as {cut.next_seq}, read back as {after.get(cut.partition)}",
+            )
+            for cut in proof.partitions
+        ]
+        now = await sides.kafka_group(self._kafka_group)
+        obstacles = list(proof.obstacles)
+        if not self._is_empty(now) or now.positions != found.positions:
+            obstacles.append(
+                f"Kafka group {self._kafka_group} was at work again meanwhile ({now.state},"
+                f" {now.members} members): what it handled since comes again in NATS"
+            )
+        return replace(proof, partitions=cuts, obstacles=tuple(obstacles), applied=True)
+
+
+def _edge(partition: Partition, open_seq: int, back: Mapping[int, int]) -> Edge:
+    """The edge of natives when those below a sequence are handled, with what is known of Kafka."""
+    last, first = partition.natives_edge(lambda seq: seq < open_seq)
+    return Edge(
+        None if last is None else (last, back.get(last)),
+        None if first is None else (first, back.get(first)),
+    )

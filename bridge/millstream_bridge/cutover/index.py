@@ -1,0 +1,162 @@
+"""A route's streams read once: enough of them remembered to find the place of any offset later.
+
+Per partition every `EVERY`-th record is kept as (offset, sequence), and the sequence of every
+native message, which are few before producers have moved. Finding an offset's place is then reading
+at most `EVERY` records again. `extend` reads on to the end of now, so most of the work is done
+before anybody waits for it.
+
+Messages are told apart by a search in their raw header block, an order of magnitude faster than
+reading it.
+"""
+
+import bisect
+import re
+from array import array
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+from ..back.position import StreamFacts
+from ..back.returning import Places
+from ..errors import BridgeError
+from ..jetstream.connection import Connection, Message
+from ..jetstream.reader import read_stream
+from ..records.headers import SOURCE_HEADER
+from ..records.mapping import Mapping
+from .places import Edge
+
+EVERY = 1_000
+
+
+class OutOfOrder(BridgeError):
+    """The stream's records are not in Kafka's order: it is not what the bridge wrote."""
+
+
+@dataclass(slots=True)
+class Partition:
+    """What is remembered of one partition."""
+
+    stream: str
+    offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    seqs: "array[int]" = field(default_factory=lambda: array("q"))
+    natives: "array[int]" = field(default_factory=lambda: array("q"))
+    records: int = 0
+    last: tuple[int, int] | None = None
+    """The newest record: (sequence, offset)."""
+
+    def add_record(self, seq: int, offset: int) -> None:
+        """The next record. OutOfOrder: its offset does not rise."""
+        if self.last is not None and offset <= self.last[1]:
+            raise OutOfOrder(
+                f"stream {self.stream}: offset {offset} at sequence {seq} comes after offset"
+                f" {self.last[1]} at sequence {self.last[0]}: verify the route first"
+            )
+        if self.records % EVERY == 0:
+            self.offsets.append(offset)
+            self.seqs.append(seq)
+        self.records += 1
+        self.last = seq, offset
+
+    def before_offset(self, offset: int) -> int:
+        """A sequence from which on the records around an offset are found."""
+        place = bisect.bisect_left(self.offsets, offset) - 1
+        return self.seqs[place] if place >= 0 else 1
+
+    def before_seq(self, seq: int) -> int:
+        """A sequence from which on the records around a sequence are found."""
+        place = bisect.bisect_right(self.seqs, seq) - 1
+        return self.seqs[place] if place >= 0 else 1
+
+    def natives_edge(self, is_handled: Callable[[int], bool]) -> tuple[int | None, int | None]:
+        """The last native message that is handled and the first that is not, by sequence."""
+        last = next((seq for seq in reversed(self.natives) if is_handled(seq)), None)
+        first = next((seq for seq in self.natives if not is_handled(seq)), None)
+        return last, first
+
+
+class StreamIndex:
+    """All partitions of a route. ``partitions`` are the topic's."""
+
+    def __init__(self, connection: Connection, mapping: Mapping, partitions: Sequence[int]) -> None:
+        self._connection, self._mapping = connection, mapping
+        self._places = Places.of(mapping)
+        self._source = re.compile(
+            rb"(?:^|\n)%b: %b (\d+) (\d+) "
+            % (SOURCE_HEADER.encode(), re.escape(mapping.route.topic.encode()))
+        )
+        self.partitions = {p: Partition(mapping.stream_name(p)) for p in partitions}
+        self.read_to: dict[str, int] = {}
+        """Per stream, the last sequence that was looked at."""
+        self.facts: dict[str, StreamFacts] = {}
+
+    async def extend(self) -> None:
+        """Read on to each stream's end of now. ConfigurationError, ConnectionLost, OutOfOrder."""
+        for stream in dict.fromkeys(it.stream for it in self.partitions.values()):
+            facts = self.facts[stream] = await StreamFacts.read(self._connection, stream)
+            first = self.read_to.get(stream, 0) + 1
+            subject = self._mapping.route_filter
+            async for messages in read_stream(
+                self._connection, stream, subject, first_seq=first, last_seq=facts.last_seq
+            ):
+                for seq, message in messages:
+                    if seq <= facts.last_seq:
+                        self._add(seq, message)
+            self.read_to[stream] = max(self.read_to.get(stream, 0), facts.last_seq)
+
+    async def edge_at_offset(self, number: int, offset: int) -> Edge:
+        """The edge of the records when those below an offset are handled, as far as was read."""
+        first_seq = self.partitions[number].before_offset(offset)
+        return await self._edge(number, first_seq, lambda _, found: found < offset, 0)
+
+    async def edge_at_seq(self, number: int, is_handled: Callable[[int], bool], end: int) -> Edge:
+        """The edge of the records; behind sequence ``end`` nothing is handled."""
+        first_seq = self.partitions[number].before_seq(end)
+        while first_seq > 1 and not is_handled(first_seq):
+            first_seq = self.partitions[number].before_seq(first_seq - 1)
+        return await self._edge(number, first_seq, lambda seq, _: is_handled(seq), end)
+
+    async def _edge(
+        self, number: int, first_seq: int, is_handled: Callable[[int, int], bool], horizon: int
+    ) -> Edge:
+        """Read from ``first_seq``, before which all is handled, until nothing handled can follow.
+
+        That is at the first record that is not, once the horizon is behind.
+        """
+        partition = self.partitions[number]
+        end = self.read_to[partition.stream]
+        last: tuple[int, int | None] | None = None
+        first: tuple[int, int | None] | None = None
+        reading = read_stream(
+            self._connection,
+            partition.stream,
+            self._mapping.partition_filter(number),
+            first_seq=first_seq,
+            last_seq=end,
+        )
+        async with aclosing(cast(AsyncGenerator[list[tuple[int, Message]]], reading)) as batches:
+            async for messages in batches:
+                for seq, message in messages:
+                    match = self._source.search(message.block)
+                    if match is None or seq > end:
+                        continue
+                    if is_handled(seq, int(match[2])):
+                        last = seq, int(match[2])
+                    elif first is None:
+                        first = seq, int(match[2])
+                    if first is not None and seq >= horizon:
+                        return Edge(last, first)
+        return Edge(last, first)
+
+    def _add(self, seq: int, message: Message) -> None:
+        match = self._source.search(message.block)
+        if match is not None:
+            partition = self.partitions.get(int(match[1]))
+            if partition is not None:
+                partition.add_record(seq, int(match[2]))
+            return
+        if self._mapping.is_beside(message.subject):
+            return
+        number = self._places.partition(message.subject.split("."))
+        if number is not None and number in self.partitions:
+            self.partitions[number].natives.append(seq)

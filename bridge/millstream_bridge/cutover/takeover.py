@@ -1,0 +1,183 @@
+"""The coordinator group that takes over: made with its positions, or, if it is there, moved.
+
+A group that is not there is made in an order in which no member can read past a position: bucket,
+positions, ``cfg`` last (`millstream_coordinator.partitioning.create`). One that is there must read
+the same stream in the same partitions, and have no members: a member is a reader, and its position
+moves. Then each position is one compare-and-set write (`millstream_coordinator.operation`).
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+
+from millstream_coordinator.errors import GroupError, GroupMissing
+from millstream_coordinator.operation.positions import reset
+from millstream_coordinator.operation.target import Target
+from millstream_coordinator.operation.view import GroupView
+from millstream_coordinator.partitioning.create import StepKind, apply, plan
+from millstream_coordinator.partitioning.key import KeyRule, KeyRuleError
+from millstream_coordinator.partitioning.layout import group_config
+from millstream_coordinator.partitioning.topic import (
+    Description,
+    GroupDescription,
+    Layout,
+    Start,
+    StartKind,
+    TopicDescription,
+    WrittenBy,
+)
+
+from ..errors import BridgeError, ConfigurationError, Unreachable
+from ..jetstream.target import NatsTarget
+from ..model import Route
+
+_CONNECT_S = 5
+
+
+class TakeOver:
+    """One coordinator group on one route. ``key_rule``: where the template is not one itself."""
+
+    def __init__(
+        self,
+        connection: Client,
+        prefix: str,
+        route: Route,
+        group: str,
+        partitions: int,
+        *,
+        key_rule: str | None = None,
+    ) -> None:
+        """ConfigurationError: the names or the rule do not fit."""
+        self._connection, self._prefix = connection, prefix
+        self.group = group
+        text = key_rule or route.subject.replace("{topic}", route.topic)
+        try:
+            self._target = Target(connection, group, prefix=prefix)
+            rule = KeyRule.parse(text)
+        except KeyRuleError as error:
+            raise ConfigurationError(
+                f"group {group}: {text!r} cannot be its key rule ({error}): say another"
+            ) from error
+        except GroupError as error:
+            raise ConfigurationError(str(error)) from error
+        name, layout = route.stream, Layout.TOKEN
+        if route.mode == "dense":
+            name, layout = route.stream.removesuffix("-{partition}"), Layout.STREAMS
+            if "{partition}" in name:
+                raise ConfigurationError(
+                    f"a group can read streams named NAME-{{partition}}, not {route.stream}"
+                )
+        topic = TopicDescription(
+            name=name,
+            layout=layout,
+            rule=rule,
+            partitions=partitions,
+            written_by=WrittenBy.PRODUCERS,
+        )
+        described = GroupDescription(
+            name=group,
+            topic=name,
+            rule=rule,
+            partitions=partitions,
+            start=Start(kind=StartKind.LATEST),
+        )
+        self._description = Description(
+            file="cutover", topics={name: topic}, groups={group: described}
+        )
+        self._config = group_config(self._description, described)
+
+    async def view(self) -> GroupView | None:
+        """The group as it is, None if there is none. Raises BridgeError."""
+        with _errors():
+            try:
+                return await self._target.view()
+            except GroupMissing:
+                return None
+
+    def obstacles(self, view: GroupView | None) -> list[str]:
+        """Why the group cannot take over as it is."""
+        if view is None:
+            return []
+        found = []
+        if view.members:
+            names = ", ".join(list(view.members)[:3])
+            found.append(f"group {self.group} has {len(view.members)} members ({names}): stop them")
+        for name in ("stream", "partitions", "filter", "key"):
+            mine, theirs = getattr(self._config, name), getattr(view.config, name)
+            if mine != theirs:
+                found.append(f"group {self.group} has {name} {theirs!r}, the route {mine!r}")
+        if view.config.active != view.config.partitions:
+            found.append(f"group {self.group} was resized to {view.config.active} partitions")
+        return found
+
+    async def place(self, next_seqs: Mapping[int, int]) -> None:
+        """Make the group, or move it, so that each partition begins with its sequence.
+
+        BridgeError: it could not be; what was written is harmless and written again next time.
+        """
+        with _errors():
+            if await self.view() is None:
+                await self._make(next_seqs)
+            else:
+                starts = {
+                    number: Start(kind=StartKind.SEQUENCE, sequence=seq)
+                    for number, seq in next_seqs.items()
+                }
+                await reset(self._target, starts)
+
+    async def _make(self, next_seqs: Mapping[int, int]) -> None:
+        planned = await plan(self._connection, self._description, prefix=self._prefix)
+        steps = []
+        for step in planned.steps:
+            if step.kind is StepKind.START:
+                epochs = {number: epoch for number, (epoch, _) in step.floors.items()}
+                floors = {n: (epochs.get(n, 1), seq - 1) for n, seq in next_seqs.items()}
+                steps.append(replace(step, floors=floors))
+            elif step.kind in (StepKind.BUCKET, StepKind.CONFIG):
+                steps.append(step)
+        await apply(self._connection, replace(planned, steps=tuple(steps)), prefix=self._prefix)
+
+    async def positions(self) -> dict[int, int]:
+        """Each partition's next sequence as the group's records have it now."""
+        view = await self.view()
+        if view is None:
+            return {}
+        return {number: record.floor + 1 for number, record in view.partitions.items()}
+
+
+@asynccontextmanager
+async def group_connection(target: NatsTarget) -> AsyncIterator[Client]:
+    """A client of nats-py's, as the coordinator's operations take it. Unreachable."""
+    try:
+        client = await nats.connect(
+            **target.nats_py_options(),
+            name="millstream cutover",
+            connect_timeout=_CONNECT_S,
+            allow_reconnect=False,
+            error_cb=_ignore,
+        )
+    except (nats.errors.Error, OSError) as error:
+        raise Unreachable("NATS", str(target), str(error) or type(error).__name__) from error
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def _ignore(_: Exception) -> None:
+    """What goes wrong is raised by the request that meets it."""
+
+
+class _errors:  # noqa: N801 - reads as a statement
+    """Raise what the coordinator says as what it is to the bridge's caller."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, GroupError) and not isinstance(error, BridgeError):
+            raise ConfigurationError(str(error)) from error

@@ -1,0 +1,149 @@
+"""``millstream bridge back``: what was published straight to NATS goes to Kafka."""
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..back.runner import BackBridge, BackReport
+from ..errors import ConfigurationError
+from ..kafka.sink import Position
+from ..model import Route
+from ..project.file import Project
+from ..project.routes import current_routes
+from .console import AsJson, EndWithStdin, ReadyFile, ReportFile, command, project_document, say
+from .process import call_at_end_of_stdin, run_loop, write_ready, write_report
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @command(app, "back")
+    def back(
+        project: Project,
+        to_topic: Annotated[
+            str | None, typer.Option(help="Another topic than the route's own; of one route.")
+        ] = None,
+        everything: Annotated[
+            bool,
+            typer.Option("--everything", help="Also what came from Kafka (to another topic)."),
+        ] = False,
+        from_seq: Annotated[
+            int | None,
+            typer.Option(
+                help="Begin with this sequence, whatever is remembered; of one route. What is back"
+                " already and comes again is twice in Kafka.",
+                min=1,
+            ),
+        ] = None,
+        stop_at_end: Annotated[
+            bool, typer.Option("--stop-at-end", help="Stop when all that is there now is back.")
+        ] = False,
+        ready_file: ReadyFile = None,
+        end_with_stdin: EndWithStdin = False,
+        report: ReportFile = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Write to Kafka what was published straight to NATS, once and marked; both ways may run.
+
+        One transaction per batch holds the records and the position, so readers with
+        isolation.level=read_committed see each record once. A second one of the same route takes
+        over, and the first ends.
+        """
+        reports = run_loop(
+            _run(project, to_topic, everything, from_seq, stop_at_end, ready_file, end_with_stdin)
+        )
+        documents = [back_summary(it) for it in reports]
+        summary = project_document("back", documents) if project.is_file else documents[0]
+        write_report(report, summary)
+        if as_json:
+            say(summary, "")
+            return
+        for it in reports:
+            typer.echo(
+                f"back {it.stream} → {it.topic}: {it.ended}; {it.records} records written in"
+                f" {it.seconds:.1f} s ({it.records_per_second:,.0f}/s), {it.from_kafka} were there"
+                f" already, {it.passed_over} passed over"
+            )
+
+
+def back_summary(report: BackReport) -> dict[str, Any]:
+    """The JSON form of a report, schema ``millstream.bridge.back/1``."""
+    return {
+        "schema": "millstream.bridge.back/1",
+        "topic": report.topic,
+        "stream": report.stream,
+        "ended": report.ended,
+        "records": report.records,
+        "payload_bytes": report.payload_bytes,
+        "from_kafka": report.from_kafka,
+        "passed_over": report.passed_over,
+        "transactions": report.transactions,
+        "sessions": report.sessions,
+        "seconds": round(report.seconds, 3),
+        "records_per_second": round(report.records_per_second, 1),
+        "positions": dict(report.positions),
+    }
+
+
+async def _run(
+    project: Project,
+    to_topic: str | None,
+    everything: bool,
+    from_seq: int | None,
+    stop_at_end: bool,
+    ready_file: Path | None,
+    end_with_stdin: bool,
+) -> list[BackReport]:
+    """All routes at once; ready when all are. The first error ends them all."""
+    routes = await current_routes(project)
+    if len(routes) > 1 and (to_topic is not None or from_seq is not None):
+        raise ConfigurationError(
+            f"--to-topic and --from-seq are of one route, and there are {len(routes)}: add --route"
+        )
+    waiting = {route.name for route in routes}
+
+    def on_ready(route: Route, positions: Mapping[int, Position]) -> None:
+        at = ", ".join(f"{it.stream} sequence {it.next_seq}" for it in positions.values())
+        topic = to_topic or route.topic
+        typer.echo(f"back {route.stream} → {topic} is ready and begins with {at}", err=True)
+        waiting.discard(route.name)
+        if not waiting:
+            facts = [{"topic": to_topic or it.topic, "stream": it.stream} for it in routes]
+            one = {"routes": facts} if project.is_file else facts[0]
+            write_ready(ready_file, {"kafka": project.kafka, "nats": str(project.nats), **one})
+
+    bridges = [
+        BackBridge(
+            kafka=project.kafka,
+            nats=project.nats,
+            route=route,
+            topic=to_topic,
+            everything=everything,
+            from_seq=from_seq,
+            kafka_options=project.kafka_options,
+            on_ready=partial(on_ready, route),
+        )
+        for route in routes
+    ]
+
+    def stop() -> None:
+        for bridge in bridges:
+            bridge.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    if end_with_stdin:
+        call_at_end_of_stdin(lambda: loop.call_soon_threadsafe(stop))
+    work = [asyncio.create_task(it.run(stop_at_end=stop_at_end), name=it.name) for it in bridges]
+    try:
+        return await asyncio.gather(*work)
+    finally:
+        for task in work:
+            task.cancel()
+        await asyncio.gather(*work, return_exceptions=True)

@@ -1,0 +1,282 @@
+"""A Kafka group's place becomes a coordinator group's: exact, or refused."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+import nats
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from millstream_bridge.cutover.cutover import cut_over
+from millstream_bridge.cutover.proof import CutProof
+from millstream_bridge.model import Route
+from millstream_coordinator import Group, Message
+from tests.bridge.moves import a_route, move_all, until
+from tests.bridge.test_back import PARTITIONS, back, fill, publish
+from tests.bridge.topics import all_records
+from tests.helpers.kafka import REAL, Kafka
+from tests.helpers.servers import Server
+
+
+def consumer(kafka: Kafka, group: str) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+        }
+    )
+
+
+def commit(kafka: Kafka, group: str, topic: str, offsets: dict[int, int]) -> None:
+    """As a consumer that left would have committed."""
+    one = consumer(kafka, group)
+    places = [TopicPartition(topic, p, offset) for p, offset in offsets.items()]
+    one.commit(offsets=places, asynchronous=False)
+    one.close()
+
+
+async def cut(kafka: Kafka, server: Server, route: Route, group: str, **options: Any) -> CutProof:
+    """Cut over a Kafka group that is named like the other; the mock cannot tell it is empty."""
+    options = {"is_stopped": kafka.kind != REAL, "timeout_s": 5.0, **options}
+    return await cut_over(
+        kafka=kafka.bootstrap,
+        nats=server.url,
+        route=route,
+        kafka_group=group,
+        group=group,
+        **options,
+    )
+
+
+async def handled_by(
+    server: Server, route: Route, group: str, count: int
+) -> list[tuple[int, bytes]]:
+    """What a worker of the coordinator group is given, until there is nothing more."""
+    seen: list[tuple[int, bytes]] = []
+    worker = Group(server.url, stream=route.stream, name=group, partitions=PARTITIONS)
+
+    @worker.handler(key=route.subject)
+    async def note(message: Message) -> None:
+        seen.append((message.seq, message.data))
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: len(seen) >= count)
+        await asyncio.sleep(0.3)  # for one too many to come
+        await worker.stop()
+        await running
+    return seen
+
+
+def values(numbers: Iterable[int]) -> list[bytes]:
+    return sorted(b"%d" % n for n in numbers)
+
+
+async def test_a_group_goes_on_with_exactly_the_records_it_has_not_handled(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)  # value n is at partition n % 3, offset n // 3
+    commit(kafka, topic, topic, {0: 0, 1: 2, 2: 4})
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    assert proof.applied
+    assert {it.partition: it.after for it in proof.partitions} == {
+        it.partition: it.next_seq for it in proof.partitions
+    }
+    seen = await handled_by(nats_server, route, topic, 6)
+    assert sorted(data for _, data in seen) == values([0, 3, 6, 9, 7, 10])
+
+
+async def test_without_apply_nothing_is_changed(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    commit(kafka, topic, topic, {0: 1, 1: 2, 2: 4})
+
+    proof = await cut(kafka, nats_server, route, topic)
+
+    assert (proof.is_exact, proof.applied) == (True, False)
+    client = await nats.connect(nats_server.url)
+    try:
+        streams = [one.config.name for one in await client.jetstream().streams_info()]
+    finally:
+        await client.close()
+    assert streams == ["FLIGHTS"]
+
+
+async def test_a_cut_over_is_done_again_after_more_was_handled_in_kafka(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    """As when one changes one's mind before any worker has started."""
+    route = await fill(kafka, nats_server, topic)
+    commit(kafka, topic, topic, {0: 1, 1: 1, 2: 1})
+    await cut(kafka, nats_server, route, topic, apply=True)
+    commit(kafka, topic, topic, {0: 4, 1: 4, 2: 3})
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    seen = await handled_by(nats_server, route, topic, 1)
+    assert [data for _, data in seen] == [b"11"]
+
+
+async def test_a_partition_without_a_commit_is_asked_for(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    commit(kafka, topic, topic, {0: 1, 1: 1})
+
+    refused = await cut(kafka, nats_server, route, topic, apply=True)
+    told = await cut(kafka, nats_server, route, topic, apply=True, uncommitted="latest")
+
+    assert not refused.applied
+    assert "partition 2" in refused.problems[0]
+    assert "committed nothing" in refused.problems[0]
+    assert told.problems == []
+    assert told.partitions[2].offset == 4
+
+
+async def test_what_the_bridge_has_not_stored_is_waited_for(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic)
+    kafka.produce(topic, [{"partition": 0, "value": b"late"}])
+    commit(kafka, topic, topic, {0: 5, 1: 1, 2: 1})
+
+    refused = await cut(kafka, nats_server, route, topic, apply=True, timeout_s=0.5)
+    await move_all(kafka.bootstrap, nats_server.url, route)
+    done = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert "is the bridge running?" in refused.problems[0]
+    assert done.problems == []
+
+
+async def test_a_native_message_the_group_would_miss_refuses_it(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    """A producer moved before the group did, and the group went on in Kafka."""
+    route = await fill(kafka, nats_server, topic)
+    await publish(nats_server, range(12))
+    kafka.produce(topic, [{"partition": p, "value": b"behind"} for p in range(PARTITIONS)])
+    await move_all(kafka.bootstrap, nats_server.url, route)
+    commit(kafka, topic, topic, dict.fromkeys(range(PARTITIONS), 5))
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert not proof.applied
+    assert "published straight to NATS" in proof.problems[0]
+
+
+@pytest.mark.kafka
+async def test_native_messages_the_group_has_had_in_kafka_are_no_obstacle(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """Both directions at once: the group handled in Kafka what the way back brought there."""
+    kafka = a_real_kafka
+    route = await fill(kafka, nats_server, topic)
+    await publish(nats_server, range(12))
+    await back(kafka, nats_server, route)
+    await move_all(kafka.bootstrap, nats_server.url, route)
+    ends = {it.kafka_partition: it.offset + 1 for it in all_records(kafka, topic)}
+    commit(kafka, topic, topic, ends)
+    await publish(nats_server, range(12, 15))
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    seen = await handled_by(nats_server, route, topic, 3)
+    assert sorted(data for _, data in seen) == [b"native 12", b"native 13", b"native 14"]
+
+
+@pytest.mark.kafka
+async def test_a_group_at_work_is_waited_for_and_then_cut_over(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    kafka = a_real_kafka
+    route = await fill(kafka, nats_server, topic)
+    member = consumer(kafka, topic)
+    member.subscribe([topic])
+
+    def read_some() -> None:
+        for _ in range(5):
+            message = member.poll(20)
+            assert message is not None
+            member.commit(message=message, asynchronous=False)
+
+    await asyncio.to_thread(read_some)
+    refused = await cut(kafka, nats_server, route, topic, apply=True)
+    waited: list[str] = []
+    options: dict[str, Any] = {
+        "wait_s": 40,
+        "uncommitted": "earliest",
+        "on_event": waited.append,
+    }
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        cutting = tasks.create_task(
+            cut(kafka, nats_server, route, topic, apply=True, **options), name="cutover"
+        )
+        await until(lambda: bool(waited))
+        await asyncio.to_thread(member.close)
+
+    assert not refused.applied
+    assert "1 members" in " ".join(refused.problems)
+    assert cutting.result().problems == []
+    assert len(await handled_by(nats_server, route, topic, 7)) == 7
+
+
+async def test_a_group_with_members_is_not_moved(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
+    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
+    seen: list[int] = []
+
+    @worker.handler(key=route.subject)
+    async def note(message: Message) -> None:
+        seen.append(message.seq)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: bool(seen))
+        proof = await cut(mock, nats_server, route, topic, apply=True)
+        await worker.stop()
+        await running
+
+    assert not proof.applied
+    assert "has 1 members" in proof.problems[0]
+
+
+async def test_a_group_that_reads_otherwise_is_not_moved(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
+    await cut(mock, nats_server, route, topic, apply=True)
+    other = a_route(topic, stream="OTHER", subject="other.{partition}.{key}")
+    await move_all(mock.bootstrap, nats_server.url, other)
+
+    proof = await cut(mock, nats_server, other, topic, apply=True)
+
+    assert not proof.applied
+    assert "has stream 'FLIGHTS', the route 'OTHER'" in " ".join(proof.problems)
+
+
+async def test_a_mock_does_not_tell_and_so_is_asked_for_a_word(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
+
+    proof = await cut(mock, nats_server, route, topic, apply=True, is_stopped=False)
+
+    assert not proof.applied
+    assert "does not tell whether" in proof.problems[0]

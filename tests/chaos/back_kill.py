@@ -1,0 +1,212 @@
+"""SIGKILL of the way back, and of the NATS server, at random moments; then every record is counted.
+
+    python -m tests.chaos.back_kill --kills 50 --server-kills 10 [--server real]
+
+Real Kafka only: the mock shows what was never committed. A way back (a process of its own) lives
+for a random while, always with a backlog before it, and is killed. In the end each native message
+must be in the topic once, in the stream's order per partition, for readers of committed records.
+The judge reads with confluent-kafka and shares no code with the bridge: a message's payload says
+its number. The control arm (``--plain``) reads uncommitted records and must find what the
+transactions hid, if a kill met one. Prints one JSON line; exit code 1 if anything is lost, twice,
+or out of order.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import random
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nats
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from tests.helpers.kafka import Kafka, real_kafka
+from tests.helpers.servers import EMBEDDED, REAL, Server
+
+PARTITIONS = 6
+BACKLOG = 20_000
+LIFE_S_MAX = 1.0
+READY_S_MAX = 60.0
+TOPIC, STREAM = "flights", "FLIGHTS"
+_AT_ONCE = 500
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run of kills came to."""
+
+    kills: int = 0
+    server_kills: int = 0
+    kills_in_flight: int = 0
+    """Kills of a way back that had written something and had more to write."""
+    published: int = 0
+    lost: int = 0
+    repeated: int = 0
+    disorder: int = 0
+    uncommitted: int = 0
+    """Records that only a reader of uncommitted ones sees."""
+
+    @property
+    def is_exact(self) -> bool:
+        return self.published > 0 and not (self.lost or self.repeated or self.disorder)
+
+
+class Chaos:
+    """One topic, one stream, and ways back that do not live long. ``seed`` chooses the moments."""
+
+    def __init__(self, kafka: Kafka, server: Server, folder: Path, topic: str, seed: int) -> None:
+        self._kafka, self._server, self._folder, self._topic = kafka, server, folder, topic
+        self._random = random.Random(seed)
+        self.outcome = Outcome()
+        self._lives = 0
+
+    async def run(self, kills: int, server_kills: int) -> Outcome:
+        """So many kills of each, then the end and the count."""
+        self._kafka.create_topic(self._topic, PARTITIONS)
+        client = await nats.connect(self._server.url)
+        await client.jetstream().add_stream(name=STREAM, subjects=["flights.>"])
+        await client.close()
+        victims = ["back"] * kills + ["server"] * server_kills
+        self._random.shuffle(victims)
+        for victim in victims:
+            await self._publish(BACKLOG)
+            await self._live(victim)
+        await self._finish()
+        seen = read_all(self._kafka, self._topic, "read_committed")
+        self._judge(seen)
+        everything = read_all(self._kafka, self._topic, "read_uncommitted")
+        self.outcome.uncommitted = sum(map(len, everything.values())) - sum(map(len, seen.values()))
+        return self.outcome
+
+    def _judge(self, seen: dict[int, list[int]]) -> None:
+        numbers = [number for of_partition in seen.values() for number in of_partition]
+        self.outcome.lost = self.outcome.published - len(set(numbers))
+        self.outcome.repeated = len(numbers) - len(set(numbers))
+        for of_partition in seen.values():
+            pairs = itertools.pairwise(of_partition)
+            self.outcome.disorder += sum([after <= before for before, after in pairs])
+
+    async def _live(self, victim: str) -> None:
+        before = self._ends()
+        process, ready = await self._start()
+        try:
+            await _until_there(ready)
+            await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
+            if victim == "server":
+                self._server.kill()
+                self.outcome.server_kills += 1
+                await self._server.restart()
+                await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        self.outcome.kills += 1
+        self.outcome.kills_in_flight += before < self._ends() < self.outcome.published
+
+    async def _finish(self) -> None:
+        process, _ = await self._start("--stop-at-end")
+        assert await process.wait() == 0
+
+    async def _start(self, *more: str) -> tuple[asyncio.subprocess.Process, Path]:
+        self._lives += 1
+        ready = self._folder / f"ready{self._lives}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "millstream_bridge", "back", "--kafka", self._kafka.bootstrap),
+            *("--nats", self._server.url, "--topic", self._topic, "--stream", STREAM),
+            *("--subject", "flights.{partition}.{key}", "--ready-file", str(ready)),
+            *("--end-with-stdin", *more),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        return process, ready
+
+    async def _publish(self, count: int) -> None:
+        """Native messages whose payload is their number, which rises with the sequence."""
+        client = await nats.connect(self._server.url)
+        try:
+            jetstream = client.jetstream(publish_async_max_pending=2 * _AT_ONCE)
+            first = self.outcome.published
+            for start in range(first, first + count, _AT_ONCE):
+                acks = [
+                    await jetstream.publish_async(f"flights.{n % PARTITIONS}.N{n % 97}", b"%d" % n)
+                    for n in range(start, start + _AT_ONCE)
+                ]
+                await asyncio.gather(*acks)
+            self.outcome.published += count
+        finally:
+            await client.close()
+
+    def _ends(self) -> int:
+        """The sum of the partitions' ends: offsets, those of transaction marks included."""
+        consumer = Consumer({"bootstrap.servers": self._kafka.bootstrap, "group.id": "chaos"})
+        try:
+            places = [TopicPartition(self._topic, number) for number in range(PARTITIONS)]
+            return sum([consumer.get_watermark_offsets(place, 20)[1] for place in places])
+        finally:
+            consumer.close()
+
+
+def read_all(kafka: Kafka, topic: str, isolation: str) -> dict[int, list[int]]:
+    """Per partition, the numbers in the topic's records, in order."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": "chaos",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": isolation,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    found: dict[int, list[int]] = {number: [] for number in range(PARTITIONS)}
+    ended: set[int] = set()
+    try:
+        consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+        while len(ended) < PARTITIONS:
+            for message in consumer.consume(1000, 20):
+                error = message.error()
+                partition = message.partition()
+                assert partition is not None
+                if error is None:
+                    found[partition].append(int(message.value() or b""))
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    ended.add(partition)
+    finally:
+        consumer.close()
+    return found
+
+
+async def _until_there(path: Path) -> None:
+    async with asyncio.timeout(READY_S_MAX):
+        while not await asyncio.to_thread(path.exists):  # noqa: ASYNC110 - bounded polling
+            await asyncio.sleep(0.005)
+
+
+def main() -> int:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--server-kills", type=int, default=10)
+    parser.add_argument("--server", choices=[EMBEDDED, REAL], default=REAL)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="millstream-chaos-") as folder,
+        real_kafka() as kafka,
+        Server(args.server, Path(folder) / "nats") as server,
+    ):
+        chaos = Chaos(kafka, server, Path(folder), TOPIC, args.seed)
+        outcome = asyncio.run(chaos.run(args.kills, args.server_kills))
+    head = {"schema": "millstream.chaos.back/1", "server": args.server, "seed": args.seed}
+    print(json.dumps(head | asdict(outcome)))
+    return 0 if outcome.is_exact else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The short form of `tests.chaos.back_kill`: a few kills on a real Kafka."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.back_kill import Chaos
+from tests.helpers.kafka import real_kafka
+from tests.helpers.require import need
+from tests.helpers.servers import EMBEDDED, Server
+
+pytestmark = [pytest.mark.slow, pytest.mark.kafka]
+
+
+async def test_a_way_back_killed_at_random_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    need("kafka")
+    with real_kafka() as kafka, Server(EMBEDDED, tmp_path / "nats") as server:
+        outcome = await Chaos(kafka, server, tmp_path, "flights", 7).run(3, 1)
+
+    assert outcome.is_exact, outcome
+    assert outcome.kills_in_flight >= 1
