@@ -161,6 +161,8 @@ class Checkers(Observer):
         self._records: dict[int, PartitionRecord] = {}
         self._over_at: dict[tuple[int, int], float] = {}
         """(partition, epoch) → when a higher epoch was written."""
+        self._reset_marks: set[int] = set()
+        """Marks of partitions an operator had go on from elsewhere."""
         self._heard: dict[tuple[str, str], tuple[int, bytes | None]] = {}
         """(who heard, which key) → revision and value of its newest news: ``ctl``, ``part.<n>``."""
         self._is_lost: set[int] = set()
@@ -255,10 +257,11 @@ class Checkers(Observer):
             lane = (member.name, message.partition, message.epoch, message.key)
             if lane in self._running and lane not in mine:
                 self.fail(f"key {message.key!r} has two handler calls at one time in {member.name}")
-            # A letter whose ack was lost, or that a reset goes back behind, is replayed while its
-            # message waits in its lane; that comes after it, as any message does that is repeated.
+            # What is delivered again while its key is parked (a letter whose ack was lost, or all
+            # behind a reset) waits in its lane for the letters to be replayed, and comes after them.
             place = self.place_of(message)
-            is_repeat = place in self.handled and place in self.lettered
+            is_again = place in self.lettered or message.mark in self._reset_marks
+            is_repeat = place in self.handled and is_again
             if message.seq < self._begun.get(lane, 0) and not is_repeat:
                 self.fail(f"key {message.key!r}: {message.seq} began after {self._begun[lane]}")
             mine.add(lane)
@@ -439,6 +442,7 @@ class Checkers(Observer):
         """Note that an operator has a partition go on behind a floor."""
         self._expected.pop(partition, None)
         mark = partition % self.levels[0]
+        self._reset_marks.add(mark)
         for seq in self.published[level or self.levels[0], partition].seqs:
             if seq > floor:
                 break
