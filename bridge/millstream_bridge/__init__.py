@@ -7,10 +7,11 @@ are `BridgeError`s.
 
 from .errors import BridgeError, ConfigurationError, PoisonRecord, RecordError, Unreachable
 from .kafka.mock import MockKafka
-from .model import BridgeReport, Difference, Proof, Record, Route
+from .model import BridgeReport, Record, Route
 from .moving.barrier import barrier
 from .moving.runner import Bridge
-from .proof.verify import verify
+from .proof.values import Difference, Proof
+from .proof.verify import verify, verify_online
 
 __all__ = [
     "Bridge",
@@ -27,4 +28,5 @@ __all__ = [
     "Unreachable",
     "barrier",
     "verify",
+    "verify_online",
 ]

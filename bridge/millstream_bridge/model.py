@@ -1,8 +1,8 @@
-"""The bridge's values: route, record, positions, and what a run and a proof report."""
+"""The bridge's values: route, record, positions, and what a run reports."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple, get_args
 
@@ -190,70 +190,3 @@ class BridgeReport:
     def records_per_second(self) -> float:
         """The mean over the whole run, waiting included."""
         return self.records / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Side:
-    """One side of a partition: how many records, their first and last offset, and their hash."""
-
-    count: int = 0
-    first_offset: int | None = None
-    last_offset: int | None = None
-    digest: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Where the two sides first part, in the order of a partition's records."""
-
-    kafka_partition: int
-    offset: int
-    seq: int | None
-    what: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionProof:
-    """Both sides of one partition, up to the high watermark noted when the check began."""
-
-    kafka: Side
-    nats: Side
-    difference: Difference | None = None
-
-    @property
-    def is_equal(self) -> bool:
-        """Same records in the same order on both sides."""
-        return self.difference is None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
-    """What `verify` found.
-
-    ``foreign`` counts messages of the route's subjects without a source, ``older`` stored records
-    that Kafka no longer has, which nothing can be compared with.
-    """
-
-    topic: str
-    stream: str
-    partitions: Mapping[int, PartitionProof] = field(default_factory=dict)
-    foreign: int = 0
-    older: int = 0
-    seconds: float = 0.0
-
-    @property
-    def difference(self) -> Difference | None:
-        """The first difference of the lowest partition that has one."""
-        return next(
-            (p.difference for _, p in sorted(self.partitions.items()) if p.difference), None
-        )
-
-    @property
-    def equal(self) -> bool:
-        """No partition differs."""
-        return self.difference is None
-
-    @property
-    def records(self) -> int:
-        """Records on the Kafka side."""
-        return sum(partition.kafka.count for partition in self.partitions.values())

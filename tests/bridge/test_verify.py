@@ -8,7 +8,7 @@ from hypothesis import given
 from millstream_bridge import Record, verify
 from millstream_bridge.model import TimestampType
 from millstream_bridge.moving.chain import ChainPublisher
-from millstream_bridge.proof.verify import Ledger, canonical, compare, first_different_block
+from millstream_bridge.proof.ledger import Ledger, canonical, compare, first_different_block
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_mapping import records
 from tests.helpers.kafka import Kafka

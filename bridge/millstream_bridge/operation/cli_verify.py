@@ -1,40 +1,104 @@
 """``millstream bridge verify``: the proof that both sides hold the same."""
 
-from typing import Any
+import asyncio
+import base64
+import signal
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from ..model import Proof, Side
+from ..errors import ConfigurationError
+from ..model import Record, Route
 from ..project.file import Project
 from ..project.routes import current_routes
-from ..proof.verify import verify as prove
-from .console import CHECK_FAILED, AsJson, ReportFile, command, project_document, say
+from ..proof.ledger import canonical
+from ..proof.values import Difference, Proof, Side
+from ..proof.verify import ROUND_S, verify as prove, verify_online
+from .console import (
+    CHECK_FAILED,
+    AsJson,
+    ReportFile,
+    command,
+    fail,
+    project_document,
+    say,
+    show_table,
+)
 from .process import run_loop, write_report
+
+_SHOWN_BYTES = 24
+_APART = {
+    "foreign": "foreign messages",
+    "older": "stored records that Kafka no longer has",
+    "parked": "parked",
+    "skipped": "skipped",
+    "replayed": "replayed",
+    "returned": "came back from NATS",
+    "expired": "removed by the stream's own limits",
+}
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
     @command(app, "verify")
-    def verify(project: Project, report: ReportFile = None, as_json: AsJson = False) -> None:
-        """Compare both sides record by record; exit 1 and name the first difference if any."""
-        proofs = run_loop(_prove(project))
-        equal = all(proof.equal for proof in proofs)
-        documents = [proof_summary(proof) for proof in proofs]
-        summary = documents[0]
-        if project.is_file:
-            summary = project_document("verify", documents, equal=equal)
-        write_report(report, summary)
-        if as_json:
-            say(summary, "")
-        else:
-            for proof in proofs:
-                _print_proof(proof)
-        if not equal:
-            raise typer.Exit(CHECK_FAILED)
+    def verify(
+        project: Project,
+        sample: Annotated[
+            int | None,
+            typer.Option(
+                metavar="N",
+                min=0,
+                help="Only the first, the last and N random blocks of 1,000 of each partition.",
+            ),
+        ] = None,
+        seed: Annotated[int, typer.Option(metavar="N", help="Which blocks: the same again.")] = 0,
+        online: Annotated[
+            bool,
+            typer.Option("--online", help="Beside a running bridge, until stopped or different."),
+        ] = False,
+        every: Annotated[
+            float, typer.Option(metavar="SECONDS", min=0.0, help="Pause between online rounds.")
+        ] = ROUND_S,
+        timeout: Annotated[
+            float,
+            typer.Option(
+                metavar="SECONDS", min=0.0, help="How far behind a bridge may be, online."
+            ),
+        ] = 60.0,
+        report: ReportFile = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Compare both sides record by record; exit 1 and show the first difference if any."""
+        if online:
+            if sample is not None:
+                raise ConfigurationError("--sample does not go with --online")
+            _verify_online(project, every, timeout, report, as_json=as_json)
+            return
+        _tell(project, run_loop(_prove(project, sample, seed)), report, as_json=as_json)
 
 
-async def _prove(project: Project) -> list[Proof]:
+def _tell(project: Project, proofs: Sequence[Proof], report: Path | None, *, as_json: bool) -> None:
+    """Report and tables; exit 1 if a proof failed."""
+    equal = all(proof.equal for proof in proofs)
+    documents = [proof_summary(proof) for proof in proofs]
+    summary = documents[0]
+    if project.is_file:
+        summary = project_document("verify", documents, equal=equal)
+    write_report(report, summary)
+    if as_json:
+        say(summary, "")
+    else:
+        for proof in proofs:
+            _print_proof(proof)
+    if not equal:
+        raise typer.Exit(CHECK_FAILED)
+
+
+async def _prove(project: Project, sample: int | None, seed: int) -> list[Proof]:
     """One route after the other: each has both sides to itself."""
     return [
         await prove(
@@ -42,31 +106,82 @@ async def _prove(project: Project) -> list[Proof]:
             nats=project.nats,
             route=route,
             kafka_options=dict(project.kafka_options),
+            sample_blocks=sample,
+            seed=seed,
         )
         for route in await current_routes(project)
     ]
 
 
+# ---- online --------------------------------------------------------------------------------------
+
+
+def _verify_online(
+    project: Project, every_s: float, timeout_s: float, report: Path | None, *, as_json: bool
+) -> None:
+    """A line for each round; ends with exit 1 at the first difference, or when told to."""
+    last: dict[str, Proof] = {}
+    try:
+        run_loop(_rounds(project, every_s, timeout_s, last, quiet=as_json))
+    except TimeoutError as error:
+        fail(str(error), CHECK_FAILED, error)
+    if last:
+        _tell(project, [last[topic] for topic in sorted(last)], report, as_json=as_json)
+
+
+async def _rounds(
+    project: Project, every_s: float, timeout_s: float, last: dict[str, Proof], *, quiet: bool
+) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+
+    async def follow(route: Route) -> None:
+        proofs = verify_online(
+            kafka=project.kafka,
+            nats=project.nats,
+            route=route,
+            kafka_options=dict(project.kafka_options),
+            round_s=every_s,
+            timeout_s=timeout_s,
+        )
+        async with aclosing(proofs) as rounds:
+            async for proof in rounds:
+                last[route.topic] = proof
+                if not quiet:
+                    typer.echo(_verdict(proof), err=True)
+                if not proof.equal:
+                    return
+
+    followed = {asyncio.create_task(follow(it)) for it in await current_routes(project)}
+    stop: asyncio.Task[object] = asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({*followed, stop}, return_when=asyncio.FIRST_COMPLETED)
+        for task in followed:
+            if task.done():
+                task.result()
+    finally:
+        for task in (*followed, stop):
+            task.cancel()
+        await asyncio.wait({*followed, stop})
+
+
+# ---- the report ----------------------------------------------------------------------------------
+
+
 def proof_summary(proof: Proof) -> dict[str, Any]:
     """The JSON form of a proof, schema ``millstream.bridge.verify/1``."""
-    difference = proof.difference
     return {
         "schema": "millstream.bridge.verify/1",
         "topic": proof.topic,
         "stream": proof.stream,
+        "mode": proof.mode,
         "equal": proof.equal,
         "records": proof.records,
-        "foreign": proof.foreign,
-        "older": proof.older,
+        **{name: getattr(proof.apart, name) for name in _APART},
         "seconds": round(proof.seconds, 3),
-        "difference": None
-        if difference is None
-        else {
-            "kafka_partition": difference.kafka_partition,
-            "offset": difference.offset,
-            "seq": difference.seq,
-            "what": difference.what,
-        },
+        "difference": None if proof.difference is None else _difference(proof.difference),
         "partitions": {
             str(number): {
                 "equal": partition.is_equal,
@@ -87,32 +202,115 @@ def _side(side: Side) -> dict[str, Any]:
     }
 
 
-def _print_proof(proof: Proof) -> None:
-    from rich.console import Console  # noqa: PLC0415 - 0.1 s that only tables need
-    from rich.table import Table  # noqa: PLC0415
+def _difference(difference: Difference) -> dict[str, Any]:
+    return {
+        "kafka_partition": difference.kafka_partition,
+        "offset": difference.offset,
+        "seq": difference.seq,
+        "what": difference.what,
+        "kafka": None if difference.kafka is None else _record(difference.kafka),
+        "nats": None if difference.nats is None else _record(difference.nats),
+    }
 
-    table = Table("PARTITION", "RECORDS", "FIRST", "LAST", "NATS RECORDS", "DIGEST", "EQUAL")
+
+def _record(record: Record) -> dict[str, Any]:
+    """A record with its bytes in base64; null where Kafka has null."""
+    return {
+        "offset": record.offset,
+        "timestamp_ms": record.timestamp_ms,
+        "timestamp_type": str(record.timestamp_type),
+        "key": _base64(record.key),
+        "value": _base64(record.value),
+        "headers": [[name, _base64(value)] for name, value in record.headers],
+    }
+
+
+def _base64(data: bytes | None) -> str | None:
+    return None if data is None else base64.b64encode(data).decode("ascii")
+
+
+def _print_proof(proof: Proof) -> None:
+    rows = []
     for number, partition in sorted(proof.partitions.items()):
         kafka, nats = partition.kafka, partition.nats
-        first, last = kafka.first_offset, kafka.last_offset
-        table.add_row(
-            str(number),
-            str(kafka.count),
-            "-" if first is None else str(first),
-            "-" if last is None else str(last),
-            str(nats.count),
-            kafka.digest[:16],
-            "yes" if partition.is_equal else "NO",
+        rows.append(
+            (
+                str(number),
+                str(kafka.count),
+                *("-" if it is None else str(it) for it in (kafka.first_offset, kafka.last_offset)),
+                str(nats.count),
+                kafka.digest[:16],
+                "yes" if partition.is_equal else "NO",
+            )
         )
-    Console().print(table)
-    rate = proof.records / proof.seconds if proof.seconds else 0.0
-    typer.echo(
-        f"{'equal' if proof.equal else 'DIFFERENT'}: {proof.records} records"
-        f" in {proof.seconds:.1f} s ({rate:,.0f}/s), {proof.foreign} foreign messages"
-    )
+    columns = ("PARTITION", "RECORDS", "FIRST", "LAST", "NATS RECORDS", "DIGEST", "EQUAL")
+    show_table(columns, rows)
+    typer.echo(_verdict(proof))
     if (difference := proof.difference) is not None:
         at = "" if difference.seq is None else f" (seq {difference.seq})"
         typer.echo(
             f"first difference: partition {difference.kafka_partition}"
             f" offset {difference.offset}{at}: {difference.what}"
         )
+        show_table(("", "KAFKA", "NATS"), side_by_side(difference))
+
+
+def _verdict(proof: Proof) -> str:
+    rate = proof.records / proof.seconds if proof.seconds else 0.0
+    apart = [
+        f"{count:,} {what}"
+        for name, what in _APART.items()
+        if (count := getattr(proof.apart, name))
+    ]
+    what = {"sample": " of a sample", "online": " since the last round"}.get(proof.mode, "")
+    return (
+        f"{proof.topic} → {proof.stream} {'equal' if proof.equal else 'DIFFERENT'}:"
+        f" {proof.records} records{what} in {proof.seconds:.1f} s ({rate:,.0f}/s)"
+        + "".join(f"; {it}" for it in apart)
+    )
+
+
+def side_by_side(difference: Difference) -> list[tuple[str, str, str]]:
+    """A row for each thing in which the two records differ, or for all if one is not there."""
+    one, other = difference.kafka, difference.nats
+    if one is not None and other is not None and canonical(one) == canonical(other):
+        other = None  # the place is wrong, not the record
+    rows = []
+    for name in ("key", "value", "headers", "timestamp_ms", "timestamp_type"):
+        if one is None or other is None:
+            left, right = _only(one, name), _only(other, name)
+        elif getattr(one, name) != getattr(other, name):
+            left, right = _pair(getattr(one, name), getattr(other, name))
+        else:
+            continue
+        rows.append((name, left, right))
+    return rows
+
+
+def _only(record: Record | None, name: str) -> str:
+    return "-" if record is None else _text(getattr(record, name))
+
+
+def _pair(left: object, right: object) -> tuple[str, str]:
+    """Two values as text; long bytes from just before where they part."""
+    if isinstance(left, bytes) and isinstance(right, bytes):
+        shorter = min(len(left), len(right))
+        at = next((n for n in range(shorter) if left[n] != right[n]), shorter)
+        start = max(0, at - _SHOWN_BYTES // 2)
+        return _bytes(left, start), _bytes(right, start)
+    return _text(left), _text(right)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return _bytes(value, 0)
+    if isinstance(value, tuple):
+        return ", ".join(f"{name!r}: {_text(content)}" for name, content in value) or "none"
+    return "null" if value is None else str(value)
+
+
+def _bytes(data: bytes, start: int) -> str:
+    shown = repr(data[start : start + _SHOWN_BYTES])[1:]
+    before = f"byte {start}: …" if start else ""
+    after = "…" if len(data) > start + _SHOWN_BYTES else ""
+    return f"{before}{shown}{after} ({len(data)} bytes)"

@@ -1,0 +1,399 @@
+"""The comparison itself: in full, of a sample, or of what came since the last time.
+
+For every partition the records between two offsets are read from Kafka, and those with the same
+offsets from the stream, at the same time. Blocks of 1,000 offsets are hashed on both sides
+(`ledger`); where a block differs it alone is read again and compared record by record, so the first
+difference has an offset, a sequence, and both records.
+
+Where a side need not have every record (a compacted topic, a stream that keeps the newest messages
+per subject) each record of the stream is remembered instead, and what is missing is explained or
+told (`newest`). What the stream's own limits removed at a partition's beginning is counted.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterable, Mapping as AbcMapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from ..errors import BridgeError, ConfigurationError
+from ..jetstream.connection import Message
+from ..model import Record, Watermarks
+from ..records.headers import LARGE_HEADER, ORIGIN_HEADER
+from ..records.mapping import Mapping
+from ..records.origin import returned
+from ..records.poison import mark_in
+from .decode import Decoder
+from .ledger import BLOCK_OFFSETS, Ledger, compare, different, first_different_block
+from .newest import Newest
+from .sides import Bounds, Part, Sides
+from .stream_side import StreamSide
+from .values import Apart, Difference, PartitionProof, Proof, Side
+
+_LARGE = LARGE_HEADER.encode()
+
+
+@dataclass(slots=True)
+class _Collected:
+    """A `Book` that keeps the records, for blocks that are compared one by one."""
+
+    records: list[tuple[int, Record]] = field(default_factory=list)
+
+    def add(self, record: Record, seq: int) -> None:
+        self.records.append((seq, record))
+
+
+class Check:
+    """The readings of both sides, and the closer look at what differs."""
+
+    def __init__(self, sides: Sides, mapping: Mapping) -> None:
+        self.marks = sides.marks
+        self.next_seqs: dict[str, int] = {}
+        """Per stream, from where the next round reads."""
+        self._sides = sides
+        self._mapping = mapping
+        self._is_dense = mapping.route.mode == "dense"
+        self._started = time.monotonic()
+        self._apart = Apart()
+        self._absent: set[tuple[int, int]] = set()
+
+    # the three modes
+
+    async def full(self) -> Proof:
+        """Everything between the marks."""
+        marks = self.marks
+        parts = await self._sides.parts()
+        if any(part.keeps is not None for part in parts):
+            return await self._newest(marks, parts, is_compacted=await self._sides.is_compacted())
+        proof = await self._all(marks, parts, {})
+        if not proof.equal and await self._sides.is_compacted():
+            self._apart = Apart()
+            return await self._newest(marks, parts, is_compacted=True)
+        return proof
+
+    async def round(self, bounds: Bounds, first_seqs: AbcMapping[str, int]) -> Proof:
+        """Everything between the bounds, which the stream has from ``first_seqs`` on."""
+        parts = await self._sides.parts()
+        if any(part.keeps is not None for part in parts):
+            raise ConfigurationError(
+                f"stream {parts[0].stream} keeps only the newest messages per subject"
+                " (max_msgs_per_subject): it cannot be verified online"
+            )
+        return await self._all(bounds, parts, first_seqs, mode="online")
+
+    async def sample(self, blocks_max: int, chance: random.Random) -> Proof:
+        """Some blocks of each partition."""
+        marks = self.marks
+        parts = await self._sides.parts()
+        if any(part.keeps is not None for part in parts):
+            raise ConfigurationError(
+                f"stream {parts[0].stream} keeps only the newest messages per subject"
+                " (max_msgs_per_subject): it can only be verified in full"
+            )
+        await self._read_marks(parts)
+        chosen = {p: _choose(marks[p], blocks_max, chance) for p in sorted(marks)}
+        kafka = {p: Ledger() for p in marks}
+        nats = {p: Ledger() for p in marks}
+        differences: dict[int, Difference] = {}
+        for place in range(max(map(len, chosen.values()), default=0)):
+            bounds = {
+                p: _block_bounds(blocks[place], marks[p])
+                for p, blocks in chosen.items()
+                if place < len(blocks) and p not in differences
+            }
+            found = await self._blocks(bounds, {p: part for part in parts for p in part.partitions})
+            for p, (records, stored, difference) in found.items():
+                for record in records:
+                    kafka[p].add(record)
+                for seq, record in stored:
+                    nats[p].add(record, seq)
+                if difference is not None:
+                    differences[p] = difference
+        sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
+        return self._proof(sides, differences, "sample")
+
+    # reading
+
+    async def _all(
+        self,
+        bounds: Bounds,
+        parts: Sequence[Part],
+        first_seqs: AbcMapping[str, int],
+        mode: str = "full",
+    ) -> Proof:
+        await self._read_marks(parts)
+        kafka = {p: Ledger() for p in bounds}
+        nats = {p: Ledger() for p in bounds}
+        sides = [
+            StreamSide(
+                self._mapping,
+                {p: bounds[p] for p in part.partitions},
+                nats,
+                is_dense=self._is_dense,
+            )
+            for part in parts
+        ]
+        reading = [
+            self._read_stream(part, side, first_seqs.get(part.stream, 1))
+            for part, side in zip(parts, sides, strict=True)
+        ]
+        if any(part.expires for part in parts):
+            for one in reading:
+                await one
+            first = {p: ledger.first_offset for p, ledger in nats.items()}
+            bounds = self._unexpired(bounds, parts, first)
+            await self._read_kafka(bounds, kafka)
+        else:
+            await asyncio.gather(self._read_kafka(bounds, kafka), *reading)
+        differences: dict[int, Difference] = {}
+        for part, side in zip(parts, sides, strict=True):
+            self._apart.add(side.apart)
+            differences |= side.differences
+            self.next_seqs[part.stream] = side.first_beyond or part.info.last_seq + 1
+        of = {p: part for part in parts for p in part.partitions}
+        finished = {p: (kafka[p].side(), nats[p].side()) for p in sorted(bounds)}
+        for p, (ours, theirs) in finished.items():
+            if p in differences:
+                differences[p] = await self._with_kafka(differences[p])
+            elif ours != theirs:
+                differences[p] = await self._locate(p, kafka[p], nats[p], bounds[p], of[p])
+        return self._proof(finished, differences, mode)
+
+    async def _newest(self, marks: Bounds, parts: Sequence[Part], *, is_compacted: bool) -> Proof:
+        await self._read_marks(parts)
+        books: dict[int, Newest] = {}
+        differences: dict[int, Difference] = {}
+        for part in parts:
+            books |= {p: Newest(part.keeps, is_compacted) for p in part.partitions}
+            bounds = {p: marks[p] for p in part.partitions}
+            side = StreamSide(self._mapping, bounds, books, is_dense=self._is_dense)
+            await self._read_stream(part, side, 1)
+            self._apart.add(side.apart)
+            differences |= side.differences
+        stored = {p: book.side() for p, book in books.items()}
+        if any(part.expires for part in parts):
+            marks = self._unexpired(marks, parts, {p: it.first_offset for p, it in stored.items()})
+        async for records in self._sides.records(marks):
+            for record in self._of_kafka(records):
+                books[record.kafka_partition].compare(record, self._mapping.subject(record))
+        sides = {}
+        for p, book in sorted(books.items()):
+            found = book.difference(p)
+            self._apart.older += book.compacted
+            if book.differs_at is not None and p not in differences:
+                offset, seq = book.differs_at
+                found = await self._pair(p, offset, seq) or found
+            if p in differences:
+                found = await self._with_kafka(differences[p])
+            if found is not None:
+                differences[p] = found if found.kafka else await self._with_kafka(found)
+            sides[p] = Side(count=book.kafka_count), stored[p]
+        return self._proof(sides, differences, "full")
+
+    async def _read_stream(self, part: Part, side: StreamSide, first_seq: int) -> None:
+        async for messages in self._sides.messages(part, part.filter, first_seq):
+            await self._feed(side, part, messages)
+            await asyncio.sleep(0)  # Kafka's side is read meanwhile
+
+    async def _feed(
+        self, side: StreamSide, part: Part, messages: list[tuple[int, Message]]
+    ) -> None:
+        """Hand messages to a side; large ones are put together first."""
+        at = 0
+        for place, (seq, message) in enumerate(messages):
+            if _LARGE not in message.block:
+                continue
+            side.add_all(messages[at:place])
+            at = place + 1
+            headers = Decoder.lines(message.block)
+            source = self._mapping.source_in(headers)
+            try:
+                whole, payload = await self._sides.whole(part, seq, headers, message.payload)
+            except ValueError as error:
+                if source is not None:
+                    side.add_damaged(seq, source.kafka_partition, source.offset, str(error))
+                continue
+            side.add(seq, message.subject, list(whole), payload)
+        side.add_all(messages[at:] if at else messages)
+
+    async def _read_marks(self, parts: Sequence[Part]) -> None:
+        """What the bridge noted as parked or skipped."""
+        for part in parts:
+            token = part.partitions[0] if self._is_dense else "*"
+            subject = f"{self._mapping.poison_subject(token)}.*"
+            async for messages in self._sides.messages(part, subject, 1):
+                for _, message in messages:
+                    mark = mark_in(Decoder.lines(message.block))
+                    if mark is None or mark.source.topic != self._mapping.route.topic:
+                        continue
+                    self._absent.add((mark.source.kafka_partition, mark.source.offset))
+                    self._apart.parked += mark.fate == "parked"
+                    self._apart.skipped += mark.fate == "skipped"
+
+    async def _read_kafka(self, bounds: Bounds, ledgers: AbcMapping[int, Ledger]) -> None:
+        async for records in self._sides.records(bounds):
+            for record in self._of_kafka(records):
+                ledgers[record.kafka_partition].add(record)
+
+    def _of_kafka(self, records: Sequence[Record]) -> Iterable[Record]:
+        """Records that should be in the stream."""
+        name, absent = self._mapping.route.name, self._absent
+        for record in records:
+            headers = record.headers
+            if headers and headers[0][0] == ORIGIN_HEADER and returned(headers, name) is not None:
+                self._apart.returned += 1
+            elif not absent or (record.kafka_partition, record.offset) not in absent:
+                yield record
+
+    def _unexpired(
+        self, bounds: Bounds, parts: Sequence[Part], first: AbcMapping[int, int | None]
+    ) -> Bounds:
+        """The bounds without what the streams' own limits removed, which is counted."""
+        kept = dict(bounds)
+        for part in parts:
+            for p in part.partitions if part.expires else ():
+                mark, at = bounds[p], first[p]
+                low = mark.high if at is None else max(at, mark.low)
+                self._apart.expired += low - mark.low
+                kept[p] = Watermarks(low, mark.high)
+        return kept
+
+    # the closer look
+
+    async def _locate(
+        self, partition: int, kafka: Ledger, nats: Ledger, bounds: Watermarks, part: Part
+    ) -> Difference:
+        number = first_different_block(kafka, nats)
+        assert number is not None
+        block = _block_bounds(number, bounds)
+        below = [seq for it, seq in nats.starts.items() if it <= number]
+        found = await self._blocks({partition: block}, {partition: part}, max(below, default=1))
+        return found[partition][2] or Difference(
+            kafka_partition=partition,
+            offset=block.low,
+            seq=nats.starts.get(number),
+            what="a block differed and no longer does: somebody changes one of the sides",
+        )
+
+    async def _blocks(
+        self, bounds: Bounds, parts: AbcMapping[int, Part], first_seq: int | None = None
+    ) -> dict[int, tuple[list[Record], list[tuple[int, Record]], Difference | None]]:
+        """One block of each partition: Kafka's records, the stream's, and how they differ."""
+        apart = Apart()
+        self._apart, apart = apart, self._apart  # what is read again is not counted again
+        try:
+            kafka: dict[int, list[Record]] = {p: [] for p in bounds}
+            async for records in self._sides.records(bounds):
+                for record in self._of_kafka(records):
+                    kafka[record.kafka_partition].append(record)
+        finally:
+            self._apart = apart
+        found = {}
+        for p, block in bounds.items():
+            stored, difference = await self._block(p, block, parts[p], first_seq)
+            if difference is None:
+                difference = compare(p, kafka[p], stored)
+            else:
+                difference = await self._with_kafka(difference)
+            found[p] = kafka[p], stored, difference
+        return found
+
+    async def _block(
+        self, partition: int, block: Watermarks, part: Part, first_seq: int | None
+    ) -> tuple[list[tuple[int, Record]], Difference | None]:
+        book = _Collected()
+        side = StreamSide(
+            self._mapping, {partition: block}, {partition: book}, is_dense=self._is_dense
+        )
+        if first_seq is None:
+            first_seq = await self._bisect(partition, block.low, part)
+        subject = self._mapping.partition_filter(partition)
+        async with aclosing(self._sides.messages(part, subject, first_seq)) as batches:
+            async for messages in batches:
+                await self._feed(side, part, messages)
+                if side.first_beyond is not None:
+                    break
+        return book.records, side.differences.get(partition)
+
+    async def _bisect(self, partition: int, offset: int, part: Part) -> int:
+        """The first sequence at which the partition's offset is ``offset`` or more."""
+        low, high = part.info.first_seq, part.info.last_seq + 1
+        while low < high:
+            middle = (low + high) // 2
+            seq, at = await self._next(partition, middle, part)
+            if at is None or seq >= high or at >= offset:
+                high = middle
+            else:
+                low = seq + 1
+        return low
+
+    async def _next(self, partition: int, seq: int, part: Part) -> tuple[int, int | None]:
+        """Sequence and offset of the partition's first record at a sequence or later."""
+        subject = self._mapping.partition_filter(partition)
+        while (found := await self._sides.next_message(part, subject, seq)) is not None:
+            source = self._mapping.source_in(found.headers)
+            if source is not None:
+                return found.seq, source.offset
+            seq = found.seq + 1
+        return seq, None
+
+    async def _with_kafka(self, difference: Difference) -> Difference:
+        """The difference with Kafka's record beside the stream's, if Kafka has it."""
+        p, offset = difference.kafka_partition, difference.offset
+        try:
+            async for records in self._sides.records({p: Watermarks(offset, offset + 1)}):
+                return Difference(
+                    kafka_partition=p,
+                    offset=offset,
+                    seq=difference.seq,
+                    what=difference.what,
+                    kafka=records[0],
+                    nats=difference.nats,
+                )
+        except BridgeError:
+            pass  # it has gone from Kafka: what is known is told
+        return difference
+
+    async def _pair(self, partition: int, offset: int, seq: int) -> Difference | None:
+        """The difference of one record that is on both sides."""
+        part = next(it for it in await self._sides.parts() if partition in it.partitions)
+        block = Watermarks(offset, offset + 1)
+        stored, _ = await self._block(partition, block, part, seq)
+        async for records in self._sides.records({partition: block}):
+            for at, record in stored:
+                return different(partition, records[0], at, record)
+        return None
+
+    def _proof(
+        self,
+        sides: AbcMapping[int, tuple[Side, Side]],
+        differences: AbcMapping[int, Difference],
+        mode: str,
+    ) -> Proof:
+        return Proof(
+            topic=self._mapping.route.topic,
+            stream=self._mapping.route.stream,
+            mode=mode,
+            partitions={
+                p: PartitionProof(kafka=kafka, nats=nats, difference=differences.get(p))
+                for p, (kafka, nats) in sorted(sides.items())
+            },
+            apart=self._apart,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+def _block_bounds(number: int, mark: Watermarks) -> Watermarks:
+    low, high = number * BLOCK_OFFSETS, (number + 1) * BLOCK_OFFSETS
+    return Watermarks(max(low, mark.low), min(high, mark.high))
+
+
+def _choose(mark: Watermarks, blocks_max: int, chance: random.Random) -> list[int]:
+    """The first block, the last, and some between, in rising order."""
+    if mark.high <= mark.low:
+        return []
+    first, last = mark.low // BLOCK_OFFSETS, (mark.high - 1) // BLOCK_OFFSETS
+    between = range(first + 1, last)
+    chosen = chance.sample(between, min(blocks_max, len(between)))
+    return sorted({first, last, *chosen})

@@ -1,0 +1,158 @@
+"""Both sides of a route as a proof reads them: Kafka's log, and the streams it went to."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping as AbcMapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from ..errors import BridgeError, ConfigurationError
+from ..jetstream.connection import Connection, Message
+from ..jetstream.info import Found, StreamInfo, next_message, stream_info
+from ..jetstream.large import LargeValues
+from ..jetstream.reader import read_stream
+from ..jetstream.stream import Stream
+from ..kafka.admin import Denied, KafkaAdmin, Unsupported
+from ..kafka.reading import records_between
+from ..kafka.source import KafkaSource
+from ..model import Record, Watermarks
+from ..records.headers import NatsHeaders
+from ..records.mapping import Mapping
+
+Bounds = AbcMapping[int, Watermarks]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One stream of the route, which has these partitions."""
+
+    stream: str
+    filter: str
+    partitions: Sequence[int]
+    info: StreamInfo
+
+    @property
+    def keeps(self) -> int | None:
+        """Messages per subject, None for all."""
+        return self.info.limit("max_msgs_per_subject")
+
+    @property
+    def expires(self) -> bool:
+        """Whether its own limits remove the oldest messages."""
+        return any(self.info.limit(it) for it in ("max_age", "max_bytes", "max_msgs"))
+
+
+class Sides(Protocol):
+    """What a proof reads."""
+
+    @property
+    def marks(self) -> Bounds:
+        """Kafka's log ends when the proof began."""
+        ...
+
+    async def parts(self) -> list[Part]:
+        """The route's streams; ConfigurationError: one is not there."""
+        ...
+
+    def messages(
+        self, part: Part, subject: str, first_seq: int
+    ) -> AsyncGenerator[list[tuple[int, Message]]]:
+        """A stream's messages from a sequence to its end as it was when `parts` looked."""
+        ...
+
+    async def next_message(self, part: Part, subject: str, seq: int) -> Found | None:
+        """The first message of a subject at a sequence or later."""
+        ...
+
+    async def whole(
+        self, part: Part, seq: int, headers: NatsHeaders, payload: bytes
+    ) -> tuple[NatsHeaders, bytes]:
+        """A large record's message as if it were one; ValueError: it is damaged."""
+        ...
+
+    def records(self, bounds: Bounds) -> AsyncIterator[Sequence[Record]]:
+        """Kafka's records between offsets, in order per partition."""
+        ...
+
+    async def is_compacted(self) -> bool:
+        """Whether Kafka keeps only the newest record of a key for good."""
+        ...
+
+
+class LiveSides:
+    """`Sides` of a Kafka and a NATS that are there."""
+
+    def __init__(
+        self,
+        source: KafkaSource,
+        connection: Connection,
+        mapping: Mapping,
+        marks: Bounds,
+        kafka_options: dict[str, str] | None,
+    ) -> None:
+        self._marks = marks
+        self._source = source
+        self._connection = connection
+        self._mapping = mapping
+        self._kafka_options = kafka_options
+
+    @property
+    def marks(self) -> Bounds:
+        return self._marks
+
+    async def parts(self) -> list[Part]:
+        """The one stream, or of a dense route that of each partition."""
+        mapping, route = self._mapping, self._mapping.route
+        wanted: list[tuple[str, str, Sequence[int]]]
+        if route.mode == "dense":
+            wanted = [
+                (mapping.stream_name(p), mapping.partition_filter(p), [p])
+                for p in sorted(self._marks)
+            ]
+        else:
+            wanted = [(route.stream, mapping.route_filter, sorted(self._marks))]
+        parts = []
+        for stream, subject, partitions in wanted:
+            info = await stream_info(self._connection, stream)
+            if info is None:
+                raise ConfigurationError(f"stream {stream}: stream not found")
+            parts.append(Part(stream=stream, filter=subject, partitions=partitions, info=info))
+        return parts
+
+    def messages(
+        self, part: Part, subject: str, first_seq: int
+    ) -> AsyncGenerator[list[tuple[int, Message]]]:
+        """Close it if it is left early: there is a consumer to remove."""
+        reading = read_stream(
+            self._connection,
+            part.stream,
+            subject,
+            first_seq=first_seq,
+            last_seq=part.info.last_seq,
+        )
+        return cast(AsyncGenerator[list[tuple[int, Message]]], reading)
+
+    async def next_message(self, part: Part, subject: str, seq: int) -> Found | None:
+        return await next_message(self._connection, part.stream, subject, seq)
+
+    async def whole(
+        self, part: Part, seq: int, headers: NatsHeaders, payload: bytes
+    ) -> tuple[NatsHeaders, bytes]:
+        is_dense = self._mapping.route.mode == "dense"
+        partition = part.partitions[0] if is_dense else None
+        stream = Stream(self._connection, self._mapping, partition)
+        return await LargeValues(stream).whole(seq, headers, payload)
+
+    def records(self, bounds: Bounds) -> AsyncIterator[Sequence[Record]]:
+        return records_between(self._source, bounds)
+
+    async def is_compacted(self) -> bool:
+        """A Kafka that tells nothing of its topics has none compacted."""
+        admin = KafkaAdmin(self._source.bootstrap, options=self._kafka_options)
+        topic = self._mapping.route.topic
+        try:
+            await admin.group_names()  # answered at once by a Kafka that has no such answers
+            config = (await admin.configs([topic]))[topic]
+        except (Denied, Unsupported):
+            return False
+        finally:
+            await admin.close()
+        return not isinstance(config, BridgeError) and config.is_compacted

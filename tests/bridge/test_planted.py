@@ -1,0 +1,198 @@
+"""The proof finds every planted difference and where it is, and nothing where there is none.
+
+More than a thousand cases of either kind, each from its own seed.
+"""
+
+import random
+
+import pytest
+
+from millstream_bridge import Record
+from millstream_bridge.jetstream.connection import Message
+from millstream_bridge.proof.check import Check
+from millstream_bridge.proof.ledger import canonical
+from millstream_bridge.proof.values import Proof
+from tests.bridge.planted import MAPPING, PLANTS, MemorySides, message_of, some_kafka, stored_of
+
+CASES = 120
+ALL = range(CASES)
+
+
+async def proof_of(sides: MemorySides) -> Proof:
+    return await Check(sides, MAPPING).full()
+
+
+@pytest.mark.parametrize("kind", PLANTS)
+async def test_a_planted_difference_is_found_where_it_is(kind: str) -> None:
+    for seed in ALL:
+        chance = random.Random(f"{kind} {seed}")
+        kafka = some_kafka(chance)
+        spoiled, partition, offset = PLANTS[kind](kafka, chance)
+
+        proof = await proof_of(MemorySides(kafka, stored_of(spoiled, chance)))
+
+        found = {p: it.difference for p, it in proof.partitions.items() if it.difference}
+        assert list(found) == [partition], (kind, seed)
+        assert found[partition].offset == offset, (kind, seed, found)
+        assert not proof.equal
+
+
+@pytest.mark.parametrize("batch", range(9))
+async def test_where_nothing_is_planted_nothing_is_found(batch: int) -> None:
+    for seed in ALL:
+        chance = random.Random(f"clean {batch} {seed}")
+        kafka = some_kafka(chance)
+
+        proof = await proof_of(MemorySides(kafka, stored_of(kafka, chance)))
+
+        assert proof.equal, (batch, seed, proof.difference)
+        assert proof.records == len(kafka)
+
+
+async def test_both_records_of_a_difference_are_at_hand() -> None:
+    chance = random.Random(1)
+    kafka = some_kafka(chance)
+    spoiled, _, offset = PLANTS["flipped byte of the value"](kafka, chance)
+
+    difference = (await proof_of(MemorySides(kafka, stored_of(spoiled, chance)))).difference
+
+    assert difference is not None
+    assert difference.kafka is not None
+    assert difference.nats is not None
+    assert (difference.kafka.offset, difference.nats.offset) == (offset, offset)
+    assert difference.kafka.value != difference.nats.value
+    assert difference.what == "different value"
+
+
+def newest_of(records: list[Record], keeps: int) -> list[Record]:
+    """What a stream has that keeps so many messages per subject."""
+    kept: list[Record] = []
+    seen: dict[str, int] = {}
+    for record in reversed(records):
+        subject = MAPPING.subject(record)
+        seen[subject] = seen.get(subject, 0) + 1
+        if seen[subject] <= keeps:
+            kept.insert(0, record)
+    return kept
+
+
+@pytest.mark.parametrize("keeps", [1, 2])
+async def test_a_stream_that_keeps_the_newest_is_equal_with_just_those(keeps: int) -> None:
+    for seed in ALL:
+        chance = random.Random(f"newest {keeps} {seed}")
+        kafka = some_kafka(chance)
+        kept = newest_of(kafka, keeps)
+        limit = {"max_msgs_per_subject": keeps}
+
+        proof = await proof_of(MemorySides(kafka, stored_of(kept, chance), limit))
+        victim = chance.choice(kept)
+        without = [it for it in kept if it is not victim]
+        spoiled = await proof_of(MemorySides(kafka, stored_of(without, chance), limit))
+
+        assert proof.equal, (seed, proof.difference)
+        assert spoiled.difference is not None, seed
+        assert spoiled.difference.kafka_partition == victim.kafka_partition
+
+
+async def test_a_record_that_changed_is_found_among_the_newest() -> None:
+    for seed in ALL:
+        chance = random.Random(f"changed among the newest {seed}")
+        kafka = some_kafka(chance)
+        spoiled, partition, offset = PLANTS["flipped byte of the value"](kafka, chance)
+        kept = newest_of(spoiled, 1)
+        is_kept = any((it.kafka_partition, it.offset) == (partition, offset) for it in kept)
+
+        proof = await proof_of(
+            MemorySides(kafka, stored_of(kept, chance), {"max_msgs_per_subject": 1})
+        )
+
+        assert proof.equal is not is_kept, seed
+        if proof.difference is not None:
+            assert (proof.difference.offset, proof.difference.what) == (offset, "different value")
+
+
+async def test_what_kafka_compacted_since_is_counted_and_what_it_has_must_be_there() -> None:
+    for seed in ALL:
+        chance = random.Random(f"compacted {seed}")
+        records = some_kafka(chance)
+        kafka = [*newest_of(records, 1)]
+        lows = {p: min(it.offset for it in records if it.kafka_partition == p) for p in (0, 1)}
+        kafka = [it for it in records if it in kafka or it.offset == lows[it.kafka_partition]]
+
+        proof = await proof_of(MemorySides(kafka, stored_of(records, chance), is_compact=True))
+        plain = await proof_of(MemorySides(kafka, stored_of(records, chance)))
+        lost = chance.choice(kafka[2:])
+        stored = stored_of([it for it in records if it is not lost], chance)
+        spoiled = await proof_of(MemorySides(kafka, stored, is_compact=True))
+
+        assert proof.equal, (seed, proof.difference)
+        assert proof.older > 0
+        assert plain.equal is False
+        assert spoiled.difference is not None, seed
+        assert spoiled.difference.offset == lost.offset
+
+
+async def test_what_a_streams_own_limits_removed_is_counted() -> None:
+    chance = random.Random(3)
+    kafka = some_kafka(chance)
+    stored = stored_of(kafka, chance)[20:]
+
+    limited = await proof_of(MemorySides(kafka, stored, {"max_age": 1_000_000_000}))
+    unlimited = await proof_of(MemorySides(kafka, stored))
+
+    assert limited.equal
+    assert limited.apart.expired > 0
+    assert unlimited.difference is not None
+    assert unlimited.difference.what == "the stream does not have this record"
+
+
+async def test_every_block_of_a_sample_that_is_looked_at_must_be_equal() -> None:
+    for seed in ALL:
+        chance = random.Random(f"sample {seed}")
+        kafka = some_kafka(chance)
+        spoiled, partition, _ = PLANTS["changed timestamp"](kafka, chance)
+
+        clean = await Check(MemorySides(kafka, stored_of(kafka, chance)), MAPPING).sample(
+            0, random.Random(seed)
+        )
+        found = await Check(MemorySides(kafka, stored_of(spoiled, chance)), MAPPING).sample(
+            0, random.Random(seed)
+        )
+
+        assert clean.equal, (seed, clean.difference)
+        assert clean.records == len(kafka)
+        assert found.difference is not None, seed
+        assert found.difference.kafka_partition == partition
+
+
+async def test_a_message_under_anothers_subject_is_a_difference() -> None:
+    chance = random.Random(4)
+    kafka = some_kafka(chance, partitions=1)
+    stored = stored_of(kafka, chance)
+    at = next(n for n, (_, it) in enumerate(stored) if b"Millstream-Source" in it.block)
+    seq, message = stored[at]
+    stored[at] = seq, Message("flights.0.other", "", message.block, message.payload)
+
+    proof = await proof_of(MemorySides(kafka, stored))
+
+    assert proof.difference is not None
+    assert proof.difference.seq == seq
+
+
+def test_the_quick_reading_and_the_thorough_one_agree() -> None:
+    from millstream_bridge.proof.decode import Decoder
+
+    decoder = Decoder(MAPPING)
+    read = 0
+    for seed in ALL:
+        for n, record in enumerate(some_kafka(random.Random(seed))):
+            message = message_of(record, n)
+            lines = Decoder.lines(message.block)
+            thorough = decoder.record(message.subject, lines, message.payload)
+            quick = decoder.common(message.subject, message.block, message.payload)
+
+            assert thorough == record
+            assert canonical(thorough) == canonical(record)
+            assert quick in (None, thorough)
+            read += quick is not None
+    assert read > 1_000
