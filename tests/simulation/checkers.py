@@ -258,7 +258,7 @@ class Checkers(Observer):
             if lane in self._running and lane not in mine:
                 self.fail(f"key {message.key!r} has two handler calls at one time in {member.name}")
             # What is delivered again while its key is parked (a letter whose ack was lost, or all
-            # behind a reset) waits in its lane for the letters to be replayed, and comes after them.
+            # behind a reset) waits in its lane while the letters are replayed, and comes then.
             place = self.place_of(message)
             is_again = place in self.lettered or message.mark in self._reset_marks
             is_repeat = place in self.handled and is_again
