@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tests.chaos.group_cluster import Cluster, Worker, cluster, entries_at
 from tests.helpers.servers import EMBEDDED, REAL, Server
@@ -32,6 +33,8 @@ class Takeovers:
     """What was measured, in seconds."""
 
     moved: list[float] = field(default_factory=list)
+    verdicts: list[str] = field(default_factory=list)
+    """By what each victim was found dead: ``no_responders`` or ``silent``."""
     leader_kills: int = 0
     kills: int = 0
     is_verbose: bool = False
@@ -61,6 +64,8 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
 
     await group.until(is_taken_over, 20, f"partitions {lost} taken over from {victim.member}")
     results.moved += [at - killed_at for at in entered.values()]
+    await group.until(lambda: bool(_verdicts(others, victim)), 20, f"{victim.member} found dead")
+    results.verdicts.append(_verdicts(others, victim)[0])
     if results.hangs:
         await group.kill(victim)
     if results.is_verbose:
@@ -73,6 +78,15 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
                     print(f"  {after_ms:6.0f} ms {worker.member}: {line.kind} {line.facts}")
         for partition, at in sorted(entered.items()):
             print(f"  {(at - killed_at) * 1000:6.0f} ms first call of partition {partition}")
+
+
+def _verdicts(workers: list[Worker], victim: Worker) -> list[str]:
+    dead = (line for one in workers for line in one.lines if line.kind == "MemberDead")
+    facts = (
+        dict(fact.split("=", 1) for fact in line.facts)
+        for line in sorted(dead, key=attrgetter("at"))
+    )
+    return [one["reason"] for one in facts if one["member"] == victim.member]
 
 
 async def measure(url: str, kills: int, seed: int, results: Takeovers) -> None:

