@@ -122,12 +122,19 @@ class Group:
         """
         if partitions < 1:
             raise ValueError(f"a group needs at least one partition, not {partitions}")
-        if min(max_ack_pending, max_lanes) < 1 or capacity < 0:
-            raise ValueError("max_ack_pending and max_lanes must be at least 1, capacity 0")
-        if min(max_attempts, max_pending_bytes, max_parked_keys) < 1:
-            raise ValueError(
-                "max_attempts, max_pending_bytes and max_parked_keys must be at least 1"
-            )
+        for argument, number, least in (
+            ("capacity", capacity, 0),
+            ("max_ack_pending", max_ack_pending, 1),
+            ("max_lanes", max_lanes, 1),
+            ("max_attempts", max_attempts, 1),
+            ("max_pending_bytes", max_pending_bytes, 1),
+            ("max_parked_keys", max_parked_keys, 1),
+        ):
+            if number < least:
+                raise ValueError(f"{argument} must be at least {least}, not {number}")
+        if on_failure not in list(FailurePolicy):
+            known = ", ".join(repr(str(it)) for it in FailurePolicy)
+            raise ValueError(f"on_failure must be one of {known}, not {on_failure!r}")
         if heartbeat_interval * 2 > heartbeat_timeout:
             raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval")
         if not timedelta(0) < retry_min <= retry_max:

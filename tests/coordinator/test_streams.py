@@ -52,6 +52,55 @@ async def test_interest_retention_is_refused(server: Server, client: Client, nam
     assert "interest retention loses messages" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("key", "subject", "reason"),
+    [
+        ("NAME.{partition}.{key}", "NAME.4.k", "which is of none of 4 partitions"),
+        ("NAME.{partition}.{partition:8}.{key}", "NAME.1.9.k", "which is of none of 8 partitions"),
+    ],
+)
+async def test_messages_of_partitions_that_would_be_nobodys_are_refused(
+    client: Client, name: str, key: str, subject: str, reason: str
+) -> None:
+    await make(client, name, subjects=[f"{name}.>"])
+    key, subject = (it.replace("NAME", name) for it in (key, subject))
+    config = ConfigRecord(partitions=4, stream=name.upper(), filter=None)
+    settings = MemberSettings(group=name, member="m", instance="i", config=config)
+    streams = Streams(Api(client, 2.0), settings, KeyRule.parse(key))
+    for one in (f"{name}.3.7.k", f"{name}.3.k"):
+        await client.jetstream().publish(one, b"")
+    await streams.look()
+
+    await client.jetstream().publish(subject, b"")
+    with pytest.raises(StreamUnfit, match=reason) as raised:
+        await streams.look()
+
+    assert f"it holds {subject!r}, which" in str(raised.value)
+
+
+async def test_what_a_stream_holds_beside_the_partitions_is_left_alone(
+    server: Server, client: Client, name: str
+) -> None:
+    await make(client, name, subjects=[f"{name}.>"])
+    for subject in ("eu.k", "3.k", "17.x.k"):
+        await client.jetstream().publish(f"{name}.{subject}", b"")
+
+    async with running(group := member(server.url, name, Seen())):
+        await until(lambda: len(group.partitions) == 4)
+
+
+async def test_no_stream_of_letters_is_made_for_a_group_that_keeps_none(
+    server: Server, client: Client, name: str
+) -> None:
+    await make(client, name)
+    async with running(group := member(server.url, name, Seen())):
+        await until(lambda: len(group.partitions) == 4)
+
+        error = await refusal(client, server, name, on_failure="park")
+
+    assert "exists with on_failure 'retry', wanted on_failure 'park'" in str(error)
+
+
 async def test_the_consumers_of_other_groups_count(
     server: Server, client: Client, name: str
 ) -> None:

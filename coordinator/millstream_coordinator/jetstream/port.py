@@ -28,8 +28,8 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from .. import naming
-from ..errors import PermissionMissing, ServerUnfit, ServerUnreachable
-from ..model import FailurePolicy, MemberSettings
+from ..errors import BadRecord, PermissionMissing, ServerUnfit, ServerUnreachable
+from ..model import ConfigRecord, FailurePolicy, MemberSettings, decode
 from ..partitioning.key import KeyRule
 from ..ports import (
     Ack,
@@ -291,13 +291,27 @@ class JetStreamPort:
 
     async def _prepare(self, command: Prepare) -> Reply:
         await self._bucket.prepare(self._streams.num_replicas, has_ttl=self._has_ttl)
-        await self._letters.prepare()
+        if await self._has_letters():
+            await self._letters.prepare()
         return Prepared(
             id=command.id,
             has_key_ttl=self._bucket.has_ttl,
             may_overlap=self._streams.is_limits,
             warnings=self._streams.warnings,
         )
+
+    async def _has_letters(self) -> bool:
+        """Whether the group that is there keeps letters: one that does not will refuse this member.
+
+        Its stream would be made for nothing.
+        """
+        bucket = naming.bucket(self._settings.group)
+        value = (await self._api.read(bucket, naming.CONFIG_KEY)).value
+        try:
+            found = None if value is None else decode(ConfigRecord, value)
+        except BadRecord:
+            return False
+        return found is None or found.on_failure != FailurePolicy.RETRY
 
     async def _probe(self, command: Probe) -> Reply:
         subject = naming.probe(self._settings.group, command.member)

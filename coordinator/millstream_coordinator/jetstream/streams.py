@@ -12,6 +12,7 @@ a limit on consumers           StreamUnfit: two per partition (two epochs meet o
                                one for each other consumer
 somebody reads a work queue    StreamUnfit: the server takes one consumer per subject there
 subjects, transform, metadata  KeyRuleError or StreamUnfit: not the partitions that are declared
+stored messages                StreamUnfit: some are of partitions that are not declared
 one is unlike the others       StreamUnfit (one stream per partition): retention must be the same
 it may drop what is unread     a warning (`Streams.warnings`): messages go by age, number or size,
                                handled or not
@@ -32,6 +33,8 @@ from .api import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, Api, RequestFailed
 STREAM_CONSUMERS_MAX = 1000
 """What a stream takes where its own limit says nothing (seen on 2.15.1: error 10026)."""
 AT_ONCE = 32
+STORED_SUBJECTS_MAX = 5_000
+"""With more, what the stream holds is not asked for."""
 MARK = "{partition}"
 _DROPPING = {"max_age": "age", "max_msgs": "number", "max_bytes": "size"}
 _EVERY_KEY = "max_msgs_per_subject"
@@ -121,7 +124,25 @@ class Streams:
                 self._rule.check(subjects, self._partitions, only=only)
             if only is None:
                 check_partitions(self._rule, self._partitions, stream, config)
+                await self._check_stored(stream, self._rule, info["state"])
         await self._check_consumers(stream, info, 1 if only is not None else self._partitions)
+
+    async def _check_stored(self, stream: str, rule: KeyRule, state: Mapping[str, Any]) -> None:
+        """Refuse a stream with messages of partitions that would be nobody's.
+
+        They would wait for ever, and no lag would tell. Of very many subjects none is looked at.
+        """
+        places = {self._partitions: rule.partition_place, **rule.finer}
+        if not 0 < state.get("num_subjects", 0) <= STORED_SUBJECTS_MAX:
+            return
+        body = {"subjects_filter": rule.subject_filter()}
+        found = await self._api.call(f"STREAM.INFO.{stream}", body)
+        for subject in found["state"].get("subjects") or ():
+            tokens = subject.split(".")
+            for count, place in places.items():
+                if place is not None and tokens[place].isdecimal() and int(tokens[place]) >= count:
+                    reason = f"it holds {subject!r}, which is of none of {count} partitions"
+                    raise StreamUnfit(stream, reason)
 
     async def _check_consumers(
         self, stream: str, info: dict[str, Any], num_partitions: int
