@@ -12,6 +12,8 @@ from millstream_bridge.jetstream.connection import Message
 from millstream_bridge.proof.check import Check
 from millstream_bridge.proof.ledger import canonical
 from millstream_bridge.proof.values import Proof
+from millstream_bridge.records.mapping import Mapping
+from tests.bridge.moves import a_route
 from tests.bridge.planted import MAPPING, PLANTS, MemorySides, message_of, some_kafka, stored_of
 
 CASES = 120
@@ -144,6 +146,20 @@ async def test_what_a_streams_own_limits_removed_is_counted() -> None:
     assert limited.apart.expired > 0
     assert unlimited.difference is not None
     assert unlimited.difference.what == "the stream does not have this record"
+
+
+async def test_tombstones_may_expire_where_the_route_says_so() -> None:
+    chance = random.Random(5)
+    kafka = some_kafka(chance)
+    stored = stored_of([it for it in kafka if it.value is not None], chance)
+    mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
+
+    may = await Check(MemorySides(kafka, stored), mapping).full()
+    may_not = await proof_of(MemorySides(kafka, stored))
+
+    assert may.equal
+    assert may.apart.expired == sum(it.value is None for it in kafka)
+    assert may_not.equal is False
 
 
 async def test_every_block_of_a_sample_that_is_looked_at_must_be_equal() -> None:

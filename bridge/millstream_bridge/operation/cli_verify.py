@@ -154,8 +154,9 @@ async def _rounds(
                 if not proof.equal:
                     return
 
-    followed = {asyncio.create_task(follow(it)) for it in await current_routes(project)}
-    stop: asyncio.Task[object] = asyncio.create_task(stopping.wait())
+    routes = await current_routes(project)
+    followed: set[asyncio.Task[Any]] = {asyncio.create_task(follow(it)) for it in routes}
+    stop: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
     try:
         await asyncio.wait({*followed, stop}, return_when=asyncio.FIRST_COMPLETED)
         for task in followed:

@@ -64,7 +64,7 @@ class Check:
         """Everything between the marks."""
         marks = self.marks
         parts = await self._sides.parts()
-        if any(part.keeps is not None for part in parts):
+        if self._loses(parts):
             return await self._newest(marks, parts, is_compacted=await self._sides.is_compacted())
         proof = await self._all(marks, parts, {})
         if not proof.equal and await self._sides.is_compacted():
@@ -75,22 +75,14 @@ class Check:
     async def round(self, bounds: Bounds, first_seqs: AbcMapping[str, int]) -> Proof:
         """Everything between the bounds, which the stream has from ``first_seqs`` on."""
         parts = await self._sides.parts()
-        if any(part.keeps is not None for part in parts):
-            raise ConfigurationError(
-                f"stream {parts[0].stream} keeps only the newest messages per subject"
-                " (max_msgs_per_subject): it cannot be verified online"
-            )
+        self._refuse_loss(parts)
         return await self._all(bounds, parts, first_seqs, mode="online")
 
     async def sample(self, blocks_max: int, chance: random.Random) -> Proof:
         """Some blocks of each partition."""
         marks = self.marks
         parts = await self._sides.parts()
-        if any(part.keeps is not None for part in parts):
-            raise ConfigurationError(
-                f"stream {parts[0].stream} keeps only the newest messages per subject"
-                " (max_msgs_per_subject): it can only be verified in full"
-            )
+        self._refuse_loss(parts)
         await self._read_marks(parts)
         chosen = {p: _choose(marks[p], blocks_max, chance) for p in sorted(marks)}
         kafka = {p: Ledger() for p in marks}
@@ -112,6 +104,18 @@ class Check:
                     differences[p] = difference
         sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
         return self._proof(sides, differences, "sample")
+
+    def _loses(self, parts: Sequence[Part]) -> bool:
+        """Whether a stream removes records from among others."""
+        has_ttl = self._mapping.route.tombstone_ttl_s is not None
+        return has_ttl or any(part.keeps is not None for part in parts)
+
+    def _refuse_loss(self, parts: Sequence[Part]) -> None:
+        if self._loses(parts):
+            raise ConfigurationError(
+                f"stream {parts[0].stream} does not keep all messages (max_msgs_per_subject,"
+                " tombstone_ttl_s): it can only be verified in full"
+            )
 
     # reading
 
@@ -162,10 +166,11 @@ class Check:
 
     async def _newest(self, marks: Bounds, parts: Sequence[Part], *, is_compacted: bool) -> Proof:
         await self._read_marks(parts)
+        has_ttl = self._mapping.route.tombstone_ttl_s is not None
         books: dict[int, Newest] = {}
         differences: dict[int, Difference] = {}
         for part in parts:
-            books |= {p: Newest(part.keeps, is_compacted) for p in part.partitions}
+            books |= {p: Newest(part.keeps, is_compacted, has_ttl) for p in part.partitions}
             bounds = {p: marks[p] for p in part.partitions}
             side = StreamSide(self._mapping, bounds, books, is_dense=self._is_dense)
             await self._read_stream(part, side, 1)
@@ -181,6 +186,7 @@ class Check:
         for p, book in sorted(books.items()):
             found = book.difference(p)
             self._apart.older += book.compacted
+            self._apart.expired += book.expired
             if book.differs_at is not None and p not in differences:
                 offset, seq = book.differs_at
                 found = await self._pair(p, offset, seq) or found

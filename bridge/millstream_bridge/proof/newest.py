@@ -19,11 +19,14 @@ class Newest:
     """The stream's records of a partition, then Kafka's against them.
 
     ``keeps``: how many messages per subject the stream holds, None for all. ``is_compacted``: Kafka
-    removes records of keys that have a newer one.
+    removes records of keys that have a newer one. ``tombstones_expire``: the stream removes records
+    without a value after a while.
     """
 
     keeps: int | None
     is_compacted: bool
+    tombstones_expire: bool = False
+    expired: int = 0
     kafka_count: int = 0
     compacted: int = 0
     _stored: dict[int, tuple[int, bytes]] = field(default_factory=dict)
@@ -56,6 +59,9 @@ class Newest:
         """Kafka's next record, which goes under ``subject``."""
         self.kafka_count += 1
         stored = self._stored.pop(record.offset, None)
+        if stored is None and record.value is None and self.tombstones_expire:
+            self.expired += 1
+            return
         if stored is None:
             self._missing.setdefault(subject, []).append(record.offset)
             return

@@ -1,0 +1,170 @@
+"""The proof's modes and what it tells apart, on servers: sample, online, dense, large, parked."""
+
+import asyncio
+import json
+import signal
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from millstream_bridge import ConfigurationError, Record, verify, verify_online
+from millstream_bridge.moving.chain import ChainPublisher
+from tests.bridge.moves import a_route, move_all, until
+from tests.bridge.test_cli import arguments, run, started
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+SPOILED = 3_210
+
+
+class Spoiler(ChainPublisher):
+    """Changes one record on the way."""
+
+    async def send(self, records: Sequence[Record]) -> None:
+        await super().send(
+            [it._replace(value=b"leg x") if it.offset == SPOILED else it for it in records]
+        )
+
+
+def fill(kafka: Kafka, topic: str, partitions: int, each: int) -> None:
+    kafka.create_topic(topic, partitions)
+    kafka.produce(
+        topic,
+        [
+            {"partition": p, "key": b"N%d" % (n % 7), "value": b"leg %d" % n}
+            for n in range(each)
+            for p in range(partitions)
+        ],
+    )
+
+
+async def test_a_sample_looks_at_some_blocks_and_finds_what_is_in_them(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 2, 6_000)
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic), make_publisher=Spoiler)
+
+    ends = await verify(
+        kafka=mock.bootstrap, nats=nats_server.url, route=a_route(topic), sample_blocks=0
+    )
+    wide = await verify(
+        kafka=mock.bootstrap, nats=nats_server.url, route=a_route(topic), sample_blocks=4
+    )
+
+    assert (ends.mode, ends.equal, ends.records) == ("sample", True, 4_000)
+    assert wide.records > ends.records
+    assert wide.difference is not None
+    assert (wide.difference.offset, wide.difference.what) == (SPOILED, "different value")
+
+
+async def test_online_each_round_proves_what_came_since_the_one_before(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 2, 100)
+    route = a_route(topic)
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    rounds = verify_online(kafka=mock.bootstrap, nats=nats_server.url, route=route, round_s=0)
+    async with aclosing(rounds) as proofs:
+        first = await anext(proofs)
+        mock.produce(topic, [{"partition": 1, "key": b"k", "value": b"new"}])
+        await move_all(mock.bootstrap, nats_server.url, route)
+        second = await anext(proofs)
+
+    assert (first.equal, first.records) == (True, 200)
+    assert (second.equal, second.records, second.mode) == (True, 1, "online")
+
+
+async def test_a_dense_route_is_proven_stream_by_stream(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 3, 1_200)
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    whole = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    some = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route, sample_blocks=1)
+    mock.produce(topic, [{"partition": 2, "key": b"k", "value": b"not moved"}])
+    after = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    assert (whole.equal, whole.records) == (True, 3_600)
+    assert some.equal
+    assert after.difference is not None
+    assert (after.difference.kafka_partition, after.difference.offset) == (2, 1_200)
+
+
+async def test_large_records_are_put_together_and_parked_ones_counted(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    huge = {"partition": 0, "key": b"k", "value": bytes(range(256)) * 6_000}
+    bad = {"partition": 0, "key": b"k", "value": b"v", "headers": [("n", b"\x00" * 60_000)]}
+    small = {"partition": 0, "key": b"k", "value": b"v"}
+    mock.produce(topic, [small, huge, bad, small])
+    route = a_route(topic, large="chunks", on_poison="skip")
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    assert proof.equal, proof.difference
+    assert (proof.records, proof.apart.skipped, proof.foreign) == (3, 1, 0)
+
+
+async def test_a_stream_that_keeps_the_newest_per_subject_is_proven_in_full_only(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 2, 50)
+    route = a_route(topic, max_msgs_per_subject=1)
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    assert proof.equal, proof.difference
+    assert (proof.partitions[0].kafka.count, proof.partitions[0].nats.count) == (50, 7)
+    with pytest.raises(ConfigurationError, match="can only be verified in full"):
+        await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route, sample_blocks=1)
+
+
+async def test_the_command_shows_both_records_side_by_side(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    fill(mock, topic, 1, 4_000)
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic), make_publisher=Spoiler)
+    words = arguments(mock, nats_server, topic)
+
+    shown = await asyncio.to_thread(run, "verify", *words)
+    told = await asyncio.to_thread(run, "verify", *words, "--json")
+
+    assert (shown.returncode, told.returncode) == (1, 1)
+    assert f"first difference: partition 0 offset {SPOILED} (seq 3211): different value" in (
+        shown.stdout
+    )
+    assert shown.stdout.splitlines()[-1].split("  ") == [
+        *("value", "'leg 3210' (8 bytes)", "'leg x' (5 bytes)"),
+    ]
+    difference = json.loads(told.stdout)["difference"]
+    assert (difference["kafka"]["value"], difference["nats"]["value"]) == (
+        "bGVnIDMyMTA=",
+        "bGVnIHg=",
+    )
+
+
+async def test_online_the_command_tells_each_round_until_stopped(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    fill(mock, topic, 1, 10)
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+    report = tmp_path / "report.json"
+    words = (*arguments(mock, nats_server, topic), "--online", "--every", "0.01")
+
+    with started("verify", *words, "--report", str(report)) as process:
+        assert process.stderr is not None
+        first = await asyncio.to_thread(process.stderr.readline)
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: process.poll() is not None)
+
+    assert process.returncode == 0
+    assert f"{topic} → FLIGHTS equal: 10 records since the last round" in first
+    assert json.loads(report.read_text())["mode"] == "online"
