@@ -167,7 +167,7 @@ class _CutOver:
         found = await self._until_empty(wait_s, on_event)
         empty_at = time.monotonic()
         if not self._is_empty(found):
-            self._obstacles.append(self._why_not_empty(found))
+            self._obstacles.append(why_not_empty(found))
         sides.marks = await sides.source.watermarks()
         offsets, missing = self._offsets(found)
         self._obstacles += missing
@@ -191,20 +191,7 @@ class _CutOver:
         return replace(proof, seconds=time.monotonic() - started)
 
     def _is_empty(self, found: KafkaGroup) -> bool:
-        if found.state == UNKNOWN:
-            return self._is_stopped
-        return found.is_empty
-
-    def _why_not_empty(self, found: KafkaGroup) -> str:
-        if found.state == UNKNOWN:
-            return (
-                f"this Kafka does not tell whether group {self._kafka_group} has members:"
-                " make sure it has none, and say so"
-            )
-        return (
-            f"Kafka group {self._kafka_group} is {found.state} with {found.members} members: stop"
-            " them, or wait for their end"
-        )
+        return is_empty(found, is_stopped=self._is_stopped)
 
     async def _until_empty(self, wait_s: float, on_event: Callable[[str], None]) -> KafkaGroup:
         deadline = time.monotonic() + wait_s
@@ -214,7 +201,7 @@ class _CutOver:
             if self._is_empty(found) or time.monotonic() >= deadline:
                 return found
             if not is_told:
-                on_event(f"all but the last step is done; {self._why_not_empty(found)}")
+                on_event(f"all but the last step is done; {why_not_empty(found)}")
                 is_told = True
             await asyncio.sleep(_LOOK_S)
 
@@ -340,6 +327,24 @@ class _CutOver:
                 f" {now.members} members): what it handled since comes again in NATS"
             )
         return replace(proof, partitions=cuts, obstacles=tuple(obstacles), applied=True)
+
+
+def is_empty(found: KafkaGroup, *, is_stopped: bool) -> bool:
+    """Whether nobody reads in the Kafka group's name, by Kafka's or else by the caller's word."""
+    return is_stopped if found.state == UNKNOWN else found.is_empty
+
+
+def why_not_empty(found: KafkaGroup) -> str:
+    """What is to be done about a Kafka group that is not empty."""
+    if found.state == UNKNOWN:
+        return (
+            f"this Kafka does not tell whether group {found.name} has members:"
+            " make sure it has none, and say so"
+        )
+    return (
+        f"Kafka group {found.name} is {found.state} with {found.members} members: stop"
+        " them, or wait for their end"
+    )
 
 
 def _edge(partition: Partition, open_seq: int, back: Mapping[int, int]) -> Edge:

@@ -68,6 +68,11 @@ class Partition:
         place = bisect.bisect_right(self.seqs, seq) - 1
         return self.seqs[place] if place >= 0 else 1
 
+    def offset_before(self, seq: int) -> int:
+        """An offset below that of every message from a sequence on; 0 where none is known."""
+        place = bisect.bisect_right(self.seqs, seq) - 1
+        return self.offsets[place] if place >= 0 else 0
+
     def natives_edge(self, is_handled: Callable[[int], bool]) -> tuple[int | None, int | None]:
         """The last native message that is handled and the first that is not, by sequence."""
         last = next((seq for seq in reversed(self.natives) if is_handled(seq)), None)
@@ -109,11 +114,11 @@ class StreamIndex:
         first_seq = self.partitions[number].before_offset(offset)
         return await self._edge(number, first_seq, lambda _, found: found < offset, 0)
 
-    async def edge_at_seq(self, number: int, is_handled: Callable[[int], bool], end: int) -> Edge:
-        """The edge of the records; behind sequence ``end`` nothing is handled."""
-        first_seq = self.partitions[number].before_seq(end)
-        while first_seq > 1 and not is_handled(first_seq):
-            first_seq = self.partitions[number].before_seq(first_seq - 1)
+    async def edge_at_seq(
+        self, number: int, is_handled: Callable[[int], bool], floor: int, end: int
+    ) -> Edge:
+        """The edge of the records; all up to ``floor`` is handled, nothing behind ``end`` is."""
+        first_seq = self.partitions[number].before_seq(floor)
         return await self._edge(number, first_seq, lambda seq, _: is_handled(seq), end)
 
     async def _edge(

@@ -9,12 +9,14 @@ moves. Then each position is one compare-and-set write (`millstream_coordinator.
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import NamedTuple
 
 import nats
 import nats.errors
 from nats.aio.client import Client
 
 from millstream_coordinator.errors import GroupError, GroupMissing
+from millstream_coordinator.operation.overview import read_overview
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
 from millstream_coordinator.operation.view import GroupView
@@ -141,12 +143,65 @@ class TakeOver:
                 steps.append(step)
         await apply(self._connection, replace(planned, steps=tuple(steps)), prefix=self._prefix)
 
+    async def progress(self) -> "Progress":
+        """What the group has handled, and why that is not the last word. BridgeError: no group."""
+        with _errors():
+            overview = await read_overview(self._target, listen=False)
+            view = await self._target.view()
+        handled = {}
+        obstacles = []
+        for row in overview.partitions:
+            done = _done_beyond(view, row.partition)
+            handled[row.partition] = Handled(row.current or 0, done)
+            if row.parked_keys:
+                obstacles.append(
+                    f"partition {row.partition} of group {self.group} has {row.parked_keys} parked"
+                    " keys, whose messages wait in its dead letters: replay or drop them"
+                )
+        return Progress(handled, [*self.obstacles(view), *obstacles])
+
     async def positions(self) -> dict[int, int]:
         """Each partition's next sequence as the group's records have it now."""
         view = await self.view()
         if view is None:
             return {}
         return {number: record.floor + 1 for number, record in view.partitions.items()}
+
+
+class Handled(NamedTuple):
+    """What is handled of a partition: all up to ``floor``, and closed ranges beyond it."""
+
+    floor: int
+    done: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Behind this sequence nothing is handled."""
+        return max([self.floor, *(last for _, last in self.done)])
+
+    def has(self, seq: int) -> bool:
+        """Whether a message is handled."""
+        return seq <= self.floor or any(first <= seq <= last for first, last in self.done)
+
+
+class Progress(NamedTuple):
+    """A group's progress by partition, and what is in the way of relying on it."""
+
+    handled: dict[int, Handled]
+    obstacles: list[str]
+
+
+def _done_beyond(view: GroupView, number: int) -> tuple[tuple[int, int], ...]:
+    """What is handled above the floor, by whoever the partition's record points to."""
+    record = view.partitions.get(number)
+    if record is None:
+        return ()
+    for member in (record.done_from, record.owner):
+        saved = view.done.get(member) if member else None
+        position = saved.partitions.get(number) if saved else None
+        if position is not None and (member == record.done_from or position.epoch == record.epoch):
+            return position.done
+    return ()
 
 
 @asynccontextmanager

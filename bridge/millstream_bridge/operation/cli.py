@@ -17,7 +17,9 @@ from . import (
     cli_kafka_mock,
     cli_parked,
     cli_plan,
+    cli_rollback,
     cli_run,
+    cli_status,
     cli_verify,
 )
 
@@ -42,9 +44,11 @@ for _command in (
     cli_assess,
     cli_plan,
     cli_run,
+    cli_status,
     cli_verify,
     cli_barrier,
     cli_cutover,
+    cli_rollback,
     cli_back,
     cli_parked,
     cli_kafka_mock,

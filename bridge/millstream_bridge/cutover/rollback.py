@@ -1,0 +1,236 @@
+"""The way home: a Kafka group is set to where a coordinator group has got to.
+
+1. The route's streams are read once, while the group may still be at work.
+2. The coordinator group must have **no members**: `wait_s` is how long to wait for the last to
+   leave. A member that leaves writes down what it has handled; one that was killed did not, and its
+   group has to run and stop once more.
+3. Per partition, what is handled is a floor and ranges beyond it. Messages that were published
+   straight to NATS must be in Kafka: with ``bring_back`` they are brought there now, else a running
+   way back is waited for. Their offsets are read from the topic.
+4. Each partition's place is computed (`places`): the first offset that is not handled. Records that
+   Kafka has and the forward bridge has not moved are not handled, too.
+5. If every place is exact and the Kafka group is empty, its offsets are set and read back.
+
+Steps 1 to 4 change nothing in either group; they are the dry run, in which nothing is brought back
+either. What was moved stays in the stream, and the coordinator group where it stands: should the
+team change its mind again, a cut-over moves it on.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from ..back.runner import BackBridge
+from ..jetstream.target import NatsTarget
+from ..kafka.admin import KafkaGroup
+from ..model import Route
+from .cutover import Sides, is_empty, open_sides, why_not_empty
+from .places import Edge, in_topic
+from .proof import CutProof, PartitionCut
+from .returns import Returns, read_returns
+from .takeover import Handled, Progress
+
+_LOOK_S = 0.2
+
+
+async def roll_back(
+    *,
+    kafka: str,
+    nats: str | NatsTarget,
+    route: Route,
+    kafka_group: str,
+    group: str,
+    apply: bool = False,
+    wait_s: float = 0.0,
+    timeout_s: float = 60.0,
+    bring_back: bool = False,
+    is_stopped: bool = False,
+    key_rule: str | None = None,
+    kafka_options: Mapping[str, str] | None = None,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> CutProof:
+    """Work out where ``kafka_group`` has to go on, and with ``apply`` write it, if it is exact.
+
+    ``timeout_s`` bounds the wait for a running way back. ``is_stopped`` is the caller's word that
+    nobody reads in the Kafka group's name, for a Kafka that cannot tell. Unreachable,
+    ConfigurationError, CannotReturn.
+    """
+    async with open_sides(
+        kafka=kafka,
+        nats=nats,
+        route=route,
+        group=group,
+        key_rule=key_rule,
+        kafka_options=kafka_options,
+    ) as sides:
+
+        async def bring() -> None:
+            bridge = BackBridge(kafka=kafka, nats=nats, route=route, kafka_options=kafka_options)
+            await bridge.run(stop_at_end=True)
+
+        work = _RollBack(sides, kafka_group, is_stopped=is_stopped, timeout_s=timeout_s)
+        return await work.run(
+            apply=apply,
+            wait_s=wait_s,
+            bring=bring if bring_back and apply else None,
+            on_event=on_event,
+        )
+
+
+class _RollBack:
+    def __init__(
+        self, sides: Sides, kafka_group: str, *, is_stopped: bool, timeout_s: float
+    ) -> None:
+        self._sides = sides
+        self._kafka_group = kafka_group
+        self._is_stopped = is_stopped
+        self._timeout_s = timeout_s
+
+    async def run(
+        self,
+        *,
+        apply: bool,
+        wait_s: float,
+        bring: Callable[[], Awaitable[None]] | None,
+        on_event: Callable[[str], None],
+    ) -> CutProof:
+        started = time.monotonic()
+        sides = self._sides
+        await sides.index.extend()
+        progress = await self._until_left(wait_s, on_event)
+        empty_at = time.monotonic()
+        found = await sides.kafka_group(self._kafka_group)
+        obstacles = list(progress.obstacles)
+        if not is_empty(found, is_stopped=self._is_stopped):
+            obstacles.append(why_not_empty(found))
+        if bring is not None and not obstacles:
+            on_event("bringing back what was published straight to NATS")
+            await bring()
+        await sides.index.extend()
+        cuts = await self._cuts_when_back(progress.handled, found, on_event)
+        proof = CutProof(
+            what="rollback",
+            topic=sides.route.topic,
+            kafka_group=self._kafka_group,
+            kafka_group_state=found.state,
+            group=sides.takeover.group,
+            partitions=cuts,
+            obstacles=tuple(obstacles),
+            made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        if apply and proof.is_exact:
+            places = {it.partition: it.offset for it in cuts}
+            await sides.admin.set_positions(self._kafka_group, sides.route.topic, places)
+            proof = await self._read_back(proof, progress)
+            proof = replace(proof, standstill_s=time.monotonic() - empty_at)
+        return replace(proof, seconds=time.monotonic() - started)
+
+    async def _until_left(self, wait_s: float, on_event: Callable[[str], None]) -> Progress:
+        deadline = time.monotonic() + wait_s
+        is_told = False
+        while True:
+            progress = await self._sides.takeover.progress()
+            if not progress.obstacles or time.monotonic() >= deadline:
+                return progress
+            if not is_told:
+                on_event(progress.obstacles[0])
+                is_told = True
+            await asyncio.sleep(_LOOK_S)
+
+    async def _cuts_when_back(
+        self,
+        handled: Mapping[int, Handled],
+        found: KafkaGroup,
+        on_event: Callable[[str], None],
+    ) -> list[PartitionCut]:
+        """The places, computed again while messages are still on their way back."""
+        deadline = time.monotonic() + self._timeout_s
+        is_told = False
+        while True:
+            cuts, is_waiting = await self._cuts(handled, found)
+            if not is_waiting or time.monotonic() >= deadline:
+                return cuts
+            if not is_told:
+                on_event("waiting for the way back to have written everything to Kafka")
+                is_told = True
+            await asyncio.sleep(_LOOK_S)
+
+    async def _cuts(
+        self, handled: Mapping[int, Handled], found: KafkaGroup
+    ) -> tuple[list[PartitionCut], bool]:
+        """Each partition's place, and whether one lacks a message that is not back in Kafka."""
+        sides = self._sides
+        sides.marks = await sides.source.watermarks()
+        records: dict[int, Edge] = {}
+        natives: dict[int, tuple[int | None, int | None]] = {}
+        returns: dict[int, Returns] = {}
+        begins: dict[int, int] = {}
+        for number, progress in sorted(handled.items()):
+            partition = sides.index.partitions[number]
+            records[number] = await sides.index.edge_at_seq(
+                number, progress.has, progress.floor, progress.end
+            )
+            natives[number] = partition.natives_edge(progress.has)
+            moved = partition.last[1] + 1 if partition.last else sides.marks[number].low
+            returns[number] = Returns(own_from=moved)
+            near = [seq for seq in natives[number] if seq is not None]
+            begins[number] = min([moved, *(partition.offset_before(seq) for seq in near)])
+        await read_returns(sides.source, sides.route.name, returns, begins, sides.marks)
+        committed = found.of_topic(sides.route.topic)
+        cuts, is_waiting = [], False
+        for number, edge in records.items():
+            back, mark = returns[number].back, sides.marks[number]
+            last, first = (None if seq is None else (seq, back.get(seq)) for seq in natives[number])
+            is_waiting |= any(it is not None and it[1] is None for it in (last, first))
+            own = returns[number].own
+            place = in_topic(edge, Edge(last, first), mark.high if own is None else own)
+            cuts.append(
+                PartitionCut(
+                    partition=number,
+                    stream=sides.index.partitions[number].stream,
+                    low=mark.low,
+                    high=mark.high,
+                    offset=place.at,
+                    next_seq=handled[number].floor + 1,
+                    records=edge,
+                    natives=Edge(last, first),
+                    before=committed.get(number),
+                    obstacle=place.obstacle or _lost(place.at, mark.low),
+                )
+            )
+        return cuts, is_waiting
+
+    async def _read_back(self, proof: CutProof, progress: Progress) -> CutProof:
+        """What Kafka says of the group now, and whether the other group was used meanwhile."""
+        sides = self._sides
+        now = await sides.kafka_group(self._kafka_group)
+        after = now.of_topic(sides.route.topic)
+        cuts = [
+            replace(
+                cut,
+                after=after.get(cut.partition),
+                obstacle=None
+                if after.get(cut.partition) == cut.offset
+                else f"written as {cut.offset}, read back as {after.get(cut.partition)}",
+            )
+            for cut in proof.partitions
+        ]
+        again = await sides.takeover.progress()
+        obstacles = list(proof.obstacles)
+        if again != progress:
+            obstacles.append(
+                f"group {sides.takeover.group} was at work again meanwhile: what it handled since"
+                " comes again in Kafka"
+            )
+        return replace(proof, partitions=cuts, obstacles=tuple(obstacles), applied=True)
+
+
+def _lost(offset: int, low: int) -> str | None:
+    if offset >= low:
+        return None
+    return (
+        f"the group would go on at offset {offset}, and Kafka's log begins at {low}: what is"
+        " between is only in the stream"
+    )

@@ -1,0 +1,211 @@
+"""A coordinator group's place becomes a Kafka group's again: exact, or refused."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError
+
+from millstream_bridge import Bridge
+from millstream_bridge.cutover.proof import CutProof
+from millstream_bridge.cutover.rollback import roll_back
+from millstream_bridge.model import Route
+from millstream_coordinator import Group, Message
+from tests.bridge.moves import move_all, until
+from tests.bridge.test_back import PARTITIONS, fill, publish
+from tests.bridge.test_cutover import commit, cut, handled_by
+from tests.helpers.kafka import REAL, Kafka
+from tests.helpers.servers import Server
+
+
+async def roll(kafka: Kafka, server: Server, route: Route, group: str, **options: Any) -> CutProof:
+    """Roll back to a Kafka group of the same name."""
+    options = {"is_stopped": kafka.kind != REAL, "timeout_s": 5.0, **options}
+    return await roll_back(
+        kafka=kafka.bootstrap,
+        nats=server.url,
+        route=route,
+        kafka_group=group,
+        group=group,
+        **options,
+    )
+
+
+def rest_of(kafka: Kafka, topic: str, group: str) -> list[bytes]:
+    """What a member of the Kafka group is given now, up to the topic's end."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+        }
+    )
+    found: list[bytes] = []
+    ended: set[int] = set()
+    try:
+        consumer.subscribe([topic])
+        while len(ended) < PARTITIONS:
+            message = consumer.poll(30)
+            assert message is not None, "no answer in time"
+            error = message.error()
+            if error is None:
+                found.append(message.value() or b"")
+            else:
+                assert error.code() == KafkaError._PARTITION_EOF, error
+                ended.add(message.partition() or 0)
+        return found
+    finally:
+        consumer.close()
+
+
+async def cut_over_all(kafka: Kafka, server: Server, topic: str) -> Route:
+    """A topic of 12 records, and a group that has the first of each partition behind it."""
+    route = await fill(kafka, server, topic)
+    commit(kafka, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
+    proof = await cut(kafka, server, route, topic, apply=True)
+    assert proof.problems == []
+    return route
+
+
+@pytest.mark.kafka
+async def test_the_kafka_group_gets_exactly_what_was_not_handled_in_nats(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """Kafka's records and native messages, some handled, some not."""
+    kafka = a_real_kafka
+    route = await cut_over_all(kafka, nats_server, topic)
+    await publish(nats_server, range(10))
+    assert len(await handled_by(nats_server, route, topic, 19)) == 19
+    await publish(nats_server, range(10, 16))
+
+    proof = await roll(kafka, nats_server, route, topic, apply=True, bring_back=True)
+
+    assert proof.problems == []
+    assert proof.applied
+    rest = await asyncio.to_thread(rest_of, kafka, topic, topic)
+    assert sorted(rest) == sorted(b"native %d" % n for n in range(10, 16))
+
+
+@pytest.mark.kafka
+async def test_records_not_moved_yet_are_left_to_the_kafka_group(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """The forward bridge was stopped before; and Kafka's producers went on."""
+    kafka = a_real_kafka
+    route = await cut_over_all(kafka, nats_server, topic)
+    await handled_by(nats_server, route, topic, 9)
+    kafka.produce(topic, [{"partition": p, "value": b"new %d" % p} for p in range(PARTITIONS)])
+
+    proof = await roll(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    rest = await asyncio.to_thread(rest_of, kafka, topic, topic)
+    assert sorted(rest) == [b"new 0", b"new 1", b"new 2"]
+
+
+@pytest.mark.kafka
+async def test_a_switch_there_and_back_and_there_again_handles_each_record_once(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    kafka = a_real_kafka
+    route = await cut_over_all(kafka, nats_server, topic)
+    there = Bridge(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+    await publish(nats_server, range(5))
+    first = await handled_by(nats_server, route, topic, 14)
+    await roll(kafka, nats_server, route, topic, apply=True, bring_back=True)
+    kafka.produce(topic, [{"partition": p, "value": b"at home"} for p in range(PARTITIONS)])
+    home = await asyncio.to_thread(rest_of, kafka, topic, topic)
+    marks = {it: mark.high for it, mark in (await watermarks(kafka, topic)).items()}
+    commit(kafka, topic, topic, marks)
+    await there.run(stop_at_end=True)
+    await publish(nats_server, range(5, 8))
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    last = await handled_by(nats_server, route, topic, 3)
+    assert len(first) == 9 + 5
+    assert home == [b"at home"] * PARTITIONS
+    assert sorted(data for _, data in last) == [b"native 5", b"native 6", b"native 7"]
+
+
+async def watermarks(kafka: Kafka, topic: str) -> Any:
+    from millstream_bridge.kafka.source import KafkaSource
+
+    source = KafkaSource(kafka.bootstrap, topic)
+    try:
+        return await source.watermarks()
+    finally:
+        await source.close()
+
+
+async def test_native_messages_not_in_kafka_refuse_it(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(kafka, nats_server, topic)
+    await publish(nats_server, range(10))
+    await handled_by(nats_server, route, topic, 19)
+
+    proof = await roll(kafka, nats_server, route, topic, apply=True, timeout_s=0.5)
+
+    assert not proof.applied
+    assert "not in Kafka yet" in proof.problems[0]
+
+
+async def test_without_native_messages_the_offsets_are_those_of_the_records(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(kafka, nats_server, topic)
+    await handled_by(nats_server, route, topic, 9)
+    kafka.produce(topic, [{"partition": 1, "value": b"13"}, {"partition": 1, "value": b"16"}])
+    await move_all(kafka.bootstrap, nats_server.url, route)
+
+    proof = await roll(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    assert {it.partition: it.offset for it in proof.partitions} == {0: 4, 1: 4, 2: 4}
+    assert {it.partition: it.after for it in proof.partitions} == {0: 4, 1: 4, 2: 4}
+    assert {it.partition: it.before for it in proof.partitions} == {0: 1, 1: 1, 2: 1}
+
+
+async def test_a_dry_run_changes_nothing(nats_server: Server, kafka: Kafka, topic: str) -> None:
+    route = await cut_over_all(kafka, nats_server, topic)
+    await handled_by(nats_server, route, topic, 9)
+
+    proof = await roll(kafka, nats_server, route, topic)
+    again = await roll(kafka, nats_server, route, topic)
+
+    assert (proof.is_exact, proof.applied) == (True, False)
+    assert {it.partition: it.before for it in again.partitions} == {0: 1, 1: 1, 2: 1}
+
+
+async def test_a_group_with_workers_is_waited_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(mock, nats_server, topic)
+    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
+    seen: list[int] = []
+    told: list[str] = []
+
+    @worker.handler(key=route.subject)
+    async def note(message: Message) -> None:
+        seen.append(message.seq)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: len(seen) == 9)
+        refused = await roll(mock, nats_server, route, topic, apply=True)
+        rolling = tasks.create_task(
+            roll(mock, nats_server, route, topic, apply=True, wait_s=30, on_event=told.append),
+            name="rollback",
+        )
+        await until(lambda: bool(told))
+        await worker.stop()
+        await running
+
+    assert "has 1 members" in refused.problems[0]
+    assert rolling.result().problems == []
+    assert {it.partition: it.after for it in rolling.result().partitions} == {0: 4, 1: 4, 2: 4}
