@@ -19,7 +19,6 @@ from . import (
     cli_plan,
     cli_rollback,
     cli_run,
-    cli_status,
     cli_verify,
 )
 
@@ -44,7 +43,6 @@ for _command in (
     cli_assess,
     cli_plan,
     cli_run,
-    cli_status,
     cli_verify,
     cli_barrier,
     cli_cutover,
