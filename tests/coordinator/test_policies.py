@@ -13,7 +13,7 @@ from millstream_coordinator.events import (
     PartitionResumed,
     PartitionStopped,
 )
-from millstream_coordinator.machine.failure import retry_delay_s
+from millstream_coordinator.machine.policies import retry_delay_s
 from millstream_coordinator.memory import MemoryClient, MemoryServer, Observer
 from millstream_coordinator.model import (
     ControlRecord,

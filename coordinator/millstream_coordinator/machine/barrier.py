@@ -99,7 +99,7 @@ class Barrier:
             return False
         old, config_revision = context.num_partitions, context.book.revision(CONFIG_KEY)
         saved: dict[str | None, dict[int, DonePosition]] = {}
-        for holder in {it.done_from for it in records.values() if it.done_from is not None}:
+        for holder in sorted({it.done_from for it in records.values() if it.done_from is not None}):
             read = yield ReadKey(id=context.steps.take_id(), key=done_key(holder))
             if not isinstance(read, KeyRead):
                 return False

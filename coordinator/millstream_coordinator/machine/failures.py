@@ -1,34 +1,29 @@
-"""The failures of one member's messages: what the policies of failure.py and parking.py work on.
+"""The failures of one member's messages: what `policies` and `parking` work on.
 
 This is where a message's way parts from the handler: after a call that failed (`fail`), and before
 one that must not be made (`detour`): a message of a parked key, one an operator wants skipped, one
 whose key is being replayed.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from ..events import MessageGivenUp, MessageRetried, PartitionResumed, PartitionStopped
 from ..model import FailurePolicy, LetterReason, Message, ParkedRecord, PartitionRecord
 from ..naming import parked_key
 from ..ports import Done, Failed, Failure, Handled
-from .failure import error_line, letter_token, retry_delay_s, skipped, stop, store
+from .handing import Handing
 from .handoff import raise_epoch
 from .lanes import lane_key
-from .ownership import GivenUp, Ownership, OwnershipState
+from .ownership import GivenUp, Holder, Ownership, OwnershipState
 from .parking import park, replay, restore
-
-if TYPE_CHECKING:
-    from .owner import Owner
+from .policies import error_line, letter_token, retry_delay_s, skipped, stop, store
 
 
 class Failures:
     """What failed, what is parked, and what is replayed, over all partitions of a member."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Holder, handing: Handing) -> None:
         self.context = owner.context
-        self._owner = owner
+        self.owner = owner
+        self._handing = handing
 
     def fail(self, one: Ownership, batch: tuple[Message, ...], event: Handled) -> None:
         config = self.context.settings.config
@@ -40,7 +35,7 @@ class Failures:
             self._retry(one, batch, error, is_attempt=False)
             if one.state is OwnershipState.SERVING:
                 one.is_held = True
-                self._owner.start(one, raise_epoch(self._owner, one, event.seen_epoch))
+                self.owner.start(one, raise_epoch(self.owner, one, event.seen_epoch))
         elif not is_over:
             self._retry(one, batch, error, is_attempt=True)
         elif config.on_failure is FailurePolicy.STOP or self._is_full_of_parked(one):
@@ -73,7 +68,7 @@ class Failures:
             for each in batch:
                 each.attempt += 1
         one.lanes.retry_batch(batch, self.context.now + delay_s)
-        self._owner.handing.sleep(one)
+        self._handing.sleep(one)
 
     def detour(self, one: Ownership, message: Message) -> bool:
         """Send a message that was started where it belongs, if that is not the handler."""
@@ -96,7 +91,7 @@ class Failures:
     def store(self, one: Ownership, given_up: GivenUp) -> None:
         one.given_up[given_up.message.seq] = given_up
         is_parking = given_up.reason is LetterReason.PARK
-        script = (park if is_parking else store)(self._owner, one, given_up)
+        script = (park if is_parking else store)(self, one, given_up)
         key = ("letter", one.partition, given_up.message.seq)
         self.context.steps.start(key, script, self.context.now)
 
@@ -104,7 +99,7 @@ class Failures:
         """A message is among the letters: for the partition's books it is handled."""
         message = given_up.message
         del one.given_up[message.seq]
-        self._owner.handing.complete(one, message)
+        self._handing.complete(one, message)
         self.context.tell(
             MessageGivenUp(
                 partition=one.partition,
@@ -115,9 +110,9 @@ class Failures:
             )
         )
         if one.skip_seq == message.seq:
-            script = skipped(self._owner, one, message.seq)
+            script = skipped(self, one, message.seq)
             self.context.steps.start(("stop", one.partition), script, self.context.now)
-        self._owner.handing.note_ended(one)
+        self._handing.note_ended(one)
 
     def _stop(self, one: Ownership, message: Message, error: str) -> None:
         one.lanes.hold(message)
@@ -130,20 +125,20 @@ class Failures:
         self.context.tell(PartitionStopped(partition=one.partition, seq=message.seq, error=error))
 
     def write_stop(self, one: Ownership, seq: int) -> None:
-        script = stop(self._owner, one, seq, one.stopped_error)
+        script = stop(self, one, seq, one.stopped_error)
         self.context.steps.start(("stop", one.partition), script, self.context.now)
 
     def on_parked(self, partition: int) -> None:
         """Hear what is parked, and what is to be replayed."""
-        one = self._owner.owned.get(partition)
+        one = self.owner.owned.get(partition)
         record = self.context.book.parked.get(partition)
         if one is None or not one.knows_parked:
             return
         if record is not None:
             self.take_parked(one, record)
-        elif one.parked and self._owner.is_mine(one):  # lost: operators need it
+        elif one.parked and self.owner.is_mine(one):  # lost: operators need it
             key = ("parked", partition)
-            self.context.steps.start(key, restore(self._owner, one), self.context.now)
+            self.context.steps.start(key, restore(self, one), self.context.now)
 
     def take_parked(self, one: Ownership, record: ParkedRecord) -> None:
         """Take what is parked from the record, as long as this owner is its last writer."""
@@ -162,7 +157,7 @@ class Failures:
 
     def _start_replay(self, one: Ownership, token: str) -> None:
         key = ("replay", one.partition, token)
-        self.context.steps.start(key, replay(self._owner, one, token), self.context.now)
+        self.context.steps.start(key, replay(self, one, token), self.context.now)
 
     def stop_replays(self, one: Ownership) -> None:
         for token in one.replaying:
@@ -170,14 +165,14 @@ class Failures:
 
     def may_call(self, one: Ownership) -> bool:
         """Whether a letter may be handed to the handler now."""
-        has_room = self._owner.handing.num_running < self.context.settings.limits.max_lanes
+        has_room = self._handing.num_running < self.context.settings.limits.max_lanes
         return has_room and one.is_serving and not self.context.is_fenced
 
     def begin_replayed(self, one: Ownership, message: Message) -> int:
         """Note the handler call of a letter; returns the id of its command."""
         id_ = self.context.steps.take_id()
         one.replayed[message.seq] = (message, id_)
-        self._owner.handing.num_running += 1
+        self._handing.num_running += 1
         return id_
 
     def end_replayed(self, one: Ownership, event: Handled) -> None:
@@ -192,16 +187,16 @@ class Failures:
                 message.attempt += 1
         if event.seen_epoch is not None and one.state is OwnershipState.SERVING:
             one.is_held = True
-            self._owner.start(one, raise_epoch(self._owner, one, event.seen_epoch))
+            self.owner.start(one, raise_epoch(self.owner, one, event.seen_epoch))
         self.context.steps.receive(reply, self.context.now)
-        self._owner.handing.note_ended(one)
+        self._handing.note_ended(one)
 
     def replay_ended(self, one: Ownership, token: str) -> None:
         """Let the key go on; and look again, for it may have been asked for anew meanwhile."""
         lane = one.replaying.pop(token, None)
         if lane is not None:
             one.lanes.let_go(lane)
-            self._owner.handing.note_ready(one)
+            self._handing.note_ready(one)
         self.context.changed.append(parked_key(one.partition))
 
     def obey(self, one: Ownership, record: PartitionRecord) -> None:
@@ -216,7 +211,7 @@ class Failures:
             for message in stopped_by:
                 message.attempt = 1
                 one.lanes.let_go(lane_key(message))
-            self._owner.handing.note_ready(one)
+            self._handing.note_ready(one)
 
     def resume(self, one: Ownership) -> None:
         """Begin again what joining anew abandoned, and hear what was said meanwhile."""

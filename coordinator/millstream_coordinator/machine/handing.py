@@ -1,42 +1,57 @@
 """Handler calls of one member: what is handed out, what came back, and the acks.
 
-What is ready is handed out as far as there is room for calls. By `dispatch`, one ``Handle`` each;
-or, to an edge that handles many messages between two steps (``takes_calls``), by `next_call`, which
-gives what may begin now, and by `handled`, which books what returned and gives the next one. Then
-`dispatch`, once per round of the edge's loop, lets the acks go out together. None of that touches
-the rest of the machine: no command and no step per message.
+What is ready is handed out as far as there is room for calls. There are two ways. The plain one is
+`dispatch`, which gives a ``Handle`` for each call, and `on_handled`, which takes its end. The short
+one is for an edge that handles many messages between two steps (``takes_calls``): `next_call` gives
+what may begin now, and `handled` books a call of one message that returned and gives the next one;
+ends of any other kind (an error, a batch) come to `on_handled` as well. Then `dispatch`, once per
+round of the edge's loop, lets the acks go out together. The short way touches nothing else of the
+machine: no command and no step per message.
 
 A message that must not go to the handler is sent where it belongs (`Failures.detour`). An ack goes
 out only while ownership is beyond doubt; else it is held back at its partition.
 """
 
-from __future__ import annotations
-
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..model import Message
 from ..ports import Acks, Handle, Handled
-from .ownership import Ownership, OwnershipState
-
-if TYPE_CHECKING:
-    from .owner import Owner
+from .ownership import Holder, Ownership, OwnershipState
+from .saving import Saving
 
 NEVER = float("inf")
+
+
+class Detours(Protocol):
+    """Where a message's way parts from the handler (`Failures`)."""
+
+    def detour(self, one: Ownership, message: Message) -> bool:
+        """Send a message that was started where it belongs, if that is not the handler."""
+
+    def fail(self, one: Ownership, batch: tuple[Message, ...], event: Handled) -> None:
+        """Take a call that failed."""
+
+    def end_replayed(self, one: Ownership, event: Handled) -> None:
+        """Take the end of a call that is none of the lanes': a letter's, if of any."""
 
 
 class Handing:
     """The handler calls under way and to be made."""
 
-    def __init__(self, owner: Owner) -> None:
+    detours: Detours
+    """Set by the owner."""
+
+    def __init__(self, owner: Holder, saving: Saving) -> None:
         self.context = owner.context
         self.num_running = 0
         """Handler calls under way."""
         self._owner = owner
+        self._saving = saving
         self._owned = owner.owned
         self._ready: deque[Ownership] = deque()
-        self._asleep: set[Ownership] = set()
-        """Those with lanes, or a batch, that wait for a moment."""
+        self._asleep: dict[Ownership, None] = {}
+        """Those with lanes, or a batch, that wait for a moment; in order: a seed must be a run."""
         self._acks: list[Message] = []
         self._drained: list[Ownership] = []
 
@@ -102,7 +117,7 @@ class Handing:
             self.complete(one, message)
             self.note_ended(one)
         elif one is not None:
-            self._owner.failures.end_replayed(one, Handled(message=message))
+            self.detours.end_replayed(one, Handled(message=message))
         return None if self._owner.is_fenced else self._next()
 
     def note_ended(self, one: Ownership) -> None:
@@ -131,7 +146,7 @@ class Handing:
                 ready.rotate(-1)
             if message is None:
                 continue
-            if one.has_detours and self._owner.failures.detour(one, message):
+            if one.has_detours and self.detours.detour(one, message):
                 continue
             self.num_running += 1
             return message
@@ -149,7 +164,7 @@ class Handing:
             if one.has_detours:
                 message = one.lanes.start()
                 self.note_ready(one)
-                if message is None or self._owner.failures.detour(one, message):
+                if message is None or self.detours.detour(one, message):
                     continue
                 batch = [message]
             elif self._waits_for_more(one):
@@ -173,7 +188,7 @@ class Handing:
             return False
         if one.batch_since is None:
             one.batch_since = self.context.now
-            self._asleep.add(one)
+            self._asleep[one] = None
         return True
 
     def note_ready(self, one: Ownership) -> None:
@@ -191,14 +206,14 @@ class Handing:
         if one is None:
             return
         if one.lanes.find(message.seq) is not message:
-            self._owner.failures.end_replayed(one, event)
+            self.detours.end_replayed(one, event)
             return
         batch = one.batches.pop(message.seq, (message,))
         if not event.is_called:
             for each in reversed(batch):
                 one.lanes.put_back(each)
         elif event.error is not None:
-            self._owner.failures.fail(one, batch, event)
+            self.detours.fail(one, batch, event)
         else:
             for each in batch:
                 self.complete(one, each)
@@ -210,7 +225,7 @@ class Handing:
     def complete(self, one: Ownership, message: Message) -> None:
         one.lanes.finish(message)
         one.floor.complete(message.seq)
-        self._owner.saving.num_unsaved += 1
+        self._saving.num_unsaved += 1
         if one.is_held or self._owner.is_fenced:
             one.held_acks.append(message)
         elif self.context.has_stream:
@@ -262,15 +277,15 @@ class Handing:
             one.held_acks.extend(acks)
         else:
             self._acks.extend(acks)
-        self._owner.saving.num_unsaved += len(acks)
+        self._saving.num_unsaved += len(acks)
 
     def sleep(self, one: Ownership) -> None:
         """Look at it again when its lanes wake."""
-        self._asleep.add(one)
+        self._asleep[one] = None
 
     def forget(self, one: Ownership) -> None:
         """It is owned no more."""
-        self._asleep.discard(one)
+        self._asleep.pop(one, None)
 
     def wake(self) -> None:
         """Wake lanes and batches whose time has come."""
@@ -281,7 +296,7 @@ class Handing:
                 one.batch_since, one.is_batch_due = None, True
             self.note_ready(one)
             if self._wake_at(one) == NEVER:
-                self._asleep.discard(one)
+                self._asleep.pop(one, None)
 
     @property
     def next_wake_s(self) -> float:

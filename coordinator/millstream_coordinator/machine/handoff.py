@@ -45,10 +45,7 @@ Step 2 also says why (``cause``), and since when the partition is not served (``
 draining began, or since the dead owner was last heard. Everything else a record holds is kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..errors import BadRecord
 from ..events import Cause
@@ -80,11 +77,8 @@ from ..ports import (
     Written,
 )
 from .context import Context, Part
+from .ownership import Holder, Ownership
 from .steps import Key, Pause, Script
-
-if TYPE_CHECKING:
-    from .owner import Owner
-    from .ownership import Ownership
 
 RETRY_S = 0.1
 """Pause before a failed step is tried again."""
@@ -162,7 +156,7 @@ def write_partition(
     return False
 
 
-def release(owner: Owner, one: Ownership) -> Script:
+def release(owner: Holder, one: Ownership) -> Script:
     """Steps 1 and 2 by the owner, after its running handler calls have ended.
 
     Tried again until it succeeds; whoever sees that the record changed meanwhile abandons it.
@@ -171,7 +165,7 @@ def release(owner: Owner, one: Ownership) -> Script:
         yield Pause(RETRY_S)
 
 
-def _release_once(owner: Owner, one: Ownership) -> Part:
+def _release_once(owner: Holder, one: Ownership) -> Part:
     context = owner.context
     sync = ("sync", one.partition)
     if context.has_stream and one.last_acked is not None:
@@ -211,7 +205,7 @@ def _until_ended(context: Context, key: Key) -> Part:
     return True
 
 
-def raise_epoch(owner: Owner, one: Ownership, seen_epoch: int) -> Script:
+def raise_epoch(owner: Holder, one: Ownership, seen_epoch: int) -> Script:
     """A sink holds an effect of a higher epoch than the owner's, which only a lost bucket explains.
 
     If the record, read again, still names this owner, its epoch is raised above the sink's; the
@@ -253,7 +247,7 @@ def raise_outdated(context: Context, partition: int) -> Script:
         yield from write_partition(context, partition, new, revision)
 
 
-def serve(owner: Owner, one: Ownership, *, is_again: bool) -> Script:
+def serve(owner: Holder, one: Ownership, *, is_again: bool) -> Script:
     """Steps 3 to 6, until they succeed or the partition is somebody else's.
 
     ``is_again``: the consumer of this epoch may be there already (after a reconnect, a hole, or an
@@ -264,7 +258,7 @@ def serve(owner: Owner, one: Ownership, *, is_again: bool) -> Script:
         yield Pause(RETRY_S)
 
 
-def _serve_once(owner: Owner, one: Ownership, is_again: bool) -> Part:
+def _serve_once(owner: Holder, one: Ownership, is_again: bool) -> Part:
     context = owner.context
     own = context.consumer(one.partition, one.epoch)
     if is_again:

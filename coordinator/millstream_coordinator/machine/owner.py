@@ -64,8 +64,8 @@ class Owner:
         self.saving = Saving(context, self.owned)
         self._by_pull: dict[int, Ownership] = {}
         self._last_pull = 0
-        self.handing = Handing(self)
-        self.failures = Failures(self)
+        self.handing = Handing(self, self.saving)
+        self.failures = self.handing.detours = Failures(self, self.handing)
         self.upkeep = Upkeep(self)
         self.is_fenced = True
         """Whether ownership was in doubt when it was last looked at."""
@@ -124,7 +124,7 @@ class Owner:
     def _serve(self, one: Ownership, *, is_again: bool) -> Script:
         """Steps 3 to 6; what is parked is known before the pull."""
         if self.context.settings.config.on_failure is not FailurePolicy.RETRY:
-            while not one.knows_parked and not (yield from parking.claim(self, one)):
+            while not one.knows_parked and not (yield from parking.claim(self.failures, one)):
                 yield Pause(RETRY_S)
         yield from serve(self, one, is_again=is_again)
 

@@ -10,11 +10,14 @@ what is in a lane stays there and gets the new reply subject, what is done is ac
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import Protocol
 
 from ..model import ChildPosition, DonePosition, LetterReason, Message, PartitionRecord
 from ..naming import REPLAY
+from .context import Context, Part
 from .floor import Delivery, Floor, Range
 from .lanes import LaneKey, Lanes
+from .steps import Script
 
 
 class OwnershipState(Enum):
@@ -88,7 +91,7 @@ class Ownership:
         self.is_flushed = False
         self.must_flush_again = False
         """A drain was called off and began anew while the first one's flush was under way."""
-        # What became of messages that failed too often (failure.py, parking.py).
+        # What became of messages that failed too often (policies.py, parking.py).
         self.knows_parked = False
         self.parked: dict[str, int] = {}
         """Tokens of parked keys → sequence of the first message."""
@@ -190,3 +193,33 @@ class Ownership:
             children=self.floor.children(),
             level=self.level,
         )
+
+
+class Holder(Protocol):
+    """Who has ownerships (`Owner`), as its helpers and scripts know it."""
+
+    context: Context
+    owned: dict[int, Ownership]
+    is_fenced: bool
+    puts_down: bool
+
+    def is_mine(self, one: Ownership) -> bool:
+        """Whether the book's record still names this process under this epoch."""
+
+    def fence(self) -> None:
+        """Look whether ownership is in doubt."""
+
+    def start(self, one: Ownership, script: Script) -> None:
+        """Run the script that serves it or gives it away, in place of the one before."""
+
+    def open(self, one: Ownership) -> None:
+        """Pull from the consumer that was just made."""
+
+    def serve_again(self, one: Ownership) -> None:
+        """Make the consumer anew from the floor."""
+
+    def release_if_drained(self, one: Ownership) -> None:
+        """Give it away if it is to be given away and nothing runs."""
+
+    def save(self) -> Part:
+        """Write ``done.<member>``; False: not written, to be tried again."""

@@ -24,11 +24,8 @@ request where it is; the next owner goes on with the letters that are left. A le
 returned and that was not deleted is handled again: a fenced sink refuses it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from ..errors import BadRecord
 from ..events import KeyReplayed
@@ -50,13 +47,10 @@ from ..ports import (
     Written,
 )
 from .context import Part
-from .failure import letter_token, retry_delay_s, store
 from .handoff import RETRY_S
+from .ownership import GivenUp, Ownership
+from .policies import Desk, letter_token, retry_delay_s, store
 from .steps import Pause, Script
-
-if TYPE_CHECKING:
-    from .owner import Owner
-    from .ownership import GivenUp, Ownership
 
 LETTERS_AT_ONCE = 100
 _LOOK_AGAIN_S = 0.05
@@ -64,67 +58,67 @@ _Read = Generator[Command | Pause, Reply, tuple[ParkedRecord | None, int] | None
 _Recalled = Generator[Command | Pause, Reply, ParkedRecord | None]
 
 
-def claim(owner: Owner, one: Ownership) -> Part:
+def claim(desk: Desk, one: Ownership) -> Part:
     """Read ``parked.<n>`` and write this epoch into it; False: to be tried again."""
-    read = yield from _read(owner, one)
+    read = yield from _read(desk, one)
     if read is None:
         return False
     record, revision = read
     if record is None or not record.epoch:
-        record = yield from _recall(owner, one, record)
+        record = yield from _recall(desk, one, record)
         if record is None:
             return False
     if record.epoch > one.epoch:
         # Only an owner that came later can have written that; the partition's record will say so.
-        yield from owner.context.refresh(one.partition)
+        yield from desk.context.refresh(one.partition)
         return False
     claimed = replace(record, epoch=one.epoch)
-    if _is_parking(owner) or record.keys or record.replay:
-        one.knows_parked = yield from _write(owner, one, claimed, revision)
+    if _is_parking(desk) or record.keys or record.replay:
+        one.knows_parked = yield from _write(desk, one, claimed, revision)
     else:
         one.knows_parked = True
     return one.knows_parked
 
 
 def change_parked(
-    owner: Owner, one: Ownership, change: Callable[[ParkedRecord], ParkedRecord]
+    desk: Desk, one: Ownership, change: Callable[[ParkedRecord], ParkedRecord]
 ) -> Part:
     """Change ``parked.<n>`` as its owner; False: it is not this one's any more."""
     while True:
-        read = yield from _read(owner, one)
+        read = yield from _read(desk, one)
         if read is None:
             yield Pause(RETRY_S)
             continue
         record, revision = read
         if record is not None and record.epoch > one.epoch:
-            yield from owner.context.refresh(one.partition)
+            yield from desk.context.refresh(one.partition)
             return False
         known = record
         if record is None or record.epoch < one.epoch:  # what was claimed is lost
-            known = yield from _recall(owner, one, record)
+            known = yield from _recall(desk, one, record)
         if known is not None:
             new = replace(change(known), epoch=one.epoch)
-            if new == record or (yield from _write(owner, one, new, revision)):
+            if new == record or (yield from _write(desk, one, new, revision)):
                 return True
         yield Pause(RETRY_S)
 
 
-def park(owner: Owner, one: Ownership, given_up: GivenUp) -> Script:
+def park(desk: Desk, one: Ownership, given_up: GivenUp) -> Script:
     """Write the key down as parked, then store its first message."""
 
     def change(record: ParkedRecord) -> ParkedRecord:
         return replace(record, keys={given_up.token: given_up.message.seq, **record.keys})
 
-    if given_up.token in one.parked or (yield from change_parked(owner, one, change)):
-        yield from store(owner, one, given_up)
+    if given_up.token in one.parked or (yield from change_parked(desk, one, change)):
+        yield from store(desk, one, given_up)
 
 
-def restore(owner: Owner, one: Ownership) -> Script:
+def restore(desk: Desk, one: Ownership) -> Script:
     """Write a record anew that was lost."""
-    yield from change_parked(owner, one, lambda record: record)
+    yield from change_parked(desk, one, lambda record: record)
 
 
-def replay(owner: Owner, one: Ownership, token: str) -> Script:
+def replay(desk: Desk, one: Ownership, token: str) -> Script:
     """Handle a parked key's letters, then let the key go on."""
     count = 0
     while any(given_up.token == token for given_up in one.given_up.values()) or any(
@@ -135,7 +129,7 @@ def replay(owner: Owner, one: Ownership, token: str) -> Script:
     is_parked = False
     while not is_parked:
         reply = yield ReadLetters(
-            id=owner.context.steps.take_id(),
+            id=desk.context.steps.take_id(),
             partition=one.partition,
             token=token,
             epoch=one.epoch,
@@ -147,11 +141,11 @@ def replay(owner: Owner, one: Ownership, token: str) -> Script:
         if not reply.letters:
             break
         for letter in reply.letters:
-            if not (yield from _handle(owner, one, letter.message)):
+            if not (yield from _handle(desk, one, letter.message)):
                 is_parked = True
                 break
             count += 1
-            while not isinstance((yield _delete(owner, letter.letter_seq)), Done):
+            while not isinstance((yield _delete(desk, letter.letter_seq)), Done):
                 yield Pause(RETRY_S)
 
     def change(record: ParkedRecord) -> ParkedRecord:
@@ -161,19 +155,19 @@ def replay(owner: Owner, one: Ownership, token: str) -> Script:
         left = tuple(other for other in record.replay if other != token)
         return replace(record, keys=keys, replay=left)
 
-    if (yield from change_parked(owner, one, change)):
+    if (yield from change_parked(desk, one, change)):
         event = KeyReplayed(partition=one.partition, key=token, count=count, is_parked=is_parked)
-        owner.context.tell(event)
-        owner.failures.replay_ended(one, token)
+        desk.context.tell(event)
+        desk.replay_ended(one, token)
 
 
-def _handle(owner: Owner, one: Ownership, message: Message) -> Part:
+def _handle(desk: Desk, one: Ownership, message: Message) -> Part:
     """Call the handler for a letter until it returns; False: it failed too often."""
-    config, timing = owner.context.settings.config, owner.context.settings.timing
+    config, timing = desk.context.settings.config, desk.context.settings.timing
     while True:
-        while not owner.failures.may_call(one):
+        while not desk.may_call(one):
             yield Pause(_LOOK_AGAIN_S)
-        id_ = owner.failures.begin_replayed(one, message)
+        id_ = desk.begin_replayed(one, message)
         if isinstance((yield Handle(messages=(message,), id=id_)), Done):
             return True
         if message.attempt > config.max_attempts:
@@ -181,14 +175,14 @@ def _handle(owner: Owner, one: Ownership, message: Message) -> Part:
         yield Pause(retry_delay_s(timing, message.attempt, message.seq))
 
 
-def _delete(owner: Owner, letter_seq: int) -> DeleteLetter:
-    return DeleteLetter(id=owner.context.steps.take_id(), letter_seq=letter_seq)
+def _delete(desk: Desk, letter_seq: int) -> DeleteLetter:
+    return DeleteLetter(id=desk.context.steps.take_id(), letter_seq=letter_seq)
 
 
-def _read(owner: Owner, one: Ownership) -> _Read:
+def _read(desk: Desk, one: Ownership) -> _Read:
     """Read the record (None: there is none to read) and its revision; None: try again."""
     key = parked_key(one.partition)
-    reply = yield ReadKey(id=owner.context.steps.take_id(), key=key)
+    reply = yield ReadKey(id=desk.context.steps.take_id(), key=key)
     if not isinstance(reply, KeyRead):
         return None
     if reply.value is None:
@@ -199,7 +193,7 @@ def _read(owner: Owner, one: Ownership) -> _Read:
         return None, reply.revision
 
 
-def _recall(owner: Owner, one: Ownership, found: ParkedRecord | None = None) -> _Recalled:
+def _recall(desk: Desk, one: Ownership, found: ParkedRecord | None = None) -> _Recalled:
     """Put together what a lost record said; None: to be tried again.
 
     ``found`` is what an owner before wrote into a bucket made anew, or a resize handed on. The
@@ -208,8 +202,8 @@ def _recall(owner: Owner, one: Ownership, found: ParkedRecord | None = None) -> 
     """
     keys = {} if found is None else dict(found.keys)
     replay = one.replaying if found is None else (*found.replay, *one.replaying)
-    if _is_parking(owner):
-        letters = yield FindParked(id=owner.context.steps.take_id(), partition=one.partition)
+    if _is_parking(desk):
+        letters = yield FindParked(id=desk.context.steps.take_id(), partition=one.partition)
         if not isinstance(letters, ParkedFound):
             return None
         keys.update(letters.keys)
@@ -217,18 +211,18 @@ def _recall(owner: Owner, one: Ownership, found: ParkedRecord | None = None) -> 
     return ParkedRecord(keys=keys, replay=tuple(dict.fromkeys(replay)))
 
 
-def _is_parking(owner: Owner) -> bool:
-    return owner.context.settings.config.on_failure is FailurePolicy.PARK
+def _is_parking(desk: Desk) -> bool:
+    return desk.context.settings.config.on_failure is FailurePolicy.PARK
 
 
-def _write(owner: Owner, one: Ownership, record: ParkedRecord, revision: int) -> Part:
+def _write(desk: Desk, one: Ownership, record: ParkedRecord, revision: int) -> Part:
     key = parked_key(one.partition)
     value = encode(record)
-    id_ = owner.context.steps.take_id()
+    id_ = desk.context.steps.take_id()
     reply = yield WriteKey(id=id_, key=key, value=value, revision=revision)
     if not isinstance(reply, Written):
         return False
-    owner.context.note(key, value, reply.revision)
+    desk.context.note(key, value, reply.revision)
     # What is known by now may be newer than what was written: an operator was faster.
-    owner.failures.take_parked(one, owner.context.book.parked.get(one.partition, record))
+    desk.take_parked(one, desk.context.book.parked.get(one.partition, record))
     return True

@@ -6,16 +6,9 @@ leaves a message pending that only ``ack_wait`` would give back. So an owner loo
 now and then, and makes one anew whose ack floor stands where ours has passed.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from ..ports import Ack, ConsumerRead, ReadConsumer
-from .ownership import Ownership, OwnershipState
+from .ownership import Holder, Ownership, OwnershipState
 from .steps import Script
-
-if TYPE_CHECKING:
-    from .owner import Owner
 
 NEVER = float("inf")
 
@@ -23,7 +16,7 @@ NEVER = float("inf")
 class Upkeep:
     """The regular work on one member's partitions."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: Holder) -> None:
         self.context = owner.context
         self._owner = owner
         self._audit_at = NEVER

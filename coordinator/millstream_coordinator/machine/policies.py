@@ -20,26 +20,44 @@ that messages that failed together (a database was away) do not come back togeth
 from the sequence: the core has no chance in it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from ..model import Message, PartitionRecord, Timing
+from ..model import Message, ParkedRecord, PartitionRecord, Timing
 from ..naming import partition_key
 from ..partitioning.key import NULL_TOKEN, to_token
 from ..ports import Done, Stale, StoreLetter
+from .context import Context
 from .handoff import RETRY_S, raise_epoch, write_partition
+from .ownership import GivenUp, Holder, Ownership
 from .steps import Pause, Script
-
-if TYPE_CHECKING:
-    from .owner import Owner
-    from .ownership import GivenUp, Ownership
 
 ERROR_MAX = 500
 """Characters of an error that are kept."""
 _GOLDEN = 0.6180339887498949
+
+
+class Desk(Protocol):
+    """Who has messages on their way to the letters and back (`Failures`), as scripts know it."""
+
+    context: Context
+    owner: Holder
+
+    def letter_stored(self, one: Ownership, given_up: GivenUp) -> None:
+        """A message is among the letters: for the partition's books it is handled."""
+
+    def take_parked(self, one: Ownership, record: ParkedRecord) -> None:
+        """Take what is parked from the record, as long as this owner is its last writer."""
+
+    def may_call(self, one: Ownership) -> bool:
+        """Whether a letter may be handed to the handler now."""
+
+    def begin_replayed(self, one: Ownership, message: Message) -> int:
+        """Note the handler call of a letter; returns the id of its command."""
+
+    def replay_ended(self, one: Ownership, token: str) -> None:
+        """Let the key go on; and look again, for it may have been asked for anew meanwhile."""
 
 
 def retry_delay_s(timing: Timing, attempt: int, seq: int) -> float:
@@ -62,49 +80,49 @@ def letter_token(message: Message) -> str:
     return to_token(message.key)
 
 
-def store(owner: Owner, one: Ownership, given_up: GivenUp) -> Script:
+def store(desk: Desk, one: Ownership, given_up: GivenUp) -> Script:
     """Store a letter, as often as it takes; then its message is handled."""
     message = given_up.message
     while True:
         reply = yield StoreLetter(
-            id=owner.context.steps.take_id(),
+            id=desk.context.steps.take_id(),
             message=message,
             token=given_up.token,
             reason=given_up.reason,
             error=given_up.error,
             attempts=message.attempt,
-            stored_ns=owner.context.wall_ns,
+            stored_ns=desk.context.wall_ns,
         )
         if isinstance(reply, Done):
-            owner.failures.letter_stored(one, given_up)
+            desk.letter_stored(one, given_up)
             return
         if isinstance(reply, Stale):
             one.given_up.pop(message.seq, None)
             one.lanes.put_back(message)
             one.is_held = True
-            yield from raise_epoch(owner, one, reply.seen_epoch)
+            yield from raise_epoch(desk.owner, one, reply.seen_epoch)
             return
         yield Pause(RETRY_S)
 
 
-def stop(owner: Owner, one: Ownership, seq: int, error: str) -> Script:
+def stop(desk: Desk, one: Ownership, seq: int, error: str) -> Script:
     """Write into ``part.<n>`` that this message stopped the partition."""
     yield from _change(
-        owner, one, lambda record: replace(record, stopped_seq=seq, stopped_error=error)
+        desk, one, lambda record: replace(record, stopped_seq=seq, stopped_error=error)
     )
 
 
-def skipped(owner: Owner, one: Ownership, seq: int) -> Script:
+def skipped(desk: Desk, one: Ownership, seq: int) -> Script:
     """Take the order to skip a message out of ``part.<n>``: it is carried out."""
 
     def change(record: PartitionRecord) -> PartitionRecord:
         return replace(record, skip_seq=None) if record.skip_seq == seq else record
 
-    yield from _change(owner, one, change)
+    yield from _change(desk, one, change)
 
 
 def _change(
-    owner: Owner, one: Ownership, change: Callable[[PartitionRecord], PartitionRecord]
+    desk: Desk, one: Ownership, change: Callable[[PartitionRecord], PartitionRecord]
 ) -> Script:
     """Write a change of the record, until it is there.
 
@@ -112,8 +130,8 @@ def _change(
     partition before the record is read again: then it is stopped a second time. That is seen and
     undone; not to stop it could not be told from a stop that nobody has seen.
     """
-    context = owner.context
-    while owner.is_mine(one):
+    context = desk.context
+    while desk.owner.is_mine(one):
         record = context.book.partitions[one.partition]
         new = change(record)
         revision = context.book.revision(partition_key(one.partition))
