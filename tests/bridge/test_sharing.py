@@ -1,8 +1,12 @@
 """Several processes at one topic: each partition has one writer, and another one when it dies."""
 
 import asyncio
+import json
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,3 +143,91 @@ async def test_one_of_several_has_no_end(real_nats_server: Server, mock: Kafka, 
         )
         with pytest.raises(ConfigurationError, match="cannot know the end of all"):
             await bridge.run(stop_at_end=True)
+
+
+@asynccontextmanager
+async def process(
+    kafka: Kafka, server: Server, route: Route, folder: Path, name: str
+) -> AsyncIterator[Process]:
+    """``millstream bridge run --group`` as a process of its own, ready; killed at the end."""
+    project = folder / "project.toml"
+    project.write_text(
+        f'[kafka]\nbootstrap = "{kafka.bootstrap}"\n[nats]\nurl = "{server.url}"\n'
+        f'[[route]]\ntopic = "{route.topic}"\nstream = "{route.stream}"\n'
+        f'subject = "{route.subject}"\nmode = "{route.mode}"\n'
+        f"shared = {str(route.shared).lower()}\n"
+    )
+    ready = folder / f"{name}.ready"
+    with (folder / f"{name}.log").open("wb") as log:
+        started = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "millstream_bridge", "run", "--project", str(project)),
+            *("--group", "bridges", "--member", name, "--ready-file", str(ready)),
+            *("--http", "127.0.0.1:0", "--log-json", "--end-with-stdin"),
+            stdin=PIPE,
+            stdout=DEVNULL,
+            stderr=log,
+        )
+    try:
+        await until(lambda: ready.exists() or started.returncode is not None, pause_s=0.02)
+        assert started.returncode is None, (folder / f"{name}.log").read_text()
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+
+
+async def status(server: Server, *options: str) -> tuple[int | None, dict[str, Any]]:
+    """``millstream bridge status --json``: exit code and document."""
+    asked = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "millstream_bridge", "status", "--nats", server.url, "--json"),
+        *("--wait", "0.3", *options),
+        stdout=PIPE,
+        stderr=PIPE,
+    )
+    out, error = await asked.communicate()
+    assert out, error
+    return asked.returncode, json.loads(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+async def test_when_a_process_is_killed_another_goes_on(
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path, mode: str
+) -> None:
+    """SIGKILL of a process in the middle of a backfill: nothing lost, nothing twice, in order."""
+    mock.create_topic(topic, PARTITIONS)
+    route = a_route(topic, **MODES[mode])
+    server = real_nats_server
+    produce(mock, topic, 0, 60_000)
+
+    async with (
+        asyncio.timeout(150),
+        process(mock, server, route, tmp_path, "a") as a,
+        process(mock, server, route, tmp_path, "b") as b,
+        process(mock, server, route, tmp_path, "c") as c,
+    ):
+        _, before = await status(server)
+        by_name = {it["process"]["member"]: it for it in before["routes"]}
+        victim = next(
+            it for name, it in zip("abc", (a, b, c), strict=True) if by_name[name]["partitions"]
+        )
+        produce(mock, topic, 60_000, 60_000)
+        victim.kill()
+        await victim.wait()
+        await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=100)
+        code, after = await status(server, "--route", route.name)
+
+    assert by_name.keys() == {"a", "b", "c"}
+    assert code == 0
+    moved = [it["partitions"] for it in after["routes"]]
+    assert len(moved) == 2
+    assert sorted(int(p) for one in moved for p in one) == list(range(PARTITIONS))
+    assert all(it["lag"] == 0 for one in moved for it in one.values())
+    stored = await stored_records(server.url, route, dense_partitions=PARTITIONS)
+    assert offsets(stored) == {p: list(range(20_000)) for p in range(PARTITIONS)}
+    proof = await verify(kafka=mock.bootstrap, nats=server.url, route=route)
+    assert proof.equal
+    code, nobody = await status(server, "--route", route.name)
+    assert code == 1
+    assert nobody["missing"] == [route.name]

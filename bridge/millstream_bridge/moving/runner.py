@@ -92,9 +92,9 @@ class State(StrEnum):
 class Progress:
     """Live figures of a run; read it at any time, from the loop's thread.
 
-    ``ends`` are the highest ends known of the partitions this process moves, ``newest_ms`` the
-    timestamps of the newest records read, ``epochs`` under which membership gave the partitions.
-    ``missed`` counts offsets that Kafka no longer had.
+    Of the partitions that this process moves: ``ends`` are the highest ends known, ``read`` how far
+    they were read, ``newest_ms`` the timestamps of the newest records read, ``epochs`` under which
+    membership gave them. ``missed`` counts offsets that Kafka no longer had.
     """
 
     state: State = State.STARTING
@@ -110,6 +110,7 @@ class Progress:
     skipped: int = 0
     missed: int = 0
     ends: dict[int, int] = field(default_factory=dict)
+    read: dict[int, int] = field(default_factory=dict)
     newest_ms: dict[int, int] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
 
@@ -118,7 +119,9 @@ class Bridge:
     """Moves one route. One `run` at a time; `stop` from the same loop (or a signal handler of it).
 
     ``kafka_options`` are librdkafka's (security and the like). ``share`` is this process's part
-    where several move the route. ``make_publisher`` is for tests.
+    where several move the route. ``on_ready`` is called once, with the positions, when records
+    flow; with a share, without positions, when others may have all of it. ``make_publisher`` is for
+    tests.
     """
 
     def __init__(
@@ -256,8 +259,9 @@ class Bridge:
         try:
             return await self._session_of(*await self._part(source), source, publisher, goal)
         finally:
-            self._progress.epochs = {}
             if self._share is not None:
+                done = self._progress
+                done.ends, done.read, done.newest_ms, done.epochs = {}, {}, {}, {}
                 self._share.settle()
 
     async def _part(self, source: Source) -> tuple[dict[int, Watermarks], int]:
@@ -266,6 +270,7 @@ class Bridge:
         if self._share is None:
             return marks, len(marks)
         self._progress.state = State.STANDING_BY
+        self._tell_ready({})
         self._progress.epochs = await self._share.take(sorted(marks))
         # It may have waited long.
         marks = await source.watermarks()
@@ -296,9 +301,7 @@ class Bridge:
             self.route.topic,
             extra={"event": "session_began", "partitions": partitions},
         )
-        if self._on_ready is not None:
-            self._on_ready(positions)
-            self._on_ready = None
+        self._tell_ready(positions)
         reader = _Reader(
             source,
             publisher.batch_records,
@@ -307,6 +310,8 @@ class Bridge:
             partition_count=partition_count,
             look_for_partitions_s=self._look_for_partitions_s,
         )
+        done = self._progress
+        done.ends, done.read, done.newest_ms = reader.ends, reader.read, reader.newest_ms
         self._is_moving = True
         try:
             return await self._move(reader, publisher, goal)
@@ -316,6 +321,11 @@ class Bridge:
                 await reader.close()
             finally:
                 await publisher.end()
+
+    def _tell_ready(self, positions: Positions) -> None:
+        if self._on_ready is not None:
+            self._on_ready(positions)
+            self._on_ready = None
 
     async def _move(self, reader: "_Reader", publisher: Publisher, goal: Positions | None) -> Ended:
         while True:
@@ -340,7 +350,6 @@ class Bridge:
                 raise polled.error
             publisher.check()
             self._progress.lag = reader.lag
-            self._progress.ends, self._progress.newest_ms = reader.ends, reader.newest_ms
 
     def _note(self) -> None:
         publisher = self._publisher
@@ -470,7 +479,7 @@ class _Reader:
         self._look_for_partitions_s = look_for_partitions_s
         self._source = source
         self._batch_records = batch_records
-        self._read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
+        self.read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
         self.ends = {p: mark.high for p, mark in marks.items()}
         self.newest_ms: dict[int, int] = {}
         self._polling: asyncio.Task[Polled] | None = None
@@ -479,11 +488,11 @@ class _Reader:
     @property
     def lag(self) -> int:
         """Offsets between what was read and the highest end known."""
-        return sum([max(0, high - self._read[p]) for p, high in self.ends.items()])
+        return sum([max(0, high - self.read[p]) for p, high in self.ends.items()])
 
     def has_reached(self, goal: Positions) -> bool:
         """Whether everything below these offsets was read."""
-        return all(self._read.get(p, 0) >= offset for p, offset in goal.items())
+        return all(self.read.get(p, 0) >= offset for p, offset in goal.items())
 
     async def next(self) -> Polled:
         """The next batch, perhaps empty; the one after it is already being fetched."""
@@ -493,12 +502,12 @@ class _Reader:
         polled = await self._polling
         self._polling = None if polled.error else self._poll()
         for record in polled.records:
-            if record.offset < self._read[record.kafka_partition]:
+            if record.offset < self.read[record.kafka_partition]:
                 raise SessionLost(f"Kafka gave offset {record.offset} again, or out of order")
-            self._read[record.kafka_partition] = record.offset + 1
+            self.read[record.kafka_partition] = record.offset + 1
         self.newest_ms.update([(record[0], record[2]) for record in polled.records])
         for partition, end in polled.ends.items():
-            self._read[partition] = max(self._read[partition], end)
+            self.read[partition] = max(self.read[partition], end)
             self.ends[partition] = max(self.ends[partition], end)
         return polled
 
@@ -519,7 +528,7 @@ class _Reader:
         now = asyncio.get_running_loop().time()
         if now - self._looked_at >= LAG_EVERY_S:
             self._looked_at = now
-            self.ends.update(await self._source.known_ends(list(self._read)))
+            self.ends.update(await self._source.known_ends(list(self.read)))
         if now - self._checked_at < self._look_for_partitions_s:
             return
         self._checked_at = now

@@ -19,6 +19,7 @@ from . import (
     cli_plan,
     cli_rollback,
     cli_run,
+    cli_status,
     cli_verify,
 )
 
@@ -43,6 +44,7 @@ for _command in (
     cli_assess,
     cli_plan,
     cli_run,
+    cli_status,
     cli_verify,
     cli_barrier,
     cli_cutover,

@@ -1,9 +1,11 @@
 """``millstream bridge run``: move a route's records, then go on with what comes."""
 
 import asyncio
+import logging
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +26,25 @@ from .console import (
 )
 from .fleet import Fleet, Outcome
 from .live import Live
+from .logs import log_json as log_as_json
 from .process import call_at_end_of_stdin, run_loop, write_ready, write_report
+from .status import answering
+from .web import serving
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """How a run is to run, beside what it moves."""
+
+    stop_at_end: bool
+    ready_file: Path | None
+    end_with_stdin: bool
+    group: str | None
+    member: str | None
+    http: str | None
+    log_json: bool
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +56,38 @@ def register(app: typer.Typer) -> None:
         stop_at_end: Annotated[
             bool, typer.Option("--stop-at-end", help="Stop when all that is there now is stored.")
         ] = False,
+        group: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME",
+                envvar="MILLSTREAM_BRIDGE_GROUP",
+                help="Share the work with every process that runs the same with this group.",
+            ),
+        ] = None,
+        member: Annotated[
+            str | None,
+            typer.Option(
+                metavar="NAME",
+                envvar="MILLSTREAM_BRIDGE_MEMBER",
+                help="This process's name in the group; by default the host's and a random part.",
+            ),
+        ] = None,
+        http: Annotated[
+            str | None,
+            typer.Option(
+                metavar="HOST:PORT",
+                envvar="MILLSTREAM_BRIDGE_HTTP",
+                help="Serve /metrics and /healthz there; port 0 takes a free one.",
+            ),
+        ] = None,
+        log_json: Annotated[
+            bool,
+            typer.Option(
+                "--log-json",
+                envvar="MILLSTREAM_BRIDGE_LOG_JSON",
+                help="Tell each event as one JSON object per line, on standard error.",
+            ),
+        ] = False,
         ready_file: ReadyFile = None,
         end_with_stdin: EndWithStdin = False,
         report: ReportFile = None,
@@ -46,7 +98,18 @@ def register(app: typer.Typer) -> None:
         With a project, all of its routes at once; topics that come to match a pattern too. A route
         that cannot go on is told and left, and the exit code is its error's.
         """
-        outcomes = run_loop(_run(project, stop_at_end, ready_file, end_with_stdin))
+        options = _Options(
+            stop_at_end=stop_at_end,
+            ready_file=ready_file,
+            end_with_stdin=end_with_stdin,
+            group=group,
+            member=member,
+            http=http,
+            log_json=log_json,
+        )
+        if log_json:
+            log_as_json()
+        outcomes = run_loop(_run(project, options))
         errors = [it.error for it in outcomes if it.error is not None]
         if errors and not project.is_file:
             raise errors[0]
@@ -109,28 +172,44 @@ def run_summary(report: BridgeReport) -> dict[str, Any]:
     }
 
 
-async def _run(
-    project: Project, stop_at_end: bool, ready_file: Path | None, end_with_stdin: bool
-) -> list[Outcome]:
+async def _run(project: Project, options: _Options) -> list[Outcome]:
     loop = asyncio.get_running_loop()
+    facts: dict[str, Any] = {"kafka": project.kafka, "nats": str(project.nats)}
 
     def on_ready(routes: list[Route]) -> None:
-        facts: dict[str, Any] = {"kafka": project.kafka, "nats": str(project.nats)}
         if project.is_file:
             facts["routes"] = [{"topic": it.topic, "stream": it.stream} for it in routes]
         else:
-            facts |= {"topic": routes[0].topic, "stream": routes[0].stream}
-        write_ready(ready_file, facts)
+            facts.update(topic=routes[0].topic, stream=routes[0].stream)
+        write_ready(options.ready_file, facts)
 
-    fleet = Fleet(project, tell=lambda line: typer.echo(line, err=True), on_ready=on_ready)
+    def tell(line: str) -> None:
+        if options.log_json:
+            logger.info("%s", line, extra={"event": "told"})
+        else:
+            typer.echo(line, err=True)
+
+    fleet = Fleet(project, tell=tell, on_ready=on_ready, group=options.group, member=options.member)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, fleet.stop)
-    if end_with_stdin:
+    if options.end_with_stdin:
         call_at_end_of_stdin(lambda: loop.call_soon_threadsafe(fleet.stop))
+    async with AsyncExitStack() as stack:
+        if options.http is not None:
+            facts["http"] = await stack.enter_async_context(serving(fleet, options.http))
+        await stack.enter_async_context(answering(fleet, project.nats))
+        if not options.log_json:
+            await stack.enter_async_context(_shown(project, fleet))
+        return await fleet.run(stop_at_end=options.stop_at_end)
+
+
+@asynccontextmanager
+async def _shown(project: Project, fleet: Fleet) -> AsyncIterator[None]:
+    """Show people the figures while the block runs."""
     admin = KafkaAdmin(project.kafka, options=project.kafka_options)
     live = asyncio.create_task(Live(fleet, admin).run(), name="live")
     try:
-        return await fleet.run(stop_at_end=stop_at_end)
+        yield
     finally:
         live.cancel()
         with suppress(asyncio.CancelledError):

@@ -2,17 +2,21 @@
 
 One route's failure does not stop the others: it is told, and what the whole run comes to says so.
 Memory is bounded for the process: routes share what one would have for fetched records.
+
+With a ``group`` the work is shared with every process of that group (see `moving.sharing`).
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ..errors import BridgeError
+from ..errors import BridgeError, ConfigurationError
+from ..kafka.admin import KafkaAdmin
 from ..model import BridgeReport, Positions, Route
 from ..moving.runner import Bridge
+from ..moving.sharing import Members, slots_of
 from ..project.file import Project
 from ..project.routes import current_routes
 
@@ -31,7 +35,10 @@ class Outcome:
 
 
 class Fleet:
-    """All bridges of one run. ``tell`` gets one line per event; ``on_ready`` is called once."""
+    """All bridges of one run. ``tell`` gets one line per event; ``on_ready`` is called once.
+
+    ``member`` is this process's name in the ``group``, a random one by default.
+    """
 
     def __init__(
         self,
@@ -39,16 +46,21 @@ class Fleet:
         *,
         tell: Callable[[str], None],
         on_ready: Callable[[list[Route]], None],
+        group: str | None = None,
+        member: str | None = None,
         look_for_topics_s: float = LOOK_FOR_TOPICS_S,
     ) -> None:
         self.bridges: dict[str, Bridge] = {}
         """By topic; those that ended too."""
+        self.outcomes: dict[str, Outcome] = {}
+        """By topic, of those that ended."""
+        self.members: Members | None = None
+        self._group, self._member = group, member
         self._project = project
         self._tell = tell
         self._on_ready: Callable[[list[Route]], None] | None = on_ready
         self._look_for_topics_s = look_for_topics_s
         self._waiting: set[str] = set()
-        self._outcomes: dict[str, Outcome] = {}
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -60,8 +72,13 @@ class Fleet:
     async def run(self, *, stop_at_end: bool) -> list[Outcome]:
         """Run until `stop`, or all routes ended; with ``stop_at_end`` each ends at its end.
 
-        ConfigurationError, Unreachable: the routes could not be found out.
+        ConfigurationError, Unreachable: the routes could not be found out, or the group cannot be
+        entered.
         """
+        if stop_at_end and self._group is not None:
+            raise ConfigurationError(
+                "--stop-at-end does not go with --group: one process cannot know the end of all"
+            )
         finding = asyncio.create_task(current_routes(self._project), name="routes")
         stopped = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
@@ -73,7 +90,7 @@ class Fleet:
             finding.cancel()
             stopped.cancel()
         self._waiting = {route.topic for route in routes}
-        async with asyncio.TaskGroup() as tasks:
+        async with self._membership(routes), asyncio.TaskGroup() as tasks:
             runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]
             looking = None
             if self._project.has_patterns and not stop_at_end:
@@ -83,11 +100,39 @@ class Fleet:
                 if not self._stopping.is_set() and len(self._errors) < len(self.bridges):
                     await looking
                 looking.cancel()
-        return [self._outcomes[topic] for topic in sorted(self._outcomes)]
+        return [self.outcomes[topic] for topic in sorted(self.outcomes)]
+
+    @asynccontextmanager
+    async def _membership(self, routes: Sequence[Route]) -> AsyncIterator[None]:
+        """Be a member of the group, if there is one, while the bridges run."""
+        if self._group is None:
+            yield
+            return
+        self.members = Members(
+            self._project.nats,
+            group=self._group,
+            slots=slots_of(routes, await self._partitions()),
+            member=self._member,
+        )
+        async with self.members:
+            self._tell(f"member {self.members.name} of group {self._group}")
+            yield
+
+    async def _partitions(self) -> Mapping[str, int]:
+        admin = KafkaAdmin(self._project.kafka, options=self._project.kafka_options)
+        try:
+            return {name: topic.partitions for name, topic in (await admin.topics()).items()}
+        finally:
+            await admin.close()
+
+    def error_of(self, bridge: Bridge) -> BridgeError | None:
+        """What ended a bridge, if an error did."""
+        outcome = self.outcomes.get(bridge.route.topic)
+        return None if outcome is None else outcome.error
 
     @property
     def _errors(self) -> list[Outcome]:
-        return [it for it in self._outcomes.values() if it.error is not None]
+        return [it for it in self.outcomes.values() if it.error is not None]
 
     def _start(
         self, tasks: asyncio.TaskGroup, route: Route, count: int, stop_at_end: bool
@@ -97,6 +142,7 @@ class Fleet:
             kafka=self._project.kafka,
             nats=self._project.nats,
             route=route,
+            share=None if self.members is None else self.members.share(route),
             kafka_options={_QUEUED_KBYTES: str(share), **self._project.kafka_options},
             on_ready=lambda positions: self._ready(route, positions),
         )
@@ -110,18 +156,18 @@ class Fleet:
         try:
             report = await bridge.run(stop_at_end=stop_at_end)
         except BridgeError as error:
-            self._outcomes[route.topic] = Outcome(route=route, error=error)
+            self.outcomes[route.topic] = Outcome(route=route, error=error)
             if self._project.is_file:
                 self._tell(f"bridge {route.topic} → {route.stream} stopped: {error}")
             self._is_ready(route.topic)
         else:
-            self._outcomes[route.topic] = Outcome(route=route, report=report)
+            self.outcomes[route.topic] = Outcome(route=route, report=report)
 
     def _ready(self, route: Route, positions: Positions) -> None:
-        self._tell(
-            f"bridge {route.topic} → {route.stream} is ready"
-            f" and goes on after {sum(positions.values()):,} offsets stored before"
-        )
+        how = f"and goes on after {sum(positions.values()):,} offsets stored before"
+        if self._group is not None:
+            how = f"and moves what group {self._group} gives it"
+        self._tell(f"bridge {route.topic} → {route.stream} is ready {how}")
         self._is_ready(route.topic)
 
     def _is_ready(self, topic: str) -> None:

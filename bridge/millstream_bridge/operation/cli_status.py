@@ -1,0 +1,126 @@
+"""``millstream bridge status``: how running bridges stand, asked from outside."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..jetstream.target import NatsTarget
+from ..project.file import load_project
+from .console import CHECK_FAILED, AsJson, ReportFile, errors, say, show_table
+from .process import run_loop, write_report
+from .status import ask
+
+_COLUMNS = ("ROUTE", "PROCESS", "STATE", "PARTITION", "STORED TO", "END", "LAG", "BEHIND", "RATE/S")
+DEFAULT_NATS = "nats://127.0.0.1:4222"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("status")
+    def status(
+        project: Annotated[
+            Path | None,
+            typer.Option(metavar="FILE", envvar="MILLSTREAM_BRIDGE_PROJECT", help="Project file."),
+        ] = None,
+        nats: Annotated[
+            str | None,
+            typer.Option(envvar="MILLSTREAM_BRIDGE_NATS", help="URL of the NATS server."),
+        ] = None,
+        route: Annotated[
+            list[str] | None,
+            typer.Option(metavar="NAME", help="Only this route; may be given again."),
+        ] = None,
+        wait: Annotated[
+            float, typer.Option(help="Seconds to wait for answers.", min=0.05, max=60.0)
+        ] = 1.0,
+        report: ReportFile = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Show every running bridge's routes: state, positions, lag, rate.
+
+        Exit 1 when none runs, one of --route is moved by none, or a route has stopped with an
+        error.
+        """
+        with errors():
+            target = _target(project, nats)
+            answers = run_loop(_twice(target, wait))
+            answers = [it for it in answers if not route or it["route"] in route]
+            missing = sorted(set(route or ()) - {it["route"] for it in answers})
+            summary = {
+                "schema": "millstream.bridge.statuses/1",
+                "missing": missing,
+                "routes": answers,
+            }
+            write_report(report, summary)
+            if as_json:
+                say(summary, "")
+            else:
+                _show(answers, missing)
+        if missing or not answers or any(it["error"] for it in answers):
+            raise typer.Exit(CHECK_FAILED)
+
+
+def _target(project: Path | None, nats: str | None) -> NatsTarget:
+    if project is None:
+        return NatsTarget.of(nats or DEFAULT_NATS)
+    found = load_project(project).nats
+    return found if nats is None else NatsTarget.of(nats)
+
+
+async def _twice(target: NatsTarget, wait_s: float) -> list[dict[str, Any]]:
+    """The answers, with the rate since the question before."""
+    before = {_key(it): it for it in await ask(target, wait_s=wait_s)}
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    answers = await ask(target, wait_s=wait_s)
+    seconds = max(loop.time() - began, 0.001)
+    for it in answers:
+        earlier = before.get(_key(it), {}).get("records", it["records"])
+        it["records_per_second"] = round((it["records"] - earlier) / seconds, 1)
+    return answers
+
+
+def _key(answer: Mapping[str, Any]) -> tuple[Any, ...]:
+    process = answer["process"]
+    return answer["route"], process["host"], process["pid"]
+
+
+def _show(answers: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> None:
+    if not answers:
+        typer.echo("no bridge answers")
+    else:
+        show_table(_COLUMNS, [row for it in answers for row in _rows(it)])
+    for it in answers:
+        if it["error"]:
+            typer.echo(f"{it['route']}: {it['error']}")
+    for name in missing:
+        typer.echo(f"{name}: no running bridge moves it")
+
+
+def _rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    process = answer["process"]
+    who = process["member"] or f"{process['host']}:{process['pid']}"
+    rows: list[tuple[str, ...]] = [
+        (
+            answer["route"],
+            who,
+            answer["state"],
+            f"{len(answer['partitions'])} here",
+            f"{answer['records']:,} records",
+            "",
+            f"{answer['lag']:,}",
+            "",
+            f"{answer['records_per_second']:,.0f}",
+        )
+    ]
+    for partition, it in answer["partitions"].items():
+        behind = "?" if it["lag_seconds"] is None else f"{it['lag_seconds']:.1f} s"
+        position = "-" if it["position"] is None else f"{it['position']:,}"
+        rows.append(
+            ("", "", "", partition, position, f"{it['end']:,}", f"{it['lag']:,}", behind, "")
+        )
+    return rows

@@ -1,0 +1,46 @@
+"""The figures of one running route, as metrics and status tell them."""
+
+from typing import NamedTuple
+
+from ..moving.runner import Bridge
+
+
+class Figures(NamedTuple):
+    """How one partition stands. ``lag_bytes`` is an estimate; None is not known.
+
+    ``lag_seconds``: how old the newest record read is while there are later ones; 0.0 if there are
+    none. ``epoch``: under which membership gave the partition to this process, if it did.
+    """
+
+    position: int | None
+    end: int
+    lag: int
+    lag_bytes: int | None
+    lag_seconds: float | None
+    epoch: int | None
+
+
+def partition_figures(bridge: Bridge, now_s: float) -> dict[int, Figures]:
+    """The partitions that this process moves now; ``now_s`` is the clock of the records' times."""
+    progress = bridge.progress
+    record_bytes = progress.payload_bytes / progress.records if progress.records else None
+    found = {}
+    for partition, end in sorted(progress.ends.items()):
+        position = progress.positions.get(partition)
+        begun_at = progress.read.get(partition, end) if position is None else position
+        lag = max(0, end - begun_at)
+        found[partition] = Figures(
+            position=position,
+            end=end,
+            lag=lag,
+            lag_bytes=None if record_bytes is None else round(lag * record_bytes),
+            lag_seconds=_seconds(lag, progress.newest_ms.get(partition, -1), now_s),
+            epoch=progress.epochs.get(partition),
+        )
+    return found
+
+
+def _seconds(lag: int, newest_ms: int, now_s: float) -> float | None:
+    if not lag:
+        return 0.0
+    return max(0.0, now_s - newest_ms / 1000) if newest_ms >= 0 else None

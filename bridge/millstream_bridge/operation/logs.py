@@ -1,0 +1,34 @@
+"""What a run logs as JSON: one object per line on standard error, for who collects logs.
+
+Each has ``at level logger message``, and what belongs to it: ``event``, ``route`` and the facts of
+the event, such as ``partition`` (see docs/reference/logs.md). Without JSON, warnings are lines for
+people. ``MILLSTREAM_LOG`` is the level of both.
+"""
+
+import logging
+import os
+import sys
+
+from millstream_coordinator import JsonLines
+
+from ..moving.runner import route_at_work
+
+
+class _WithRoute(logging.Filter):
+    """Says in each record which route it is about, where one is at work."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        route = route_at_work.get()
+        if route and not hasattr(record, "route"):
+            record.route = route
+        return True
+
+
+def log_json() -> None:
+    """Log as JSON from now on; to be called before anything else sets logging up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    handler.addFilter(_WithRoute())
+    logging.basicConfig(
+        level=os.environ.get("MILLSTREAM_LOG", "INFO").upper(), handlers=[handler], force=True
+    )
