@@ -41,6 +41,14 @@ class Message(NamedTuple):
         return parse_block(self.block)[0] if self.block else None
 
 
+Feed = Callable[[list[tuple[int, Message]], int], None]
+"""Takes messages of a consumer with their sequences, and how many are still to come."""
+
+_DELIVERY = re.compile(
+    rb"HMSG (\S+) (\d+) \$JS\.ACK\.[^. ]+\.[^. ]+\.\d+\.(\d+)\.\d+\.\d+\.(\d+) (\d+) (\d+)\r\n"
+)
+
+
 class AckSink(NamedTuple):
     """Who hears of a session's answers."""
 
@@ -70,6 +78,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         self._requests: dict[str, asyncio.Future[Message]] = {}
         self._handlers: dict[str, Callable[[Message], None]] = {}
+        self._feeds: dict[bytes, Feed] = {}
         self._next_id = 1
         self._ack_sinks: dict[bytes, AckSink] = {}
         self._ack_run = _ack_run(self._inbox)
@@ -225,17 +234,26 @@ class Connection(asyncio.Protocol):
         finally:
             self._requests.pop(reply, None)
 
-    def subscribe(self, subject: str, handler: Callable[[Message], None]) -> str:
-        """Hand every message of ``subject`` to ``handler``, in the read loop. Returns the sid."""
+    def subscribe(
+        self, subject: str, handler: Callable[[Message], None], feed: Feed | None = None
+    ) -> str:
+        """Hand every message of ``subject`` to ``handler``, in the read loop. Returns the sid.
+
+        Where there is a ``feed``, it gets what a consumer delivers, run by run; their replies are
+        left out.
+        """
         self._next_id += 1
         sid = str(self._next_id)
         self._handlers[sid] = handler
+        if feed is not None:
+            self._feeds[sid.encode()] = feed
         self.write(f"SUB {subject} {sid}\r\n".encode())
         return sid
 
     def unsubscribe(self, sid: str) -> None:
         """End a subscription."""
         self._handlers.pop(sid, None)
+        self._feeds.pop(sid.encode(), None)
         self.write(f"UNSUB {sid}\r\n".encode())
 
     def new_inbox(self) -> str:
@@ -302,6 +320,8 @@ class Connection(asyncio.Protocol):
             while run := self._ack_run.match(buffer, at):
                 self._on_ack_run(buffer, run)
                 at = run.end()
+            if self._feeds:
+                at = self._deliveries(buffer, at)
             after = self._one_operation(buffer, at)
             if after < 0:
                 break
@@ -314,6 +334,25 @@ class Connection(asyncio.Protocol):
             start, end = run.span()
             last = buffer.rfind(b":", start, end)
             sink.on_acks(buffer.count(b"MSG ", start, end), int(buffer[last + 1 : end - 3]))
+
+    def _deliveries(self, buffer: bytes, at: int) -> int:
+        """Hand over a run of messages from a consumer at ``at``; where the next operation is."""
+        run: list[tuple[int, Message]] = []
+        append, match, whole = run.append, _DELIVERY.match, len(buffer)
+        sid, left = b"", b"0"
+        while (found := match(buffer, at)) is not None:
+            subject, to, seq, pending, head, size = found.groups()
+            start = found.end()
+            end = start + int(size)
+            if (to != sid and (sid or to not in self._feeds)) or end + 2 > whole:
+                break
+            middle = start + int(head)
+            text = subject.decode("utf-8", "replace")
+            append((int(seq), Message(text, "", buffer[start:middle], buffer[middle:end])))
+            sid, left, at = to, pending, end + 2
+        if run:
+            self._feeds[sid](run, int(left))
+        return at
 
     def _one_operation(self, buffer: bytes, at: int) -> int:
         """Handle the operation at ``at``; where the next begins, or -1 if this one is not whole."""

@@ -35,7 +35,7 @@ async def read_stream(
     name, pending = await _make_consumer(connection, stream, subject, first_seq)
     inbox = connection.new_inbox()
     feed = _Feed(inbox, pending)
-    sid = connection.subscribe(f"{inbox}.*", feed.take)
+    sid = connection.subscribe(f"{inbox}.*", feed.take, feed.take_run)
     request = msgspec.json.encode(
         {
             "batch": BATCH_MESSAGES,
@@ -113,6 +113,13 @@ class _Feed:
                 self._over.set()
         elif message.subject == self._reply:
             self._status = message.status
+            self._over.set()
+
+    def take_run(self, run: list[tuple[int, Message]], pending: int) -> None:
+        """Delivered messages in a row, read at once."""
+        self._messages += run
+        self._seq, self._pending = run[-1][0], pending
+        if pending == 0 or len(self._messages) >= BATCH_MESSAGES:
             self._over.set()
 
     async def one_request(self) -> list[tuple[int, Message]]:

@@ -31,7 +31,7 @@ class Decoder:
             + rb" (\d{1,10}) (\d{1,19}) (-?\d{1,19}) ([cl])(?: ([nk]{1,2}))?\r\n"
             rb"Millstream-Origin: [^\r\n]*\r\n((?:[^\r\n]+\r\n)*+)\r\n"
         )
-        self._keys: dict[str, tuple[int, bytes | None]] = {}
+        self._keys: dict[str, tuple[bytes, int, bytes | None]] = {}
         self._is_of_key_alone = mapping.template.is_of_key_alone
 
     def common(self, subject: str, block: bytes, payload: bytes) -> Record | None:
@@ -41,22 +41,27 @@ class Decoder:
         if match is None or found is None:
             return None
         partition_text, offset, timestamp_ms, kind, flags, rest = match.groups()
-        partition, key = found
-        flags = flags or b""
-        if (
-            partition != int(partition_text)
-            or (b"k" in flags) is not (key is None)
-            or (b"n" in flags and payload)
-            or (rest and _OWN.search(rest))
-        ):
+        text, partition, key = found
+        if text != partition_text or (rest and _OWN.search(rest)):
             return None
+        value: bytes | None = payload
+        if flags is None:
+            if key is None:
+                return None
+        else:
+            if (b"k" in flags) is not (key is None):
+                return None
+            if b"n" in flags:
+                if payload:
+                    return None
+                value = None
         return Record(
             partition,
             int(offset),
             int(timestamp_ms),
             _TYPES[kind],
             key,
-            None if b"n" in flags else payload,
+            value,
             _headers(rest) if rest else (),
         )
 
@@ -66,7 +71,8 @@ class Decoder:
         if self._is_of_key_alone:
             if len(self._keys) >= _CACHED_SUBJECTS_MAX:
                 self._keys.clear()
-            self._keys[subject] = (record.kafka_partition, record.key)
+            text = b"%d" % record.kafka_partition
+            self._keys[subject] = (text, record.kafka_partition, record.key)
         return record
 
     @staticmethod
