@@ -125,9 +125,13 @@ class Checkers(Observer):
         levels: tuple[int, ...],
         *,
         value: Callable[[str], bytes | None] = lambda _: None,
+        has_consumers: Callable[[], bool] = lambda: True,
         has_streams: bool = False,
     ) -> None:
-        """``value``: of a key of the bucket, as it is now. ``has_streams``: one per partition."""
+        """``value``: of a key of the bucket, as it is now. ``has_consumers``: whether there is any.
+
+        ``has_streams``: one per partition.
+        """
         self.sink = Sink()
         self.levels = levels
         self.published: dict[tuple[int, int], Published] = defaultdict(Published)
@@ -148,6 +152,7 @@ class Checkers(Observer):
         self.longest_unowned_s = 0.0
         self._scheduler = scheduler
         self._value = value
+        self._has_consumers = has_consumers
         self._has_streams = has_streams
         self._level_of: dict[tuple[int, int], int] = {}
         """(partition, epoch) → at which level that is."""
@@ -166,7 +171,9 @@ class Checkers(Observer):
         self._heard: dict[tuple[str, str], tuple[int, bytes | None]] = {}
         """(who heard, which key) → revision and value of its newest news: ``ctl``, ``part.<n>``."""
         self._is_lost: set[int] = set()
-        """Partitions whose record somebody wrote over."""
+        """Partitions whose record somebody wrote over, or that were lost with the bucket."""
+        self._lost_with_bucket: set[int] = set()
+        """… the latter alone."""
         self._made_at: dict[str, float] = {}
         self._served: dict[tuple[str, str], list[tuple[float, bytes | None]]] = {}
         """(who read, which key) → when, and what it was given: progress only."""
@@ -401,6 +408,9 @@ class Checkers(Observer):
         who = client.settings.instance
         if key.startswith(naming.PARTITION_PREFIX):
             partition = int(key.removeprefix(naming.PARTITION_PREFIX))
+            if self._lost_with_bucket and not self._has_consumers():
+                self._forget_epochs()
+            self._lost_with_bucket.discard(partition)
             before = self._records.get(partition)
             if value is None:  # a partition that a resize did away with
                 self._expected.pop(partition, None)
@@ -435,8 +445,19 @@ class Checkers(Observer):
     def loses_bucket(self) -> None:
         """Forget what rested on the bucket: it is gone."""
         self._is_lost.update(self._records)
+        self._lost_with_bucket.update(self._records)
         self._written_at.clear()
         self._expected.clear()
+        self._served.clear()
+
+    def _forget_epochs(self) -> None:
+        """Let epochs begin anew: the bucket and all consumers are lost, and that is not promised."""
+        lost, self._lost_with_bucket = self._lost_with_bucket, set()
+        self._is_lost -= lost
+        for partition in lost:
+            self._records.pop(partition, None)
+        self._owners = {where: who for where, who in self._owners.items() if where[0] not in lost}
+        self._over_at = {where: at for where, at in self._over_at.items() if where[0] not in lost}
 
     def resets(self, partition: int, level: int | None, floor: int) -> None:
         """Note that an operator has a partition go on behind a floor."""

@@ -123,6 +123,7 @@ class World:
             self.timing.heartbeat_timeout_s,
             self.levels,
             value=lambda key: self.server.value(GROUP, key),
+            has_consumers=lambda: any(one.consumers for one in self.server.streams.values()),
             has_streams=self.has_streams,
         )
         self.server = MemoryServer(
