@@ -451,7 +451,7 @@ class Checkers(Observer):
         self._served.clear()
 
     def _forget_epochs(self) -> None:
-        """Let epochs begin anew: the bucket and all consumers are lost, and that is not promised."""
+        """Let epochs begin anew: bucket and consumers are all lost, and that is not promised."""
         lost, self._lost_with_bucket = self._lost_with_bucket, set()
         self._is_lost -= lost
         for partition in lost:
