@@ -160,6 +160,37 @@ async def test_a_deletion_becomes_a_tombstone(nats_server: Server, mock: Kafka, 
     assert [(record.key, record.value) for record in records] == [(b"N1", None), (b"N2", b"")]
 
 
+async def test_what_came_from_kafka_stays_out_also_when_it_was_parked_and_replayed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    client = await nats.connect(nats_server.url)
+    try:
+        source = {"Millstream-Source": f"{topic} 1 2 1357034400000 c r"}
+        await client.jetstream().publish("flights.1.N1", b"repaired", headers=source)
+    finally:
+        await client.close()
+
+    report = await back(mock, nats_server, route)
+
+    assert report.records == 0
+    assert natives(all_records(mock, topic), route) == []
+
+
+async def test_what_the_bridge_keeps_beside_the_records_stays_out(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Checkpoints, and marks of records that were not moved."""
+    route = await fill(mock, nats_server, topic)
+    client = await nats.connect(nats_server.url)
+    try:
+        await client.jetstream().publish("flights._poison.1", b"")
+    finally:
+        await client.close()
+
+    assert (await back(mock, nats_server, route)).records == 0
+
+
 async def test_a_message_of_a_partition_kafka_lacks_stops_it_and_names_the_sequence(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:

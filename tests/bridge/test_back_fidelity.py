@@ -5,6 +5,7 @@ import itertools
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from millstream_bridge import Record
@@ -71,3 +72,30 @@ def test_any_record_comes_back_as_it_was(
     asyncio.run(there_and_back())
 
     assert without_offsets(all_records(kafka, copy)) == without_offsets(all_records(kafka, topic))
+
+
+@pytest.mark.parametrize("large", ["chunks", "object-store"])
+async def test_a_large_record_is_put_together_again(
+    nats_server: Server, mock: Kafka, topic: str, large: str
+) -> None:
+    copy = f"{topic}-copy"
+    mock.create_topic(copy, 1)
+    mock.create_topic(topic, 1)
+    value = bytes(range(256)) * 6_000
+    mock.produce(
+        topic,
+        [
+            {"partition": 0, "key": b"k", "value": b"before", "timestamp": 1_357_034_400_000},
+            {"partition": 0, "key": b"k", "value": value, "timestamp": 1_357_034_400_001},
+            {"partition": 0, "key": b"k", "value": b"after", "timestamp": 1_357_034_400_002},
+        ],
+    )
+    route = a_route(topic, large=large)
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    bridge = BackBridge(
+        kafka=mock.bootstrap, nats=nats_server.url, route=route, topic=copy, everything=True
+    )
+    await bridge.run(stop_at_end=True)
+
+    assert without_offsets(all_records(mock, copy)) == without_offsets(all_records(mock, topic))

@@ -174,6 +174,29 @@ async def test_a_native_message_the_group_would_miss_refuses_it(
     assert "published straight to NATS" in proof.problems[0]
 
 
+async def test_a_record_that_was_parked_and_replayed_is_not_handled_twice_unseen(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    """The group had it in Kafka, and it comes again in the stream."""
+    route = await fill(kafka, nats_server, topic)
+    client = await nats.connect(nats_server.url)
+    try:
+        source = {"Millstream-Source": f"{topic} 1 0 1357034400000 c r"}
+        ack = await client.jetstream().publish("flights.1.N1", b"repaired", headers=source)
+    finally:
+        await client.close()
+    commit(kafka, topic, topic, {0: 1, 1: 1, 2: 1})
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert not proof.applied
+    (problem,) = proof.problems
+    assert problem.startswith(
+        f"partition 1: the record of offset 0, replayed at sequence {ack.seq}"
+    )
+    assert problem.endswith("is handled, and would be again")
+
+
 @pytest.mark.kafka
 async def test_native_messages_the_group_has_had_in_kafka_are_no_obstacle(
     nats_server: Server, a_real_kafka: Kafka, topic: str

@@ -24,11 +24,20 @@ from typing import Final, NamedTuple
 from millstream_coordinator.partitioning.key import KEY_HEADER, KeyTokenError, from_token
 
 from ..model import KafkaHeader, Record, TimestampType
-from ..records.headers import HeaderError, NatsHeaders, is_own, parse_block
+from ..records.headers import (
+    LARGE_HEADER,
+    SOURCE_HEADER,
+    HeaderError,
+    NatsHeaders,
+    SourceHeader,
+    is_own,
+    parse_block,
+)
 from ..records.mapping import Mapping
 from ..records.origin import Return, marks
 
 _MS_NS = 1_000_000
+_LARGE = f"\n{LARGE_HEADER}:".encode()
 _DELETED = frozenset({"DEL", "PURGE"})
 _KEPT = "Nats-Msg-Id"
 _OPERATION = "KV-Operation"
@@ -37,13 +46,22 @@ UNWRITABLE_MS: Final = 0
 
 
 class Delivered(NamedTuple):
-    """A message as the stream delivers it; ``block`` is its raw header block."""
+    """A message as the stream delivers it; ``block`` is its raw header block.
+
+    ``trouble``: why its value, which is elsewhere, could not be read.
+    """
 
     seq: int
     time_ns: int
     subject: str
     block: bytes
     payload: bytes
+    trouble: str = ""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its value is elsewhere (`jetstream.large`)."""
+        return _LARGE in self.block
 
 
 class NotReturnable(Exception):
@@ -72,12 +90,14 @@ class Returning:
 
         NotReturnable: it should, and cannot.
         """
+        if message.trouble:
+            raise NotReturnable(message.seq, message.trouble)
         tokens = message.subject.split(".")
         if self._mapping.is_beside(message.subject):
             return None
         try:
             headers = parse_block(message.block)[1] if message.block else []
-            source = self._mapping.source_in(headers)
+            source = self._source(headers)
             if source is None:
                 record = self._native(message, tokens, headers)
             elif self._everything:
@@ -97,6 +117,12 @@ class Returning:
             reason = "its timestamp is 0 (1970), which Kafka's client would replace by the time now"
             raise NotReturnable(message.seq, reason)
         return record
+
+    def _source(self, headers: NatsHeaders) -> SourceHeader | None:
+        """Where the message came from if it was this topic, also when it was parked on the way."""
+        text = next((value for name, value in headers if name == SOURCE_HEADER), None)
+        source = None if text is None else SourceHeader.parse(text)
+        return source if source is not None and source.topic == self._route.topic else None
 
     def _native(self, message: Delivered, tokens: list[str], headers: NatsHeaders) -> Record:
         number = self._places.partition(tokens)

@@ -33,6 +33,7 @@ from ..records.mapping import Mapping as RouteMapping
 from .position import Begin, StreamFacts, newest_returned
 from .returning import Delivered, NotReturnable, Returning
 from .tail import Tail, has_consumer
+from .values import with_values
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ class BackBridge:
                 self._on_ready(begin.positions)
                 self._on_ready = None
             returning = Returning(self._mapping, partitions, everything=self.everything)
-            return await self._move(sink, tails, returning, begin, goal)
+            return await self._move(sink, connection, tails, returning, begin, goal)
         finally:
             for tail in tails.values():
                 tail.close()
@@ -277,6 +278,7 @@ class BackBridge:
     async def _move(
         self,
         sink: KafkaSink,
+        connection: Connection,
         tails: Mapping[int, Tail],
         returning: Returning,
         begin: Begin,
@@ -288,8 +290,10 @@ class BackBridge:
             records: list[Record] = []
             trouble: NotReturnable | None = None
             for slot, messages in arrived.items():
+                if self.everything:
+                    arrived[slot] = await with_values(connection, self._mapping, slot, messages)
                 position, trouble = self._convert(
-                    tails[slot].stream, messages, returning, begin, records
+                    tails[slot].stream, arrived[slot], returning, begin, records
                 )
                 if position:
                     unsaved[slot] = self.progress.positions[slot]._replace(next_seq=position)

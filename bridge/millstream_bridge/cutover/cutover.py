@@ -19,7 +19,7 @@ each side would be two groups.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from ..model import Route, Watermarks
 from ..moving.barrier import until_stored
 from ..records.mapping import Mapping as RouteMapping
 from .index import Partition, StreamIndex
-from .places import Edge, in_stream
+from .places import Edge, in_stream, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_returns
 from .takeover import TakeOver, group_connection
@@ -258,6 +258,10 @@ class _CutOver:
             records = await sides.index.edge_at_offset(number, offset)
             end = sides.index.read_to[partition.stream] + 1
             place = in_stream(records, natives[number], end)
+            replays = [
+                replay_obstacle(seq, at, is_handled=at < offset, is_behind=seq >= place.at)
+                for seq, at in partition.replays
+            ]
             cuts.append(
                 PartitionCut(
                     partition=number,
@@ -269,7 +273,8 @@ class _CutOver:
                     records=records,
                     natives=natives[number],
                     before=before.get(number),
-                    obstacle=place.obstacle or self._lost(records, offset, mark),
+                    obstacle=first_of([place.obstacle, *replays])
+                    or self._lost(records, offset, mark),
                 )
             )
         return cuts
@@ -327,6 +332,11 @@ class _CutOver:
                 f" {now.members} members): what it handled since comes again in NATS"
             )
         return replace(proof, partitions=cuts, obstacles=tuple(obstacles), applied=True)
+
+
+def first_of(obstacles: Iterable[str | None]) -> str | None:
+    """The first that is one."""
+    return next((it for it in obstacles if it is not None), None)
 
 
 def is_empty(found: KafkaGroup, *, is_stopped: bool) -> bool:

@@ -6,7 +6,8 @@ at most `EVERY` records again. `extend` reads on to the end of now, so most of t
 before anybody waits for it.
 
 Messages are told apart by a search in their raw header block, an order of magnitude faster than
-reading it.
+reading it. A record that was parked and replayed later is out of its order; those are few, and kept
+one by one.
 """
 
 import bisect
@@ -22,7 +23,7 @@ from ..back.returning import Places
 from ..errors import BridgeError
 from ..jetstream.connection import Connection, Message
 from ..jetstream.reader import read_stream
-from ..records.headers import SOURCE_HEADER
+from ..records.headers import REPLAYED, SOURCE_HEADER
 from ..records.mapping import Mapping
 from .places import Edge
 
@@ -44,6 +45,8 @@ class Partition:
     records: int = 0
     last: tuple[int, int] | None = None
     """The newest record: (sequence, offset)."""
+    replays: list[tuple[int, int]] = field(default_factory=list)
+    """Records that were parked and stored later: (sequence, offset)."""
 
     def add_record(self, seq: int, offset: int) -> None:
         """The next record. OutOfOrder: its offset does not rise."""
@@ -87,7 +90,7 @@ class StreamIndex:
         self._connection, self._mapping = connection, mapping
         self._places = Places.of(mapping)
         self._source = re.compile(
-            rb"(?:^|\n)%b: %b (\d+) (\d+) "
+            rb"\n%b: %b (\d+) (\d+) -?\d+ [cl](?: (\w+))?\r"
             % (SOURCE_HEADER.encode(), re.escape(mapping.route.topic.encode()))
         )
         self.partitions = {p: Partition(mapping.stream_name(p)) for p in partitions}
@@ -143,7 +146,7 @@ class StreamIndex:
             async for messages in batches:
                 for seq, message in messages:
                     match = self._source.search(message.block)
-                    if match is None or seq > end:
+                    if match is None or seq > end or _is_replay(match):
                         continue
                     if is_handled(seq, int(match[2])):
                         last = seq, int(match[2])
@@ -155,9 +158,11 @@ class StreamIndex:
 
     def _add(self, seq: int, message: Message) -> None:
         match = self._source.search(message.block)
-        if match is not None:
+        if match is not None and not self._mapping.is_beside(message.subject):
             partition = self.partitions.get(int(match[1]))
-            if partition is not None:
+            if partition is not None and _is_replay(match):
+                partition.replays.append((seq, int(match[2])))
+            elif partition is not None:
                 partition.add_record(seq, int(match[2]))
             return
         if self._mapping.is_beside(message.subject):
@@ -165,3 +170,7 @@ class StreamIndex:
         number = self._places.partition(message.subject.split("."))
         if number is not None and number in self.partitions:
             self.partitions[number].natives.append(seq)
+
+
+def _is_replay(match: re.Match[bytes]) -> bool:
+    return match[3] is not None and REPLAYED.encode() in match[3]

@@ -75,3 +75,14 @@ def in_topic(records: Edge, natives: Edge, end_offset: int) -> Place:
         at,
         f"offset {at} is not handled, and offset {last} behind it is: let the group catch up first",
     )
+
+
+def replay_obstacle(seq: int, offset: int, *, is_handled: bool, is_behind: bool) -> str | None:
+    """Why a record that was parked and replayed, and so is out of its order, is in the way.
+
+    ``is_behind``: whether it is behind the place on the other side.
+    """
+    if is_handled is not is_behind:
+        return None
+    what = "handled, and would be again" if is_handled else "not handled, and would be missed"
+    return f"the record of offset {offset}, replayed at sequence {seq}, is {what}"

@@ -26,8 +26,8 @@ from ..back.runner import BackBridge
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaGroup
 from ..model import Route
-from .cutover import Sides, is_empty, open_sides, why_not_empty
-from .places import Edge, in_topic
+from .cutover import Sides, first_of, is_empty, open_sides, why_not_empty
+from .places import Edge, in_topic, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_returns
 from .takeover import Handled, Progress
@@ -186,6 +186,11 @@ class _RollBack:
             is_waiting |= any(it is not None and it[1] is None for it in (last, first))
             own = returns[number].own
             place = in_topic(edge, Edge(last, first), mark.high if own is None else own)
+            has = handled[number].has
+            replays = [
+                replay_obstacle(seq, at, is_handled=has(seq), is_behind=at >= place.at)
+                for seq, at in sides.index.partitions[number].replays
+            ]
             cuts.append(
                 PartitionCut(
                     partition=number,
@@ -197,7 +202,7 @@ class _RollBack:
                     records=edge,
                     natives=Edge(last, first),
                     before=committed.get(number),
-                    obstacle=place.obstacle or _lost(place.at, mark.low),
+                    obstacle=first_of([place.obstacle, *replays, _lost(place.at, mark.low)]),
                 )
             )
         return cuts, is_waiting
