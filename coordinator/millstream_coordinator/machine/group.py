@@ -393,6 +393,8 @@ class GroupMachine:
         if self.phase is Phase.JOINING:
             self.phase = Phase.MEMBER
             self.context.tell(Joined(member=self.context.settings.member))
+        for key in sorted(self.context.book.too_new):
+            self._tell_all(self.witness.see_key(key))
         self._on_config()
         self._on_control()
         self._on_leader()
