@@ -112,7 +112,7 @@ class Group:
         api_prefix: str | None = None,
         config: ConfigRecord | None = None,
     ) -> None:
-        """See the table in the package's README.
+        """See the table in ``docs/reference/settings.md``.
 
         ``connection`` may also be a `MemoryServer` (or anything that makes ports). ``config`` is
         for who joins a group as its bucket describes it, whatever the other arguments say.

@@ -9,7 +9,7 @@ import __future__
 
 import inspect
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,10 +28,12 @@ from millstream_coordinator.machine import (
     reconciler,
     resize,
 )
+from millstream_coordinator.ports import DeleteConsumer
 from millstream_coordinator.sinks import mark
 
 from . import checkers
 from .checkers import Violation
+from .crashes import PausingWorld
 from .world import World
 
 MODULES = (
@@ -56,6 +58,8 @@ class Arm:
 
     name: str
     edits: tuple[Edit, ...]
+    make: Callable[[int], World] = World
+    """The run of a seed in which it shows."""
 
 
 ARMS = (
@@ -155,6 +159,8 @@ ARMS = (
                 "    if False:\n        if context.has_stream:",
             ),
         ),
+        # It takes a pause at the right moment, which chance rarely makes.
+        lambda seed: PausingWorld(seed, "kill", DeleteConsumer, is_after=True),
     ),
     Arm(
         "epoch + 1 on taking away",
@@ -229,7 +235,7 @@ def first_failing(arm: Arm, seeds: int) -> tuple[int, str] | None:
     with off(arm):
         for seed in range(seeds):
             try:
-                World(seed).run()
+                arm.make(seed).run()
             except Violation as violation:
                 return seed, str(violation)
     return None

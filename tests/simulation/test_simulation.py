@@ -85,11 +85,7 @@ print(*(World(seed).run().digest for seed in {seeds}))
     assert digests == [World(seed).run().digest for seed in seeds]
 
 
-FREQUENT = [arm for arm in ARMS if arm.name != "second read of part.<n>"]
-"""That one takes a pause at the right moment: ``test_handoff_crashes.py`` makes it."""
-
-
-@pytest.mark.parametrize("arm", FREQUENT, ids=lambda arm: arm.name)
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.name)
 def test_without_a_safety_rule_the_checkers_notice(arm: Arm) -> None:
     """`python -m tests.simulation --arms` prints the table: which seed, and what broke."""
     assert first_failing(arm, SEEDS) is not None
