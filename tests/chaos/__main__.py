@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 
+_STORM = "--kills 100 --server-kills 20 --kafka-kills 20 --cuts 20 --stalls 20"
 RUNS = (
     "takeover --kills 100 --server embedded",
     "takeover --kills 100 --server real",
@@ -29,6 +30,13 @@ RUNS = (
     "bridge_kill --kills 100 --server-kills 20 --server embedded",
     "bridge_kill --kills 100 --server-kills 20 --server real",
     "bridge_kill --kills 50 --server-kills 10 --server real --shared",
+    f"bridge_storm --mode chain --bridges 3 {_STORM}",
+    f"bridge_storm --mode shared --bridges 2 {_STORM}",
+    f"bridge_storm --mode dense --bridges 2 {_STORM}",
+    "bridge_storm --mode chain --server cluster --records 200000 --kills 10 --server-kills 20",
+    "bridge_storm --mode shared --server cluster --records 200000 --kills 10 --server-kills 20",
+    "bridge_storm --guard sequence --records 100000 --kills 10 --cuts 10",
+    "bridge_storm --guard none --records 100000 --kills 10 --cuts 10",
 )
 
 
