@@ -122,6 +122,10 @@ def told(event: GroupEvent) -> str:
             PartitionMoved(partition=3, epoch=8, owner="w2", previous="w2", cause="reset"),
             "boss: partition 3 anew for w2, epoch 8: reset",
         ),
+        (
+            PartitionMoved(partition=3, epoch=8, owner=None, previous=None, cause="joined"),
+            "boss: partition 3 from nobody to nobody, epoch 8: joined",
+        ),
         (Joined(member="w1"), "boss: w1 joined"),
         (LeaderChanged(leader=None), "boss: nobody leads"),
         (Paused(partitions=None), "boss: paused: all partitions"),

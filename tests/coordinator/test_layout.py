@@ -411,9 +411,25 @@ def test_a_field_that_a_server_dropped_is_named() -> None:
     assert dropped(stream.config, found("ORDERS", TOKEN)[1]) == []
 
 
-def test_a_difference_reads_as_one_line() -> None:
+@pytest.mark.parametrize(
+    ("field", "found", "wanted", "text"),
+    [
+        ("subjects", ["a", "b"], None, "is a, b, wanted not set"),
+        ("max_age", 0, 90 * 10**9, "is no limit, wanted 90 s"),
+        ("max_bytes", -1, 10, "is no limit, wanted 10"),
+        (
+            "subject_transform",
+            {"src": "o.*", "dest": "o.{{partition(4,1)}}"},
+            None,
+            "is o.* -> o.{{partition(4,1)}}, wanted not set",
+        ),
+    ],
+)
+def test_a_difference_reads_as_one_line(
+    field: str, found: object, wanted: object, text: str
+) -> None:
     difference = Difference(
-        field="subjects", found=["a", "b"], wanted=None, change=Change.UPDATE, reason="so"
+        field=field, found=found, wanted=wanted, change=Change.UPDATE, reason="so"
     )
 
-    assert str(difference) == "subjects is a, b, wanted not set, can be updated: so"
+    assert str(difference) == f"{field} {text}, can be updated: so"

@@ -198,6 +198,7 @@ async def test_the_json_document_has_these_fields(client: Client, name: str) -> 
         "stopped_error": "",
         "pinned_to": None,
         "parked_keys": 0,
+        "is_too_new": False,
     }
     assert document["members"][0].keys() == {
         "member",
@@ -224,6 +225,7 @@ async def test_the_json_document_has_these_fields(client: Client, name: str) -> 
         (PartitionRecord(epoch=1, owner="w"), ControlRecord(pins={0: "w"}), 0, "pinned"),
         (PartitionRecord(epoch=1, owner="w"), ControlRecord(pins={0: "v"}), 0, "pinned to v"),
         (PartitionRecord(epoch=1, stopped_seq=7), ControlRecord(paused=(0,)), 0, "stopped at 7"),
+        (PartitionRecord(epoch=1, version=2), ControlRecord(), 0, "too new"),
         (
             PartitionRecord(epoch=1, owner="w", next="v", state=PartitionState.MOVING),
             ControlRecord(),

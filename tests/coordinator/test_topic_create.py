@@ -187,8 +187,8 @@ async def test_limits_of_a_stream_that_is_there_are_updated(client: Client, name
     changed = await made(client, described(TOKEN, name, "max_age = '7d'\nmax_bytes = '1GiB'"))
 
     assert [str(it) for step in changed.steps for it in step.differences] == [
-        "max_age is 0, wanted 604800000000000, can be updated: what is over it goes at once",
-        "max_bytes is -1, wanted 1073741824, can be updated: what is over it goes at once",
+        "max_age is no limit, wanted 604800 s, can be updated: what is over it goes at once",
+        "max_bytes is no limit, wanted 1073741824, can be updated: what is over it goes at once",
     ]
     config = await config_of(client, name)
     assert (config["max_age"], config["max_bytes"]) == (7 * 86400 * 10**9, 2**30)

@@ -98,3 +98,18 @@ async def test_an_address_that_is_taken_is_said() -> None:
         with pytest.raises(GroupError, match=rf"cannot serve HTTP on 127\.0\.0\.1:{port}: "):
             async with Site().pages().serve("127.0.0.1", port):
                 pass
+
+
+async def test_a_connection_that_is_open_at_the_end_is_closed_in_silence() -> None:
+    said: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    async with Site().pages().serve("127.0.0.1", 0) as url:
+        parts = urlsplit(url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        assert (await get(url, "/healthz"))[0] == "HTTP/1.1 200 OK"
+
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    writer.close()
+    assert len(asyncio.all_tasks()) == 1
+    assert said == []

@@ -107,7 +107,8 @@ def sentence(event: Event) -> str:
     """What happened, in words for people."""
     facts = {name: _value(name, it) for name, it in event.items() if name not in _COMMON}
     name = str(event.get("event", "?"))
-    if name == "partition_moved" and event.get("owner") == event.get("previous"):
+    is_moved = name == "partition_moved" and event.get("owner") is not None
+    if is_moved and event["owner"] == event.get("previous"):
         name = "partition_begun_anew"
     try:
         return _WORDS[name].format(**facts)

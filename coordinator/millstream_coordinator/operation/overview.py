@@ -40,7 +40,7 @@ from ..jetstream.api import (
 )
 from ..model import PartitionRecord, PartitionState, Retention
 from ..partitioning.layout import Place, place
-from .target import Target, group_names, side_by_side, streams
+from .target import KNOWN_VERSION, Target, group_names, side_by_side, streams
 from .view import GroupView
 
 SCHEMA = "millstream.coordinator.describe/1"
@@ -72,11 +72,13 @@ class PartitionRow:
     stopped_error: str = ""
     pinned_to: str | None = None
     parked_keys: int = 0
+    is_too_new: bool = False
+    """A later version wrote its record: members of ours let it be."""
 
     @property
     def condition(self) -> str:
         """What a person wants to know of the state, in a word or a few."""
-        words = []
+        words = ["too new"] if self.is_too_new else []
         if self.stopped_seq is not None:
             words.append(f"stopped at {self.stopped_seq}")
         elif self.is_paused:
@@ -363,6 +365,7 @@ class _StreamReader:
             stopped_error=record.stopped_error,
             pinned_to=view.control.pins.get(number),
             parked_keys=len(parked.keys) if parked else 0,
+            is_too_new=record.version > KNOWN_VERSION,
         )
 
     def _record(self, number: int) -> PartitionRecord:

@@ -33,7 +33,7 @@ class Pages:
     def __init__(self, metrics: MetricsPage, health: Health) -> None:
         self._metrics = metrics
         self._health = health
-        self._open = 0
+        self._open: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[str]:
@@ -42,7 +42,7 @@ class Pages:
         Raises GroupError when it cannot listen there.
         """
         try:
-            server = await asyncio.start_server(self._connect, host, port, limit=HEAD_MAX_BYTES)
+            server = await asyncio.start_server(self._accept, host, port, limit=HEAD_MAX_BYTES)
         except OSError as error:
             reason = error.strerror or str(error)
             raise GroupError(f"cannot serve HTTP on {host}:{port}: {reason}") from error
@@ -52,11 +52,19 @@ class Pages:
             yield f"http://{shown}:{address[1]}"
         finally:
             server.close()
+            for connection in self._open:
+                connection.cancel()
+            await asyncio.gather(*self._open, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve in a task of our own: streams of Python 3.11 complain of theirs if it is ended."""
+        task = asyncio.create_task(self._connect(reader, writer), name="http connection")
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
         try:
-            if self._open <= CONNECTIONS_MAX:
+            if len(self._open) <= CONNECTIONS_MAX:
                 async with asyncio.timeout(REQUEST_S):
                     head = await reader.readuntil(b"\r\n\r\n")
                 status, kind, body = await self._answer(head)
@@ -67,7 +75,6 @@ class Pages:
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             logger.debug("a connection ended early", extra={"event": "http_connection_ended"})
         finally:
-            self._open -= 1
             writer.close()
 
     async def _answer(self, head: bytes) -> _Answer:

@@ -77,7 +77,8 @@ class Difference:
     def __str__(self) -> str:
         why = f": {self.reason}" if self.reason else ""
         how = "can be updated" if self.change is Change.UPDATE else "cannot be changed"
-        return f"{self.field} is {_text(self.found)}, wanted {_text(self.wanted)}, {how}{why}"
+        found, wanted = _text(self.field, self.found), _text(self.field, self.wanted)
+        return f"{self.field} is {found}, wanted {wanted}, {how}{why}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +93,7 @@ class WantedStream:
 
 
 _KEPT_SUBJECTS = "what is stored keeps its subjects, so a key would be in two partitions at once"
+_NANOSECONDS = ("max_age", "duplicate_window")
 _REPLACED = {
     "retention": "the server does not change to or from a work queue",
     "storage": "the server does not move a stream between file and memory",
@@ -248,9 +250,17 @@ def _difference(
     return Difference(field=field, found=found, wanted=wanted, change=change, reason=reason)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return ", ".join(value)
-    return str(value)
+def _text(field: str, value: object) -> str:
+    match value:
+        case None:
+            return "not set"
+        case [str(), *_]:
+            return ", ".join(map(str, value))
+        case {"src": source, "dest": destination}:
+            return f"{source} -> {destination}"
+        case -1:
+            return "no limit"
+        case int() if field in _NANOSECONDS:
+            return f"{value / 1e9:g} s" if value else "no limit"
+        case _:
+            return str(value)
