@@ -7,7 +7,8 @@ All bridges run all the time, each a process of its own behind a TCP proxy of it
 killed is started again. Before each fault records are produced, so that every fault meets work.
 Somebody else publishes to the same subjects,
 but for ``--mode dense``. ``--server cluster`` is three nodes with three
-replicas, and it is the stream's leader that is killed. At the end one bridge finishes, and both
+replicas, and it is the stream's leader that is killed; ``--kafka cluster`` is three brokers, and
+it is a partition's leader. At the end one bridge finishes, and both
 `verify` and `bridge_judge`, which shares no code with it, compare the streams with Kafka.
 
 ``--guard sequence`` and ``--guard none`` are control arms: with these the storm must find faults.
@@ -41,6 +42,7 @@ from tests.chaos.bridge_judge import count_in_kafka, judge, key_of, value_of
 from tests.chaos.bridge_process import FULL, NONE, SEQUENCE
 from tests.helpers.cluster import NatsCluster
 from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, KafkaNode, mock_kafka
+from tests.helpers.kafka_cluster import KafkaCluster
 from tests.helpers.proxy import Proxy
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
@@ -63,6 +65,7 @@ UNREACHABLE = 3
 STAND_BACK_S = 0.3
 PAUSE_S_MAX = 0.6
 STALL_S_MAX = 3.0
+LEADERLESS_S_MAX = 6.0
 NATIVE_EVERY_S = {"chain": 0.5, "shared": 0.02}
 """Somebody else's messages: strays that end a session, or, on a shared route, native publishing."""
 FINISH_S_MAX = 600.0
@@ -127,6 +130,7 @@ class World:
             self.streams = [f"FLIGHTS-{partition}" for partition in range(PARTITIONS)]
         self.bootstrap = ""
         self._node: KafkaNode | None = None
+        self._brokers: KafkaCluster | None = None
         self._servers: list[Server] = []
         self._cluster: NatsCluster | None = None
         self._proxies: list[Proxy] = []
@@ -159,6 +163,13 @@ class World:
             self._proxies.append(await self._stack.enter_async_context(proxy))
 
     async def _open_kafka(self) -> None:
+        if self.storm.kafka == CLUSTER:
+            self._brokers = await asyncio.to_thread(KafkaCluster, self._folder)
+            self._stack.callback(self._brokers.close)
+            await asyncio.to_thread(self._brokers.open)
+            self.bootstrap = self._brokers.bootstrap
+            await asyncio.to_thread(self._brokers.create_topic, TOPIC, PARTITIONS)
+            return
         if self.storm.kafka == MOCK:
             kafka = self._stack.enter_context(mock_kafka())
         else:
@@ -243,10 +254,7 @@ class World:
         elif kind == "server":
             await self._kill_server()
         elif kind == "kafka":
-            assert self._node is not None
-            await asyncio.to_thread(self._node.kill)
-            await asyncio.sleep(self._random.uniform(0, PAUSE_S_MAX))
-            await asyncio.to_thread(self._node.start)
+            await self._kill_kafka()
         else:
             await self._disturb(kind, self._random.choice(self._proxies))
 
@@ -261,6 +269,20 @@ class World:
         if self._cluster is not None:
             async with self.client() as client:
                 await self._cluster.until_current(client, self._random.choice(self.streams))
+
+    async def _kill_kafka(self) -> None:
+        if self._brokers is not None:
+            partition = self._random.randrange(PARTITIONS)
+            leader = await asyncio.to_thread(self._brokers.leader, TOPIC, partition)
+            leader.kill()
+            await asyncio.sleep(self._random.uniform(0, LEADERLESS_S_MAX))
+            leader.start()
+            await asyncio.to_thread(self._brokers.await_whole, TOPIC)
+            return
+        assert self._node is not None
+        await asyncio.to_thread(self._node.kill)
+        await asyncio.sleep(self._random.uniform(0, PAUSE_S_MAX))
+        await asyncio.to_thread(self._node.start)
 
     async def _disturb(self, kind: str, proxy: Proxy) -> None:
         if kind == "cut":
@@ -297,7 +319,7 @@ class Records:
 
     def __init__(self, bootstrap: str, kind: str) -> None:
         options: dict[str, Any] = {"bootstrap.servers": bootstrap, "linger.ms": 5}
-        if kind == REAL_KAFKA:
+        if kind != MOCK:
             options["enable.idempotence"] = True
         self._producer = Producer(options)
         self.produced = 0
@@ -387,7 +409,7 @@ def main() -> int:
     parser.add_argument("--mode", choices=list(MODES), default="chain")
     parser.add_argument("--guard", choices=[FULL, SEQUENCE, NONE], default=FULL)
     parser.add_argument("--server", choices=[EMBEDDED, REAL, CLUSTER], default=REAL)
-    parser.add_argument("--kafka", choices=[MOCK, REAL_KAFKA], default=REAL_KAFKA)
+    parser.add_argument("--kafka", choices=[MOCK, REAL_KAFKA, CLUSTER], default=REAL_KAFKA)
     parser.add_argument("--bridges", type=int, default=2)
     parser.add_argument("--records", type=int, default=1_000_000)
     for kind, option in FAULTS.items():

@@ -59,6 +59,14 @@ class MockKafka:
                 f"mock topic {topic!r} with {partitions} partitions: error {code}"
             )
 
+    def set_leader(self, topic: str, partition: int, broker: int) -> None:
+        """Let a broker (from 1 on) lead a partition; ConfigurationError if one is not there."""
+        code = self._library.rd_kafka_mock_partition_set_leader(
+            self._cluster, topic.encode(), partition, broker
+        )
+        if code:
+            raise ConfigurationError(f"mock topic {topic!r} partition {partition}: error {code}")
+
     def close(self) -> None:
         """Stop the cluster; its records are gone."""
         if self._cluster:
@@ -113,6 +121,7 @@ def _load() -> ctypes.CDLL:
         "rd_kafka_mock_cluster_destroy": (None, [pointer]),
         "rd_kafka_mock_cluster_bootstraps": (text, [pointer]),
         "rd_kafka_mock_topic_create": (number, [pointer, text, number, number]),
+        "rd_kafka_mock_partition_set_leader": (number, [pointer, text, ctypes.c_int32, number]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

@@ -1,0 +1,54 @@
+"""A Kafka in the field: compressed batches, leaders that change while records are read."""
+
+import asyncio
+
+import pytest
+from confluent_kafka import Producer
+
+from millstream_bridge import Bridge, MockKafka
+from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.helpers.kafka import MOCK, Kafka
+from tests.helpers.servers import Server
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+async def test_compressed_batches_arrive_as_they_were(
+    nats_server: Server, kafka: Kafka, topic: str, codec: str
+) -> None:
+    kafka.create_topic(topic, 1)
+    producer = Producer(
+        {"bootstrap.servers": kafka.bootstrap, "compression.type": codec, "linger.ms": 50}
+    )
+    for n in range(500):
+        producer.produce(topic, b"leg %d " % n * 20, b"N%d" % n, partition=0)
+    assert producer.flush(20) == 0
+
+    await move_all(kafka.bootstrap, nats_server.url, a_route(topic))
+
+    stored = await stored_records(nats_server.url, a_route(topic))
+    assert [(one.key, one.value) for one in stored[0]] == [
+        (b"N%d" % n, b"leg %d " % n * 20) for n in range(500)
+    ]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["chain", "shared"])
+async def test_leaders_that_change_while_it_reads_cost_nothing(
+    nats_server: Server, topic: str, shared: bool
+) -> None:
+    with MockKafka({topic: 3}, brokers=3) as cluster:
+        kafka = Kafka(kind=MOCK, bootstrap=cluster.bootstrap, mock=cluster)
+        route = a_route(topic, shared=shared)
+        bridge = Bridge(kafka=cluster.bootstrap, nats=nats_server.url, route=route)
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(bridge.run(), name="bridge")
+            for turn in range(6):
+                for partition in range(3):
+                    cluster.set_leader(topic, partition, (turn + partition) % 3 + 1)
+                records = [{"partition": n % 3, "value": b"%d" % n} for n in range(300)]
+                await asyncio.to_thread(kafka.produce, topic, records)
+            await until(lambda: bridge.progress.records >= 1_800)
+            bridge.stop()
+
+    assert offsets(await stored_records(nats_server.url, route)) == {
+        partition: [*range(600)] for partition in range(3)
+    }

@@ -1,0 +1,175 @@
+"""Apache Kafka as three combined nodes from its jars, whose brokers can be killed. ::
+
+with KafkaCluster(folder) as cluster:
+    cluster.create_topic("flights", 8)      # three replicas, two must have a record
+    cluster.leader("flights", 0).kill()     # another takes over
+    cluster.nodes[2].start()
+"""
+
+import contextlib
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from .kafka import _await, _ending_with_us, _free_ports, _run_java, class_path
+
+START_S_MAX = 120.0
+
+_PROPERTIES = """process.roles=broker,controller
+node.id={number}
+controller.quorum.voters={voters}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
+log.dirs={data}
+auto.create.topics.enable=false
+default.replication.factor=3
+min.insync.replicas=2
+offsets.topic.replication.factor=3
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=3
+transaction.state.log.min.isr=2
+transaction.state.log.num.partitions=2
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+replica.lag.time.max.ms=5000
+"""
+
+
+class Node:
+    """One of the nodes; ``number`` is its id in Kafka."""
+
+    def __init__(self, number: int, folder: Path, port: int) -> None:
+        self.number, self.port = number, port
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def properties(self) -> Path:
+        """Its configuration."""
+        return self._folder / "server.properties"
+
+    def start(self) -> None:
+        """Start it; it may take a while until it takes part."""
+        options = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                _ending_with_us(
+                    "java", *options, "-cp", class_path(), "kafka.Kafka", str(self.properties)
+                ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL and reap."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class KafkaCluster:
+    """A context manager; ``folder`` is the caller's and stays."""
+
+    def __init__(self, folder: Path, size: int = 3) -> None:
+        ports = _free_ports(2 * size)
+        controllers = ports[size:]
+        voters = ",".join(f"{n}@127.0.0.1:{port}" for n, port in enumerate(controllers, 1))
+        self.nodes: dict[int, Node] = {}
+        cluster = _run_java("kafka.tools.StorageTool", "random-uuid").strip()
+        for number, (port, controller) in enumerate(zip(ports[:size], controllers, strict=True), 1):
+            home = folder / f"kafka{number}"
+            home.mkdir()
+            node = Node(number, home, port)
+            node.properties.write_text(
+                _PROPERTIES.format(
+                    number=number,
+                    voters=voters,
+                    port=port,
+                    controller=controller,
+                    data=home / "data",
+                )
+            )
+            _run_java(
+                "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(node.properties)
+            )
+            self.nodes[number] = node
+        self._admin: AdminClient | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """All brokers; the same over restarts."""
+        return ",".join(f"127.0.0.1:{node.port}" for node in self.nodes.values())
+
+    def create_topic(self, topic: str, partitions: int) -> None:
+        """Make a topic with three replicas and return when every partition has a leader."""
+        made = self._client().create_topics([NewTopic(topic, partitions, len(self.nodes))])
+        made[topic].result(timeout=60)
+        _await(lambda: all(leader > 0 for leader in self._leaders(topic)), START_S_MAX)
+
+    def leader(self, topic: str, partition: int) -> Node:
+        """The node that leads a partition now; waits while none does."""
+        _await(lambda: self._leaders(topic)[partition] in self.nodes, START_S_MAX)
+        return self.nodes[self._leaders(topic)[partition]]
+
+    def await_whole(self, topic: str) -> None:
+        """Wait until every replica of the topic is in sync."""
+
+        def is_whole() -> bool:
+            with contextlib.suppress(KafkaException, KeyError):
+                found = self._client().list_topics(topic, timeout=5).topics[topic].partitions
+                return all(len(one.isrs) == len(self.nodes) for one in found.values())
+            return False
+
+        _await(is_whole, START_S_MAX)
+
+    def open(self) -> Self:
+        """Start all nodes and wait until they know of each other."""
+        for node in self.nodes.values():
+            node.start()
+        self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        deadline = time.monotonic() + START_S_MAX
+
+        def all_there() -> bool:
+            assert time.monotonic() < deadline, "the Kafka nodes did not find each other"
+            with contextlib.suppress(KafkaException):
+                return len(self._client().list_topics(timeout=2).brokers) == len(self.nodes)
+            return False
+
+        _await(all_there, START_S_MAX)
+        return self
+
+    def close(self) -> None:
+        """End every node."""
+        for node in self.nodes.values():
+            node.kill()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _client(self) -> AdminClient:
+        assert self._admin is not None, "the cluster is not open"
+        return self._admin
+
+    def _leaders(self, topic: str) -> list[int]:
+        with contextlib.suppress(KafkaException, KeyError):
+            found = self._client().list_topics(topic, timeout=5).topics[topic].partitions
+            return [found[number].leader for number in sorted(found)]
+        return [-1]
