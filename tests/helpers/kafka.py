@@ -72,6 +72,20 @@ transaction.state.log.num.partitions=2
 group.initial.rebalance.delay.ms=0
 """
 
+# The last of two lines for one setting counts.
+_SECURED = """listeners=SASL_PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=SASL_PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=CONTROLLER:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT
+inter.broker.listener.name=SASL_PLAINTEXT
+sasl.mechanism.inter.broker.protocol=PLAIN
+sasl.enabled.mechanisms=PLAIN
+listener.name.sasl_plaintext.plain.sasl.jaas.config=\
+  org.apache.kafka.common.security.plain.PlainLoginModule required username="admin" \
+  password="admin-secret" user_admin="admin-secret" user_bridge="bridge-secret";
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:admin;User:ANONYMOUS
+"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kafka:
@@ -159,15 +173,24 @@ def _reason() -> str:
 
 
 class KafkaNode:
-    """Apache Kafka as one combined node from its jars; ``folder`` is the caller's."""
+    """Apache Kafka as one combined node from its jars; ``folder`` is the caller's.
 
-    def __init__(self, folder: Path) -> None:
+    ``secured``: its users are `ADMIN` and `BRIDGE` by SASL, and only ADMIN may do what no rule
+    permits; ``options`` are then ADMIN's for a client.
+    """
+
+    ADMIN, BRIDGE = "admin", "bridge"
+
+    def __init__(self, folder: Path, *, secured: bool = False) -> None:
+        self.options = self.options_of(self.ADMIN) if secured else {}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._port, controller = _free_ports(2)
         self._properties = folder / "server.properties"
         self._properties.write_text(
-            _PROPERTIES.format(port=self._port, controller=controller, data=folder / "data")
+            (_PROPERTIES + (_SECURED if secured else "")).format(
+                port=self._port, controller=controller, data=folder / "data"
+            )
         )
         cluster = _run_java("kafka.tools.StorageTool", "random-uuid").strip()
         _run_java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties))
@@ -176,6 +199,16 @@ class KafkaNode:
     def bootstrap(self) -> str:
         """The address; the same over a restart."""
         return f"127.0.0.1:{self._port}"
+
+    @staticmethod
+    def options_of(user: str) -> dict[str, str]:
+        """A client's settings for a user of a secured node."""
+        return {
+            "security.protocol": "SASL_PLAINTEXT",
+            "sasl.mechanism": "PLAIN",
+            "sasl.username": user,
+            "sasl.password": f"{user}-secret",
+        }
 
     def start(self) -> None:
         """Start and wait until it answers."""
@@ -188,7 +221,7 @@ class KafkaNode:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0, **self.options})
 
         def answers() -> bool:
             assert self._process is not None

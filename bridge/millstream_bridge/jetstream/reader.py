@@ -9,7 +9,8 @@ the server with every message, so an end is never guessed. The order is the stre
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import msgspec
 
@@ -19,6 +20,7 @@ from .connection import Connection, Message, parse_answer
 BATCH_MESSAGES = 5_000
 BATCH_BYTES = 16 << 20
 _EXPIRES_S = 5.0
+_LOOK_S = 0.25
 _LIFETIME_NS = 30_000_000_000
 
 
@@ -27,14 +29,15 @@ async def read_stream(
 ) -> AsyncIterator[list[tuple[int, Message]]]:
     """Messages of ``subject`` from ``first_seq`` to ``last_seq`` as lists of (sequence, message).
 
-    ConfigurationError: no such stream. ConnectionLost: the server went away or fell silent.
+    ConfigurationError: no such stream, or a permission is missing. ConnectionLost: the server went
+    away or fell silent.
     """
     if first_seq > last_seq:
         return
     api = connection.api_prefix
     name, pending = await _make_consumer(connection, stream, subject, first_seq)
     inbox = connection.new_inbox()
-    feed = _Feed(inbox, pending)
+    feed = _Feed(inbox, pending, lambda: connection.denied)
     sid = connection.subscribe(f"{inbox}.*", feed.take, feed.take_run)
     request = msgspec.json.encode(
         {
@@ -85,8 +88,10 @@ async def _make_consumer(
 class _Feed:
     """Collects what the connection's read loop hands over, one request at a time."""
 
-    def __init__(self, inbox: str, pending: int) -> None:
+    def __init__(self, inbox: str, pending: int, denied: Callable[[], str] = lambda: "") -> None:
+        """``denied``: what the server has forbidden, in its words."""
         self._inbox = inbox
+        self._denied = denied
         self._request = 0
         self._reply = ""
         self._messages: list[tuple[int, Message]] = []
@@ -123,12 +128,20 @@ class _Feed:
             self._over.set()
 
     async def one_request(self) -> list[tuple[int, Message]]:
-        """What one request brought. ConnectionLost: nothing, though something is still to come."""
-        try:
-            async with asyncio.timeout(2 * _EXPIRES_S):
-                await self._over.wait()
-        except TimeoutError as error:
-            raise ConnectionLost("the stream's reader got no answer") from error
+        """What one request brought. ConnectionLost: nothing, though something is still to come.
+
+        ConfigurationError: the server forbids it, which it says beside the request.
+        """
+        give_up_at = asyncio.get_running_loop().time() + 2 * _EXPIRES_S
+        while not self._over.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._over.wait()
+                    break
+            if denied := self._denied():
+                raise ConfigurationError(f"NATS: {denied}")
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise ConnectionLost("the stream's reader got no answer")
         if not self._messages:
             raise ConnectionLost(
                 f"the stream's reader got status {self._status}, {self._pending} messages to come"

@@ -44,7 +44,7 @@ async def barrier(
         goal = {partition: mark.high for partition, mark in marks.items()}
         await until_stored(connection, mapping, source, goal, marks, timeout_s=timeout_s)
     except ConnectionLost as lost:
-        raise Unreachable("JetStream", str(nats), str(lost)) from lost
+        raise Unreachable("JetStream", str(NatsTarget.of(nats)), str(lost)) from lost
     finally:
         await source.close()
         if connection is not None:

@@ -16,6 +16,7 @@ from . import (
     cli_cutover,
     cli_kafka_mock,
     cli_parked,
+    cli_permissions,
     cli_plan,
     cli_rollback,
     cli_run,
@@ -43,6 +44,7 @@ def _options(context: typer.Context) -> None:
 for _command in (
     cli_assess,
     cli_plan,
+    cli_permissions,
     cli_run,
     cli_status,
     cli_verify,
@@ -51,6 +53,7 @@ for _command in (
     cli_rollback,
     cli_back,
     cli_parked,
+    cli_schemas,
     cli_kafka_mock,
 ):
     _command.register(app)

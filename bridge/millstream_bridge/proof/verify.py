@@ -87,7 +87,7 @@ async def _check(
         connection = await Connection.open(nats, name=f"millstream verify {route.name}")
         yield Check(LiveSides(source, connection, mapping, marks, kafka_options), mapping)
     except ConnectionLost as lost:
-        raise Unreachable("JetStream", str(nats), str(lost)) from lost
+        raise Unreachable("JetStream", str(NatsTarget.of(nats)), str(lost)) from lost
     finally:
         await source.close()
         if connection is not None:

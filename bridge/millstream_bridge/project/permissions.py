@@ -1,0 +1,113 @@
+"""What a user needs on either side for a route: the least privilege that works. Pure.
+
+For NATS the subjects to publish to and to subscribe to, as a server's configuration wants them; for
+Kafka the operations, as its access control lists name them. Both lists are what the code asks for,
+and tests run it with exactly these.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ..model import PARTITION_FIELD, Route
+from ..records.mapping import Mapping, covers
+
+
+class Purpose(StrEnum):
+    """What the user does: move records, or look at both sides."""
+
+    RUN = "run"
+    VERIFY = "verify"
+    ASSESS = "assess"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """Patterns for NATS, lines of (resource, name, operation) for Kafka."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+    kafka: tuple[tuple[str, str, str], ...]
+
+    def config_text(self) -> str:
+        """``permissions { … }`` as a NATS server's configuration has it for a user."""
+        lines = ["permissions {"]
+        for name, patterns in (("publish", self.publish), ("subscribe", self.subscribe)):
+            lines.append(f"  {name}: [")
+            lines += [f'    "{pattern}"' for pattern in patterns]
+            lines.append("  ]")
+        return "\n".join([*lines, "}", ""])
+
+
+def needs(
+    purpose: Purpose,
+    routes: Sequence[Route],
+    *,
+    api_prefix: str = "$JS.API",
+    inbox_prefix: str = "_INBOX",
+) -> Needs:
+    """What all of ``routes`` need together.
+
+    ``verify`` is for `verify` and `barrier`; ``assess`` for `assess` and `plan`. A dense route
+    makes and reads as many streams as there are partitions, so any stream's name stands for them.
+    """
+    publish: list[str] = []
+    kafka: list[tuple[str, str, str]] = []
+    for route in routes:
+        if purpose is Purpose.RUN:
+            publish += _of_run(route, api_prefix)
+        elif purpose is Purpose.VERIFY:
+            publish += _of_verify(route, api_prefix)
+        else:
+            publish.append(f"{api_prefix}.STREAM.INFO.{_stream(route)}")
+        kafka.append(("topic", route.topic, "Read"))
+        if purpose is Purpose.ASSESS:
+            kafka.append(("topic", route.topic, "DescribeConfigs"))
+    if purpose is Purpose.ASSESS:
+        kafka.append(("group", "*", "Describe"))
+    distinct = list(dict.fromkeys(publish))
+    return Needs(
+        publish=tuple(
+            it for it in distinct if not any(covers(wide, it) for wide in distinct if wide != it)
+        ),
+        subscribe=(f"{inbox_prefix}.>",),
+        kafka=tuple(dict.fromkeys(kafka)),
+    )
+
+
+def _stream(route: Route) -> str:
+    return "*" if PARTITION_FIELD in route.stream else route.stream
+
+
+def _of_run(route: Route, api: str) -> list[str]:
+    mapping, stream = Mapping(route), _stream(route)
+    patterns = [f"{api}.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "MSG.GET")]
+    patterns.append(mapping.route_filter)
+    if route.shared:
+        patterns += [f"{api}.INFO", mapping.checkpoint_subject("*")]
+    if route.on_poison != "stop":
+        patterns.append(f"{mapping.poison_subject('*')}.*")
+    if route.large == "chunks":
+        patterns.append(f"{mapping.chunk_subject('*')}.>")
+    if route.large == "object-store":
+        bucket = f"MILLSTREAM_LARGE_{route.name}"
+        patterns += [f"{api}.STREAM.{it}.OBJ_{bucket}" for it in ("INFO", "CREATE")]
+        patterns.append(f"$O.{bucket}.>")
+    return patterns
+
+
+def _of_verify(route: Route, api: str) -> list[str]:
+    streams = [_stream(route)]
+    if route.large == "object-store":
+        streams.append(f"OBJ_MILLSTREAM_LARGE_{route.name}")
+    return [
+        pattern
+        for stream in streams
+        for pattern in (
+            f"{api}.STREAM.INFO.{stream}",
+            f"{api}.STREAM.MSG.GET.{stream}",
+            f"{api}.CONSUMER.CREATE.{stream}.>",
+            f"{api}.CONSUMER.MSG.NEXT.{stream}.*",
+            f"{api}.CONSUMER.DELETE.{stream}.*",
+        )
+    ]

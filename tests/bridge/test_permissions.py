@@ -1,0 +1,263 @@
+"""The bridge works with exactly the rights that are listed, and misses each of them."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from confluent_kafka.cimpl import NewTopic
+
+from millstream_bridge import BridgeError, Route, verify
+from millstream_bridge.jetstream.target import NatsTarget
+from millstream_bridge.project.assess import assess
+from millstream_bridge.project.permissions import Needs, Purpose, needs
+from tests.bridge.moves import a_route, move_all
+from tests.helpers.kafka import Kafka, KafkaNode
+from tests.helpers.require import need
+from tests.helpers.servers import real_server
+
+CHAIN = a_route("flights")
+SHARED = a_route("flights", shared=True, on_poison="skip", large="chunks")
+BIG = b"x" * 1_500_000
+HEADERS = [("n", b"\x00" * 60_000)]
+
+
+def fill(kafka: Kafka) -> None:
+    """A plain record, a large one, and one that cannot be moved."""
+    kafka.create_topic("flights", 1)
+    records: list[dict[str, Any]] = [
+        {"value": b"v"},
+        {"value": BIG},
+        {"value": b"v", "headers": HEADERS},
+    ]
+    kafka.produce("flights", [{"partition": 0, "key": b"k", **it} for it in records])
+
+
+def only_plain(kafka: Kafka) -> None:
+    kafka.create_topic("flights", 1)
+    kafka.produce("flights", [{"partition": 0, "key": b"k", "value": b"v"}])
+
+
+@asynccontextmanager
+async def server_for(folder: Path, run: Needs, look: Needs) -> AsyncIterator[tuple[str, str]]:
+    """A nats-server with two users; the URLs of both."""
+    config = folder.with_suffix(".conf")
+    text = (
+        "authorization { users: [\n"
+        f"{{ user: run, password: p, {run.config_text()} }}\n"
+        f"{{ user: look, password: p, {look.config_text()} }}\n] }}\n"
+    )
+    await asyncio.to_thread(config.write_text, text)
+    async with real_server(folder, arguments=["-c", str(config)]) as server:
+        address = server.url.removeprefix("nats://")
+        yield f"nats://run:p@{address}", f"nats://look:p@{address}"
+
+
+async def work(kafka: str, route: Route, run: str, look: str) -> None:
+    await move_all(kafka, run, route)
+    proof = await verify(kafka=kafka, nats=look, route=route)
+    assert proof.equal, proof.difference
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("route", [CHAIN, SHARED], ids=["chain", "shared"])
+async def test_the_listed_subjects_are_enough_on_nats(
+    mock: Kafka, tmp_path: Path, route: Route
+) -> None:
+    need("nats")
+    (fill if route is SHARED else only_plain)(mock)
+    run, look = (needs(purpose, [route]) for purpose in (Purpose.RUN, Purpose.VERIFY))
+
+    async with server_for(tmp_path / "server", run, look) as (mover, looker):
+        await work(mock.bootstrap, route, mover, looker)
+
+
+def each_without_one(purpose: Purpose, route: Route) -> Sequence[str]:
+    return needs(purpose, [route]).publish
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize(
+    "missing",
+    [it for it in each_without_one(Purpose.RUN, SHARED) if "INFO" not in it.split(".")[2:3]],
+)
+async def test_each_subject_is_needed_to_run(mock: Kafka, tmp_path: Path, missing: str) -> None:
+    need("nats")
+    fill(mock)
+    run, look = (needs(purpose, [SHARED]) for purpose in (Purpose.RUN, Purpose.VERIFY))
+    less = replace(run, publish=tuple(it for it in run.publish if it != missing))
+
+    async with server_for(tmp_path / "server", less, look) as (mover, looker):
+        with pytest.raises(BridgeError) as error:
+            async with asyncio.timeout(30):
+                await work(mock.bootstrap, SHARED, mover, looker)
+
+    assert "ermission" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert ":p@" not in str(error.value)
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize(
+    "missing", [it for it in each_without_one(Purpose.VERIFY, CHAIN) if "MSG.GET" not in it]
+)
+async def test_each_subject_is_needed_to_verify(mock: Kafka, tmp_path: Path, missing: str) -> None:
+    need("nats")
+    only_plain(mock)
+    run, look = (needs(purpose, [CHAIN]) for purpose in (Purpose.RUN, Purpose.VERIFY))
+    less = replace(look, publish=tuple(it for it in look.publish if it != missing))
+
+    async with server_for(tmp_path / "server", run, less) as (mover, looker):
+        with pytest.raises(BridgeError) as error:
+            async with asyncio.timeout(30):
+                await work(mock.bootstrap, CHAIN, mover, looker)
+
+    assert "ermission" in str(error.value)
+    assert ":p@" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+    need("kafka")
+    node = KafkaNode(tmp_path_factory.mktemp("kafka"), secured=True)
+    node.start()
+    try:
+        yield node
+    finally:
+        node.kill()
+
+
+def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
+    operations = {
+        "Read": AclOperation.READ,
+        "Describe": AclOperation.DESCRIBE,
+        "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
+    }
+    kinds = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
+    rules = [
+        AclBinding(
+            kinds[kind],
+            name,
+            ResourcePatternType.LITERAL,
+            f"User:{KafkaNode.BRIDGE}",
+            "*",
+            operations[operation],
+            AclPermissionType.ALLOW,
+        )
+        for kind, name, operation in lines
+    ]
+    admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
+    for done in admin.create_acls(rules).values():
+        done.result(20)
+
+
+def make_topic(node: KafkaNode, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
+    producer = Producer({"bootstrap.servers": node.bootstrap, **node.options})
+    producer.produce(topic, key=b"k", value=b"v")
+    assert producer.flush(20) == 0
+
+
+@pytest.mark.kafka
+async def test_the_listed_operations_are_enough_on_kafka_and_without_them_nothing_is_read(
+    secured: KafkaNode, topic: str, tmp_path: Path
+) -> None:
+    make_topic(secured, topic)
+    route = a_route(topic)
+    options = KafkaNode.options_of(KafkaNode.BRIDGE)
+
+    async with real_server(tmp_path / "nats") as server:
+        with pytest.raises(BridgeError) as error:
+            await move_all(secured.bootstrap, server.url, route, kafka_options=options)
+        permit(secured, needs(Purpose.RUN, [route]).kafka)
+        report = await move_all(secured.bootstrap, server.url, route, kafka_options=options)
+        proof = await verify(
+            kafka=secured.bootstrap, nats=server.url, route=route, kafka_options=options
+        )
+
+    assert f"topic {topic}" in str(error.value)
+    assert "uthorization" in str(error.value)
+    assert report.records == 1
+    assert proof.equal
+
+
+@pytest.mark.kafka
+async def test_an_assessment_says_what_it_may_not_ask_and_is_whole_with_what_is_listed(
+    secured: KafkaNode, topic: str
+) -> None:
+    make_topic(secured, topic)
+    options = KafkaNode.options_of(KafkaNode.BRIDGE)
+    permit(secured, [("topic", topic, "Read")])
+
+    partial = await assess(kafka=secured.bootstrap, topics=topic, kafka_options=options)
+    permit(secured, needs(Purpose.ASSESS, [a_route(topic)]).kafka)
+    whole = await assess(kafka=secured.bootstrap, topics=topic, kafka_options=options)
+
+    assert [f"DescribeConfigs on topic {topic}" in it for it in partial.notes] == [True]
+    assert partial.topics[0].config is None
+    assert whole.notes == []
+    assert whole.topics[0].config is not None
+    assert whole.topics[0].shape.records == 1
+
+
+@pytest.mark.kafka
+async def test_a_wrong_password_is_one_line_without_it(secured: KafkaNode, topic: str) -> None:
+    options = {**KafkaNode.options_of(KafkaNode.BRIDGE), "sasl.password": "not-it"}
+
+    with pytest.raises(BridgeError) as error:
+        await assess(kafka=secured.bootstrap, topics=topic, kafka_options=options)
+
+    assert "not-it" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_prints_what_a_user_needs() -> None:
+    words = [
+        *("permissions", "--kafka", "k", "--topic", "flights", "--stream", "FLIGHTS"),
+        *("--subject", "flights.{partition}.{key}"),
+    ]
+
+    def run(*more: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "millstream_bridge", *words, *more],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+
+    assert '    "$JS.API.STREAM.CREATE.FLIGHTS"\n' in run()
+    assert run().endswith("# Kafka\nRead on topic flights\n")
+    told = json.loads(run("--for", "verify", "--json"))
+    assert told["schema"] == "millstream.bridge.permissions/1"
+    assert "flights.*.*" not in told["publish"]
+
+
+def test_a_domain_and_an_inbox_prefix_are_in_the_patterns() -> None:
+    target = NatsTarget(url="nats://n", domain="edge", inbox_prefix="_INBOX.bridge")
+
+    found = needs(
+        Purpose.RUN,
+        [CHAIN],
+        api_prefix=target.jetstream_prefix,
+        inbox_prefix=target.inbox_prefix,
+    )
+
+    assert "$JS.edge.API.STREAM.INFO.FLIGHTS" in found.publish
+    assert found.subscribe == ("_INBOX.bridge.>",)
