@@ -53,7 +53,6 @@ for _command in (
     cli_rollback,
     cli_back,
     cli_parked,
-    cli_schemas,
     cli_kafka_mock,
 ):
     _command.register(app)
