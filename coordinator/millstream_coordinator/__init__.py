@@ -53,6 +53,10 @@ if TYPE_CHECKING:
         GroupView,
         read_view,
     )
+    from .partitioning.description import (
+        parse_description,
+        read_description,
+    )
     from .partitioning.key import (
         KeyRule,
         KeyRuleError,
@@ -75,8 +79,6 @@ if TYPE_CHECKING:
     )
     from .partitioning.topic import (
         Description,
-        parse_description,
-        read_description,
     )
     from .sinks import (
         BatchSink,
@@ -216,9 +218,9 @@ _HOMES = {
     "judge": "sinks",
     "key_headers": "partitioning.key",
     "moved_partitions": "machine.assign",
-    "parse_description": "partitioning.topic",
+    "parse_description": "partitioning.description",
     "partition_for": "partitioning.partition",
-    "read_description": "partitioning.topic",
+    "read_description": "partitioning.description",
     "read_view": "operation.view",
     "run_virtual": "virtual",
     "to_token": "partitioning.key",

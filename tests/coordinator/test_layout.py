@@ -8,6 +8,7 @@ import pytest
 
 from millstream_coordinator.errors import StreamUnfit
 from millstream_coordinator.model import ConfigRecord, FailurePolicy
+from millstream_coordinator.partitioning.description import parse_description
 from millstream_coordinator.partitioning.difference import (
     Change,
     Difference,
@@ -27,7 +28,6 @@ from millstream_coordinator.partitioning.layout import (
     place,
     wanted_streams,
 )
-from millstream_coordinator.partitioning.topic import parse_description
 
 TOKEN = """
 [topic.ORDERS]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from millstream_coordinator.model import FailurePolicy, Retention
+from millstream_coordinator.partitioning.description import parse_description, read_description
 from millstream_coordinator.partitioning.partition import Partitioner
 from millstream_coordinator.partitioning.table import TopicError
 from millstream_coordinator.partitioning.topic import (
@@ -17,8 +18,6 @@ from millstream_coordinator.partitioning.topic import (
     Storage,
     StreamOptions,
     WrittenBy,
-    parse_description,
-    read_description,
 )
 
 TOKEN = """

@@ -23,22 +23,23 @@ from millstream_coordinator.model import (
     decode,
     encode,
 )
-from millstream_coordinator.partitioning.create import (
+from millstream_coordinator.partitioning.create import apply
+from millstream_coordinator.partitioning.description import parse_description
+from millstream_coordinator.partitioning.difference import start_of
+from millstream_coordinator.partitioning.generation import current, renew
+from millstream_coordinator.partitioning.key import KeyRule
+from millstream_coordinator.partitioning.layout import group_arguments
+from millstream_coordinator.partitioning.plan import (
     Action,
     Plan,
     PlanRefused,
     Step,
     StepKind,
-    apply,
     plan,
-    resolve_start,
 )
-from millstream_coordinator.partitioning.difference import start_of
-from millstream_coordinator.partitioning.generation import current, renew
-from millstream_coordinator.partitioning.key import KeyRule
-from millstream_coordinator.partitioning.layout import group_arguments
 from millstream_coordinator.partitioning.publisher import Publisher
-from millstream_coordinator.partitioning.topic import Description, Start, parse_description
+from millstream_coordinator.partitioning.start import resolve_start
+from millstream_coordinator.partitioning.topic import Description, Start
 from millstream_coordinator.worker import Group
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server

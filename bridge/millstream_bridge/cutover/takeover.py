@@ -20,9 +20,10 @@ from millstream_coordinator.operation.overview import read_overview
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
 from millstream_coordinator.operation.view import GroupView
-from millstream_coordinator.partitioning.create import StepKind, apply, plan
+from millstream_coordinator.partitioning.create import apply
 from millstream_coordinator.partitioning.key import KeyRule, KeyRuleError
 from millstream_coordinator.partitioning.layout import group_config
+from millstream_coordinator.partitioning.plan import StepKind, plan
 from millstream_coordinator.partitioning.topic import (
     Description,
     GroupDescription,

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from ..errors import GroupError
-from ..partitioning.create import Action, apply, plan
+from ..partitioning.create import apply
+from ..partitioning.description import read_description
 from ..partitioning.generation import renew
-from ..partitioning.topic import Start, read_description
+from ..partitioning.plan import Action, plan
+from ..partitioning.topic import Start
 from . import admin
 from .admin import Change, Outcome
 from .connect import connected

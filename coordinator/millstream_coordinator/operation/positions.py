@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from ..errors import NotPossible, PartitionMissing, StreamMissing
 from ..model import PartitionRecord, PartitionState, Retention
 from ..naming import parse_consumer, partition_key
-from ..partitioning.create import resolve_start
 from ..partitioning.layout import place
+from ..partitioning.start import resolve_start
 from ..partitioning.topic import Start, StartKind
 from .admin import Change, Outcome
 from .overview import Overview, read_overview

@@ -52,10 +52,11 @@ from ..jetstream.api import (
     parse_headers,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
-from .create import TIMEOUT_S, forget_start, server_traits, stream_info, unreachable
 from .difference import WantedStream
 from .key import KeyRule
 from .layout import copied_from, group_config, work_stream
+from .server import TIMEOUT_S, server_traits, stream_info, unreachable
+from .start import forget_start
 from .topic import Description, GroupDescription, Layout, work_tokens
 
 CUT_KEY: Final = "millstream.cut"
