@@ -77,7 +77,7 @@ class KafkaSource:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "allow.auto.create.topics": False,
-            "fetch.wait.max.ms": 50,
+            "fetch.wait.max.ms": 20,
             "fetch.message.max.bytes": 1 << 20,
             "fetch.max.bytes": 8 << 20,
             # By default a full queue is not filled again for a second.
