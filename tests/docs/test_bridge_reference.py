@@ -1,0 +1,79 @@
+"""The bridge's pages say what the code says, and their links lead somewhere."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from millstream_bridge import Route
+from millstream_bridge.jetstream.target import NatsTarget
+from millstream_bridge.project.file import load_project
+from millstream_bridge.project.rule import routes_of
+
+from . import bridge_reference
+from .bridge_reference import DOCS, SECTIONS
+from .pages import links
+
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+PROJECT = (DOCS / "reference" / "project-file.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("page", "name"), [(page, name) for page, names in SECTIONS.items() for name in names]
+)
+def test_what_a_page_takes_from_the_code_is_what_the_code_says(page: str, name: str) -> None:
+    assert bridge_reference.section(page, name) == SECTIONS[page][name]().strip(), (
+        "run python -m tests.docs.bridge_reference"
+    )
+
+
+def test_every_key_of_a_route_and_of_nats_is_in_a_table_and_no_other() -> None:
+    routes = PROJECT.partition("## `[[route]]`")[2].partition("\n## ")[0]
+    nats = PROJECT.partition("## `[nats]`")[2].partition("\n## ")[0]
+
+    def keys(text: str) -> set[str]:
+        cells = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+        return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+    assert keys(routes) == {it.name for it in dataclasses.fields(Route)} | {"topics", "planned"}
+    assert keys(nats) == {it.name for it in dataclasses.fields(NatsTarget)}
+
+
+def test_defaults_in_the_table_are_the_routes() -> None:
+    routes = PROJECT.partition("## `[[route]]`")[2].partition("\n## ")[0]
+    said = dict(re.findall(r"^\| `(\w+)` \| (\S*?) \|", routes, re.MULTILINE))
+
+    for field in dataclasses.fields(Route):
+        if field.default is not dataclasses.MISSING and field.name != "name":
+            expected = "none" if field.default is None else field.default
+            text = (
+                tomllib.loads(f"x = {said[field.name].strip('`')}")["x"]
+                if (said[field.name] != "none")
+                else "none"
+            )
+            assert text == expected, field.name
+
+
+def test_the_example_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.search(r"```toml\n(.*?)```", PROJECT, re.DOTALL)
+    assert example is not None
+    monkeypatch.setenv("KAFKA_PASSWORD", "secret")
+    file = tmp_path / "project.toml"
+    file.write_text(example[1])
+
+    project = load_project(file)
+
+    assert [it.stream for it in routes_of(project.rules, ["orders.eu"])] == [
+        "FLIGHTS",
+        "ORDERS-orders-eu",
+    ]
+    assert project.nats.creds == tmp_path / "bridge.creds"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda it: it.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in links(page):
+        target = (page.parent / link.partition("#")[0]).resolve()
+        assert not link.partition("#")[0] or target.exists(), link
