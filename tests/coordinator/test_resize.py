@@ -22,7 +22,14 @@ from millstream_coordinator.model import (
     Retention,
     Timing,
 )
-from millstream_coordinator.ports import Command, ReadConsumer, ReadKey, WriteKey
+from millstream_coordinator.ports import (
+    Command,
+    CreateConsumer,
+    KeyChanged,
+    ReadConsumer,
+    ReadKey,
+    WriteKey,
+)
 
 from .plane import GROUP, STREAM, Plane, Process
 
@@ -366,6 +373,38 @@ def test_a_bucket_lost_after_a_resize_is_made_anew_with_as_many_partitions() -> 
     check_history(plane)
 
 
+def test_a_consumer_of_who_had_not_heard_of_a_resize_does_not_undo_it() -> None:
+    plane = plane_of()
+    a, _b = plane.settle("a", "b")
+    resize(plane, 4)
+    resize(plane, 2)
+
+    base_epoch = (plane.read(ConfigRecord, naming.CONFIG_KEY) or plane.config).base_epoch
+    name = naming.consumer(GROUP, 0, base_epoch + 9)
+    stale = CreateConsumer(id=0, name=name, partition=0, start_seq=1, level=4)
+    plane.server.execute(a.client, stale)
+    plane.server.put(GROUP, naming.partition_key(1), None)
+    plane.until(lambda: 1 in plane.records() and plane.is_served())
+
+    assert plane.count == 2
+
+
+def test_a_leader_that_missed_a_resize_makes_no_record_of_before() -> None:
+    plane = plane_of()
+    (a,) = plane.settle("a")
+    hears = a.client.send
+    a.client.send = lambda event: (
+        None if isinstance(event, KeyChanged) and event.key == naming.CONFIG_KEY else hears(event)
+    )
+    config = plane.read(ConfigRecord, naming.CONFIG_KEY) or plane.config
+    plane.put(naming.CONFIG_KEY, replace(config, level=4, base_epoch=100))
+
+    plane.server.put(GROUP, naming.partition_key(0), None)
+    plane.until(lambda: 0 in plane.records())
+
+    assert plane.records()[0].level == 4
+
+
 def test_progress_is_read_by_the_next_leader_too() -> None:
     """Who did the resize dies right after it: the new partitions are made by somebody else."""
     plane = plane_of()
@@ -421,7 +460,6 @@ def test_a_consumer_that_is_replaced_while_it_is_asked_does_not_change_the_numbe
     newest = {
         naming.consumer(GROUP, n, it) for n, it in epochs.items() if it == max(epochs.values())
     }
-    lost = min(epochs, key=lambda n: epochs[n])
 
     def loses(_one: Process, command: Command) -> bool:
         if isinstance(command, ReadConsumer) and command.name in newest:
@@ -430,7 +468,8 @@ def test_a_consumer_that_is_replaced_while_it_is_asked_does_not_change_the_numbe
         return False
 
     plane.loses = loses
-    plane.server.put(GROUP, naming.partition_key(lost), None)
+    for lost in epochs:
+        plane.server.put(GROUP, naming.partition_key(lost), None)
     plane.until(lambda: not newest and plane.is_served())
     plane.run(1.0)
 

@@ -466,7 +466,7 @@ class Leader:
             return
         record = self._barrier.first_record(partition)
         if record is None or not self._barrier.is_sure(partition):
-            if not self._survey.is_done:
+            if not self._survey.is_done(partition):
                 self._look_up(("lead", "survey"), self._survey.run())
                 return
             found = self._survey.first_record(partition)

@@ -55,7 +55,9 @@ class Survey:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._listens_since = context.now
-        self.is_done = False
+        self._is_done = False
+        self._asked_at = 0
+        """The newest revision that was known when it was asked."""
         self._epoch = 0
         self._floors: dict[int, int] = {}
         self._saved: dict[int, tuple[DonePosition, str]] = {}
@@ -63,7 +65,12 @@ class Survey:
 
     def forget(self) -> None:
         """Everything is there now; what is missing later is looked for anew."""
-        self.is_done = False
+        self._is_done = False
+
+    def is_done(self, partition: int) -> bool:
+        """Whether it was asked since the partition's record was lost, as far as that is known."""
+        revision = self._context.book.revision(partition_key(partition))
+        return self._is_done and revision <= self._asked_at
 
     def knows(self, partition: int) -> bool:
         """Whether anybody bears witness of a partition since the last resize."""
@@ -96,13 +103,18 @@ class Survey:
     def run(self) -> Part:
         """Ask; False: somebody did not answer, or the number of partitions is another."""
         context = self._context
+        # A leader of a bucket that is gone may not have heard of this one's number of partitions.
+        known = context.book.last_revision
+        if not (yield from context.refresh_key(CONFIG_KEY)):
+            return False
+        self._is_done, self._asked_at = False, known
         self._epoch = 0
         self._saved = {}
         if not context.has_stream:
             timeout_s = context.settings.timing.heartbeat_timeout_s
             if not context.last_known and context.now < self._listens_since + timeout_s:
                 yield Pause(self._listens_since + timeout_s - context.now)
-            self.is_done = True
+            self._is_done = True
             return True
         listed = yield ListConsumers(id=context.steps.take_id())
         if not isinstance(listed, ConsumerNames):
@@ -129,13 +141,19 @@ class Survey:
         if not (yield from self._read_saved()):
             return False
         self._floors = {n: floor for _, of, n, floor in books if of == context.num_partitions}
-        self.is_done = True
+        self._is_done = True
         return True
 
     def _put_level(self, level: int, epochs: list[int]) -> Part:
-        """Tell the bucket how many partitions there were when it was lost."""
-        config = self._context.config
+        """Tell the bucket how many partitions there were when it was lost.
+
+        Not where there are records of as many as it says: then it knows better than a consumer
+        that somebody made who had not heard of its last resize.
+        """
+        context, config = self._context, self._context.config
         if level == config.active or level not in config.levels:
+            return True
+        if any(context.is_current(record) for record in context.book.partitions.values()):
             return True
         new = replace(
             config,
@@ -143,7 +161,7 @@ class Survey:
             resize_to=None if config.resize_to == level else config.resize_to,
             base_epoch=max(config.base_epoch, min(epochs) - 1),
         )
-        return (yield from self._context.write(CONFIG_KEY, new))
+        return (yield from context.write(CONFIG_KEY, new))
 
     def _read_saved(self) -> Part:
         context = self._context
