@@ -210,6 +210,14 @@ async def test_a_sink_that_does_not_open_breaks_every_promise() -> None:
     assert set(broken.values()) == {"OSError: no such sink"}
 
 
+@pytest.mark.parametrize(
+    ("contract", "method"), [(SinkContract, "open"), (ValueSinkContract, "open_sink")]
+)
+def test_a_contract_of_no_sink_cannot_be_run(contract: type[SinkContract], method: str) -> None:
+    with pytest.raises(TypeError, match=f"abstract method '?{method}'?"):
+        contract()
+
+
 def unittest_result(kind: type[MemorySink]) -> unittest.TestResult:
     """Run the contract as a unittest case."""
 

@@ -50,6 +50,25 @@ def _default(default: object) -> str:
     return str(default)
 
 
+ROOMS = (DOCS.parent / "README.md").read_text(encoding="utf-8").partition("## Which room")[2]
+CODE = DOCS.parent / "millstream_coordinator"
+
+
+@pytest.mark.parametrize("room", sorted(it.name for it in CODE.iterdir() if it.is_dir()))
+def test_every_room_of_the_package_is_in_its_readme(room: str) -> None:
+    assert room == "__pycache__" or f"`{room}/`" in ROOMS
+
+
+@pytest.mark.parametrize("file", sorted(it.name for it in (CODE / "machine").glob("[a-z]*.py")))
+def test_every_file_of_the_machine_is_in_the_readme(file: str) -> None:
+    assert f"`{file}`" in ROOMS
+
+
+@pytest.mark.parametrize("file", sorted(set(re.findall(r"`(\w+)\.py`", ROOMS))))
+def test_every_file_the_readme_names_is_there(file: str) -> None:
+    assert [*CODE.rglob(f"{file}.py")]
+
+
 @pytest.mark.parametrize("header", [*naming.LETTER_HEADERS, naming.REPLAY, KEY_HEADER])
 def test_every_header_is_on_the_layout_page(header: str) -> None:
     assert f"`{header}" in LAYOUT

@@ -24,6 +24,7 @@ look: repeats, stale owners, races, effects that fail, and a caller that is canc
 import asyncio
 import contextlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol, final
@@ -75,7 +76,7 @@ class Trial(Protocol):
         """Give back what `open` took; the sink's content stays."""
 
 
-class SinkContract:
+class SinkContract(ABC):
     """What any fenced sink must do."""
 
     fences_partitions = False
@@ -83,9 +84,9 @@ class SinkContract:
     effects_can_fail = True
     """An effect is code that the sink runs, so that it can raise; else it is plain data."""
 
+    @abstractmethod
     async def open(self) -> Trial:
         """Open the sink once more; the first time in a test it is empty."""
-        raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Trial]:
@@ -329,9 +330,9 @@ class SinkContract:
 class ValueSinkContract(SinkContract):
     """The contract of a `ValueSink`: give it ``open_sink``; effects are JSON lists in the value."""
 
+    @abstractmethod
     async def open_sink(self) -> ValueSink:
         """Open the sink once more; the first time in a test it is empty."""
-        raise NotImplementedError
 
     @final
     async def open(self) -> "ValueTrial":
