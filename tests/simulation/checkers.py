@@ -487,6 +487,7 @@ class Checkers(Observer):
     def loses_progress(self) -> None:
         """Forget what was saved: somebody else wrote over it."""
         self._expected.clear()
+        self._served.clear()
 
     def _check_floor(self, level: int, partition: int, floor: int, where: str) -> None:
         seq = self._first_unsettled(level, partition)
