@@ -433,14 +433,32 @@ class Bridge:
             if lost.is_refused or fruitless:
                 await self._sleep(min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), _AGAIN_MOST_S))
             return connection
+        if not lost.is_refused:
+            await self._wait_for_better(lost, fruitless)
+            return connection
         try:
-            is_rival = lost.is_refused and await publisher.met_rival()
-            if is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
+            if await publisher.met_rival() or fruitless >= FRUITLESS_SESSIONS_MAX:
                 await self._stand_back(publisher)
         except SessionLost:
             await connection.close()
             return None
         return connection
+
+    async def _wait_for_better(self, lost: SessionLost, fruitless: int) -> None:
+        """Wait longer after each session that stored nothing: a server may have no room for long.
+
+        One that stored something is followed by the next at once.
+        """
+        if not fruitless:
+            return
+        if fruitless == 1:
+            logger.warning(
+                "stream %s takes nothing now: %s; trying again until it does",
+                self.route.stream,
+                lost,
+                extra={"event": "takes_nothing"},
+            )
+        await self._sleep(min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), RECONNECT_MOST_S))
 
     async def _stand_back(self, publisher: Publisher) -> None:
         """Wait until no bridge of this route has stored anything for a while."""
