@@ -5,6 +5,7 @@ group is whole again. What a fault must do besides is in `Faults`' methods, one 
 """
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -19,7 +20,8 @@ from millstream_coordinator import GroupView
 from millstream_coordinator.naming import bucket
 from millstream_coordinator.operation import admin, target as operated
 from tests.chaos.feed import Feed
-from tests.chaos.group_cluster import STREAM, Cluster, Worker, entries_at
+from tests.chaos.ground import Layout
+from tests.chaos.group_cluster import Cluster, Worker, entries_at
 from tests.chaos.target import Target
 
 HEARTBEAT_TIMEOUT_S = 1.0
@@ -335,9 +337,13 @@ class Faults:
         await self._group.start()
 
     async def _server(self, kind: Kind) -> None:
-        stream = self._chance.choice((STREAM, f"KV_{bucket(self._group.name)}", f"KV_{SINK}"))
+        ground = self._feed.ground
+        one = self._chance.choice(ground.streams)
+        stream = self._chance.choice((one, f"KV_{bucket(self._group.name)}", f"KV_{SINK}"))
         await self._until_backlog(range(self._group.partitions))
-        async with self._feed.hold:
+        # A queue that is empty when its server is killed forgets how far it was sourced.
+        is_held = ground.layout is not Layout.SOURCED
+        async with self._feed.hold if is_held else contextlib.nullcontext():
             before = await self._until_settled()
             acked = dict(self._feed.acked)
             server = await self._target.victim(self._client, stream)

@@ -13,7 +13,8 @@ import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 
-from tests.chaos.group_cluster import STREAM, Cluster
+from tests.chaos.ground import Ground, Layout
+from tests.chaos.group_cluster import Cluster
 
 BACKLOG = 150
 """Messages without an effect that each partition is given at least."""
@@ -22,15 +23,12 @@ _LOOK_S = 0.05
 
 
 class Feed:
-    """Publishes ``flights.<partition>.<partition of twice as many>.k<key>`` while `run` runs.
+    """Publishes what a ground wants while `run` runs. Partitions are those of the first level."""
 
-    Partitions are those of the first level here.
-    """
-
-    def __init__(self, client: Client, group: Cluster, keys: int) -> None:
+    def __init__(self, client: Client, group: Cluster, ground: Ground) -> None:
+        self.ground = ground
         self._jetstream = client.jetstream(timeout=2)
         self._group = group
-        self._keys = keys
         self._published = 0
         self.hold = asyncio.Lock()
         """Who has it keeps the producer still."""
@@ -57,22 +55,19 @@ class Feed:
     async def _publish(self, partition: int) -> None:
         number = self._published
         self._published += 1
-        spread = self._keys // self._group.partitions
-        key = partition + self._group.partitions * (number % spread)
-        place = key % (2 * self._group.partitions)
+        keys = self.ground.keys[partition]
+        key = keys[number % len(keys)]
         data = b"%d" % number
         seq = None
         while seq is None:
             try:
                 ack = await self._jetstream.publish(
-                    f"flights.{partition}.{place}.k{key}",
-                    data,
-                    headers={"Nats-Msg-Id": str(number)},
+                    self.ground.subject(key), data, headers={"Nats-Msg-Id": str(number)}
                 )
                 seq = ack.seq
             except (nats.errors.Error, nats.js.errors.Error, OSError):
                 await asyncio.sleep(_LOOK_S)
-        self.messages[f"k{key}"].append((seq, data))
+        self.messages[key].append((seq, data))
         self.acked[partition] += 1
 
     async def where(self) -> list[str]:
@@ -80,7 +75,11 @@ class Feed:
         partitions = range(self._group.partitions)
         lines = [f"    backlogs {[self.backlog(one) for one in partitions]}"]
         try:
-            infos = await self._jetstream.consumers_info(STREAM)
+            infos = [
+                info
+                for stream in self.ground.read_streams
+                for info in await self._jetstream.consumers_info(stream)
+            ]
         except (nats.errors.Error, nats.js.errors.Error) as error:
             return [*lines, f"    no consumers: {error!r}"]
         for one in infos:
@@ -92,13 +91,10 @@ class Feed:
                 f" floor #{floor.stream_seq}, {one.num_ack_pending} unacked,"
                 f" {one.num_pending} to come, {one.num_waiting} pulls"
             )
+        if self.ground.layout is Layout.SOURCED:
+            return lines  # the group's stream counts otherwise than the one published into
         for partition in partitions:
-            acked = {
-                seq
-                for key, messages in self.messages.items()
-                if int(key[1:]) % self._group.partitions == partition
-                for seq, _ in messages
-            }
+            acked = {seq for key in self.ground.keys[partition] for seq, _ in self.messages[key]}
             missing = sorted(acked - self._group.done[partition])
             entered = len(self._group.entered[partition].intersection(missing))
             lines.append(

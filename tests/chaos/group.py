@@ -2,9 +2,9 @@
 
 Workers as processes, each behind a proxy of its own, with a fenced sink in a bucket; a coordinator
 of its own beside them; a producer that keeps a backlog in every partition; and faults in an order
-chosen by the seed (`faults.py`). Odd seeds work on a limits stream, even ones on a work-queue
-stream. What the sink holds in the end is compared with what the stream took, key by key, by a chain
-that knows nothing of the sink's fence (`chain.py`).
+chosen by the seed (`faults.py`). Seeds take turns with the layouts (`ground.py`). What the sink
+holds in the end is compared with what the stream took, key by key, by a chain that knows nothing of
+the sink's fence (`chain.py`).
 
     python -m tests.chaos.group --faults 200 --seeds 10 --server cluster
     python -m tests.chaos.group --control unfenced     # no check of epoch and sequence
@@ -26,19 +26,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nats.aio.client import Client
-from nats.js.api import KeyValueConfig, RetentionPolicy
+from nats.js.api import KeyValueConfig
 from nats.js.errors import KeyNotFoundError
 
 from tests.chaos.chain import decode, expected
 from tests.chaos.faults import HEARTBEAT_TIMEOUT_S, PATIENCE_S, SINK, TAKEOVER_GROUPS, Faults, Kind
 from tests.chaos.feed import Feed
+from tests.chaos.ground import Ground, Layout
 from tests.chaos.group_cluster import Cluster
 from tests.chaos.group_worker import FENCED, PLAIN
 from tests.chaos.target import KINDS, Target, opened
 from tests.helpers.servers import EMBEDDED
 
 PARTITIONS = 8
-RULE = "flights.{partition}.{partition:16}.{key}"
 KEYS = 32
 WORKERS = 4
 HANDLER_MS = 40
@@ -46,6 +46,8 @@ LANES = 6
 ZOMBIES_MIN = 20
 KILLED_P95_S = 0.5
 UNFENCED = "unfenced"
+IMPOSSIBLE = {Layout.STREAMS: {Kind.RESIZE}}
+"""Faults that a layout does not allow."""
 PULLERS = "pullers"
 
 
@@ -76,37 +78,45 @@ class Outcome:
         return not (self.lost or self.violations or self.wrong_keys or self.failure)
 
 
-def schedule(count: int, chance: random.Random) -> list[Kind]:
+def layout_of(seed: int) -> Layout:
+    """The layout that a seed works on if nobody asks for another."""
+    return list(Layout)[(seed - 1) % len(Layout)]
+
+
+def schedule(count: int, chance: random.Random, layout: Layout) -> list[Kind]:
     """``count`` faults: every kind once where there is room, the rest by chance, in any order."""
-    faults = list(Kind) if count >= len(Kind) else [Kind.STOP]
-    faults += chance.choices(list(Kind), k=count - len(faults))
+    kinds = [kind for kind in Kind if kind not in IMPOSSIBLE.get(layout, ())]
+    faults = kinds[:] if count >= len(kinds) else [Kind.STOP]
+    faults += chance.choices(kinds, k=count - len(faults))
     chance.shuffle(faults)
     return faults
 
 
 @asynccontextmanager
 async def under_load(
-    target: Target, retention: RetentionPolicy, sink_kind: str
+    target: Target, layout: Layout, sink_kind: str
 ) -> AsyncIterator[tuple[Cluster, Feed, Client]]:
     """A whole group at work, with a producer and a coordinator beside it."""
+    ground = Ground(layout, "chaos", PARTITIONS, KEYS, target.replicas)
     group = Cluster(
         target.url,
-        "chaos",
+        ground.group,
         PARTITIONS,
         *("--handler-ms", str(HANDLER_MS), "--max-lanes", str(LANES)),
         *("--sink", SINK, "--sink-kind", sink_kind),
-        rule=RULE,
+        rule=ground.rule,
+        stream=ground.stream,
         is_proxied=True,
     )
     feeding: asyncio.Task[None] | None = None
     try:
         client = await group.connect()
         await target.until_ready(client)
-        await group.open(replicas=target.replicas, retention=retention)
+        await ground.make(client)
         await client.jetstream(timeout=10).create_key_value(
             KeyValueConfig(bucket=SINK, replicas=target.replicas)
         )
-        feed = Feed(client, group, KEYS)
+        feed = Feed(client, group, ground)
         await group.start_coordinator()
         for _ in range(WORKERS):
             await group.start()
@@ -124,14 +134,14 @@ async def run(
     seed: int,
     faults: Sequence[Kind],
     *,
+    layout: Layout | None = None,
     sink_kind: str = FENCED,
     trace: bool = False,
 ) -> Outcome:
     """One seed. What goes wrong is in the outcome, never raised."""
     chance = random.Random(seed)
-    retention = RetentionPolicy.LIMITS if seed % 2 else RetentionPolicy.WORK_QUEUE
     outcome = Outcome()
-    async with under_load(target, retention, sink_kind) as (group, feed, client):
+    async with under_load(target, layout or layout_of(seed), sink_kind) as (group, feed, client):
         doing = Faults(group, target, feed, client, chance)
         began = time.monotonic()
         now = "start"
@@ -245,6 +255,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1, help="the first")
     parser.add_argument("--server", choices=KINDS, default=EMBEDDED)
+    parser.add_argument("--layout", type=Layout, choices=list(Layout))
     parser.add_argument("--control", choices=(UNFENCED, PULLERS))
     parser.add_argument("--only", type=Kind, choices=list(Kind), action="append")
     parser.add_argument("--trace", action="store_true", help="print each fault as it ends")
@@ -257,7 +268,8 @@ def main() -> int:
     outcomes = []
     for seed in range(given.seed, given.seed + given.seeds):
         count = given.faults // given.seeds
-        faults = schedule(count, random.Random(seed))
+        layout = given.layout or layout_of(seed)
+        faults = schedule(count, random.Random(seed), layout)
         if given.only:
             faults = random.Random(seed).choices(given.only, k=count)
         elif given.control:
@@ -267,10 +279,12 @@ def main() -> int:
                 outcome = asyncio.run(run_pullers(target, seed, count))
             else:
                 sink_kind = PLAIN if given.control == UNFENCED else FENCED
-                work = run(target, seed, faults, sink_kind=sink_kind, trace=given.trace)
+                work = run(
+                    target, seed, faults, layout=layout, sink_kind=sink_kind, trace=given.trace
+                )
                 outcome = asyncio.run(work)
         outcomes.append(outcome)
-        print(f"seed {seed}: {'held' if outcome.is_right else 'violated'}", flush=True)
+        print(f"seed {seed}, {layout}: {'held' if outcome.is_right else 'violated'}", flush=True)
     if given.control:
         violations = sum(one.violations for one in outcomes)
         print(f"{given.server}, control arm {given.control}: {violations} violations, as it must")
@@ -282,24 +296,25 @@ async def run_pullers(target: Target, seed: int, stops: int) -> Outcome:
     """The control arm without a group: two processes pull one message at a time and stop."""
     chance = random.Random(seed)
     outcome = Outcome()
+    ground = Ground(Layout.TOKEN, "pullers", PARTITIONS, KEYS, target.replicas)
     group = Cluster(
         target.url,
-        "pullers",
+        ground.group,
         PARTITIONS,
         *("--handler-ms", str(HANDLER_MS), "--sink", SINK),
         module="tests.chaos.puller",
-        rule=RULE,
+        rule=ground.rule,
         is_proxied=True,
     )
     feeding: asyncio.Task[None] | None = None
     try:
         client = await group.connect()
         await target.until_ready(client)
-        await group.open(replicas=target.replicas)
+        await ground.make(client)
         await client.jetstream(timeout=10).create_key_value(
             KeyValueConfig(bucket=SINK, replicas=target.replicas)
         )
-        feed = Feed(client, group, KEYS)
+        feed = Feed(client, group, ground)
         feeding = asyncio.create_task(feed.run(), name="feed")
         workers = [await group.start() for _ in range(2)]
         for _ in range(stops):

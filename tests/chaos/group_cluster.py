@@ -81,6 +81,7 @@ class Cluster:
         *arguments: str,
         module: str = "tests.chaos.group_worker",
         rule: str = RULE,
+        stream: str = STREAM,
         is_proxied: bool = False,
     ) -> None:
         self.url = url
@@ -89,6 +90,7 @@ class Cluster:
         self._arguments = arguments
         self._module = module
         self._rule = rule
+        self._stream = stream
         self._is_proxied = is_proxied
         self.workers: list[Worker] = []
         self.coordinators: list[Worker] = []
@@ -120,7 +122,7 @@ class Cluster:
         """Connect, and make the stream."""
         client = self.client or await self.connect()
         await client.jetstream().add_stream(
-            name=STREAM,
+            name=self._stream,
             subjects=[re.sub(r"\{[^}]*\}", "*", self._rule)],
             num_replicas=replicas,
             retention=retention,
@@ -177,7 +179,7 @@ class Cluster:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", self._module, url),
-            *("--stream", STREAM, "--name", self.name, "--partitions", str(self.partitions)),
+            *("--stream", self._stream, "--name", self.name, "--partitions", str(self.partitions)),
             *("--member", member, "--key-rule", self._rule),
             *self._arguments,
             stdin=asyncio.subprocess.PIPE,
@@ -201,7 +203,7 @@ class Cluster:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable,
                     *("-m", "millstream", "coordinator", "run", self.name, "--end-with-stdin"),
-                    *("--nats", self.url, "--member", member, "--stream", STREAM),
+                    *("--nats", self.url, "--member", member, "--stream", self._stream),
                     *("--partitions", str(self.partitions), "--key", self._rule),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
@@ -312,7 +314,11 @@ class Cluster:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
-            view = await self.view()
+            view: GroupView | GroupError
+            try:
+                view = await self.view()
+            except GroupError as unread:
+                view = unread
             raise AssertionError(f"not within {timeout_s} s: {what}; {view}"[:TEXT_MAX]) from error
 
     async def until_view(

@@ -25,6 +25,7 @@ from millstream_coordinator import Group, KvSink, Message, StaleEpoch, Verdict
 from millstream_coordinator.errors import GroupError
 from millstream_coordinator.events import GroupEvent
 from tests.chaos.chain import decode, encode
+from tests.chaos.ground import published_seq
 
 FENCED = "fenced"
 PLAIN = "plain"
@@ -126,7 +127,8 @@ async def _main() -> None:
             return
         assert message.key is not None
         try:
-            is_new = await apply(message.key.decode(), message.seq, message.data, message)
+            seq = published_seq(message)
+            is_new = await apply(message.key.decode(), seq, message.data, message)
         except StaleEpoch:
             say("stale", *facts)
             raise

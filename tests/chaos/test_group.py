@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.faults import Kind
+from tests.chaos.ground import Layout
 from tests.chaos.group import run, run_pullers
 from tests.chaos.group_worker import PLAIN
 from tests.chaos.target import CLUSTER, Target, opened
@@ -45,6 +46,25 @@ async def test_every_effect_is_there_once_and_in_order_whatever_is_done_to_the_g
     assert outcome.messages == outcome.effects > 0
     assert outcome.moved_by_restarts == 0
     assert outcome.stale > 0  # else no zombie put the fence to the test
+
+
+@pytest.mark.parametrize(
+    ("target", "layout"),
+    [
+        (EMBEDDED, Layout.STREAMS),
+        pytest.param(REAL, Layout.SOURCED, marks=pytest.mark.real_server),
+        pytest.param(REAL, Layout.WORK_QUEUE, marks=pytest.mark.real_server),
+    ],
+    indirect=["target"],
+)
+async def test_so_it_is_in_every_layout(target: Target, layout: Layout) -> None:
+    faults = [Kind.STOP, Kind.SERVER, Kind.KILL_LEADER]
+
+    outcome = await run(target, 1, faults, layout=layout)
+
+    assert outcome.is_right, outcome
+    assert outcome.messages == outcome.effects > 0
+    assert outcome.moved_by_restarts == 0
 
 
 @pytest.mark.parametrize("target", [EMBEDDED], indirect=True)
