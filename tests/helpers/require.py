@@ -121,6 +121,11 @@ def postgres() -> None:
     importlib.import_module("tests.helpers.postgres").probe()
 
 
+def registry() -> None:
+    """A real schema registry: an address in ``SCHEMA_REGISTRY_URL``."""
+    importlib.import_module("tests.helpers.registry").probe()
+
+
 def _beside_python(name: str) -> Path | None:
     candidate = Path(sys.executable).parent / name
     return candidate if candidate.is_file() else None
@@ -154,4 +159,5 @@ _PROBES: dict[str, Callable[[], object]] = {
     "compiler": compiler,
     "docker": docker,
     "postgres": postgres,
+    "registry": registry,
 }

@@ -13,6 +13,7 @@ from ..model import Record, Route
 from ..moving.parked import Parked
 
 SCHEMA = "millstream.bridge.parked/1"
+_HEADER_FIELDS = 2
 _EDITABLE = ("key", "value", "headers", "timestamp_ms")
 
 
@@ -74,10 +75,7 @@ def edited(record: Record, text: str, where: str) -> Record:
 
 
 def _is_header(item: object) -> bool:
-    match item:
-        case [str(), _]:
-            return True
-    return False
+    return isinstance(item, list) and len(item) == _HEADER_FIELDS and isinstance(item[0], str)
 
 
 def _shown(data: bytes | None) -> dict[str, str] | None:

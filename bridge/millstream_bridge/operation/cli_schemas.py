@@ -1,0 +1,96 @@
+"""``millstream bridge schemas``: a registry's schemas into a bucket in NATS."""
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..jetstream.target import NatsTarget
+from ..project.file import load_project
+from ..schemas.copying import EVERY_S, Copied, copy_schemas, follow_schemas
+from ..schemas.registry import Registry
+from ..schemas.schema import BUCKET
+from .console import AsJson, errors, say
+from .process import run_loop
+
+_PASSWORD, _TOKEN = "MILLSTREAM_BRIDGE_REGISTRY_PASSWORD", "MILLSTREAM_BRIDGE_REGISTRY_TOKEN"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command("schemas")
+    def schemas(
+        registry: Annotated[
+            str,
+            typer.Option(
+                envvar="MILLSTREAM_BRIDGE_REGISTRY",
+                help=f"URL of the registry's Confluent API. A password or token is in {_PASSWORD}"
+                f" or {_TOKEN}.",
+                show_default=False,
+            ),
+        ],
+        nats: Annotated[
+            str, typer.Option(envvar="MILLSTREAM_BRIDGE_NATS", help="URL of the NATS server.")
+        ] = "nats://127.0.0.1:4222",
+        project: Annotated[
+            Path | None, typer.Option(metavar="FILE", help="Take NATS from this project instead.")
+        ] = None,
+        user: Annotated[str, typer.Option(help="The registry's user.")] = "",
+        ca: Annotated[
+            Path | None, typer.Option(help="Who must have signed the registry's certificate.")
+        ] = None,
+        follow: Annotated[
+            bool, typer.Option("--follow", help="Keep the copy current until stopped.")
+        ] = False,
+        every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = EVERY_S,
+        as_json: AsJson = False,
+    ) -> None:
+        """Copy every schema with its versions, references and compatibility; nothing is removed.
+
+        Records keep their bytes and schema ids. Who reads them finds the schema of an id in the
+        bucket, also when the registry is gone.
+        """
+        with errors():
+            source = Registry(
+                url=registry,
+                user=user,
+                password=os.environ.get(_PASSWORD, ""),
+                token=os.environ.get(_TOKEN, ""),
+                ca=ca,
+            )
+            target = NatsTarget(url=nats) if project is None else load_project(project).nats
+
+            def tell(copied: Copied) -> None:
+                if not follow or copied.written or copied.configs:
+                    say(_document(copied) if as_json else None, _line(copied))
+
+            run_loop(_copy(source, target, every if follow else None, tell))
+
+
+async def _copy(registry: Registry, nats: NatsTarget, every_s: float | None, tell: Any) -> None:
+    if every_s is None:
+        tell(await copy_schemas(registry=registry, nats=nats))
+        return
+    following = asyncio.create_task(
+        follow_schemas(registry=registry, nats=nats, every_s=every_s, on_pass=tell)
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, following.cancel)
+    with suppress(asyncio.CancelledError):
+        await following
+
+
+def _document(copied: Copied) -> dict[str, Any]:
+    return {"schema": "millstream.bridge.schemas/1", "bucket": BUCKET, **copied._asdict()}
+
+
+def _line(copied: Copied) -> str:
+    return (
+        f"schemas: {copied.subjects} subjects, {copied.versions} versions; {copied.written} new in"
+        f" bucket {BUCKET}, {copied.configs} compatibility settings new"
+    )

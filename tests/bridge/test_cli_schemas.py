@@ -1,0 +1,40 @@
+"""``millstream bridge schemas`` as a user runs it."""
+
+import json
+import signal
+from pathlib import Path
+
+from tests.bridge.moves import until
+from tests.bridge.test_cli import run, started
+from tests.bridge.test_schemas import ADDRESS
+from tests.helpers.registry import stand_in_registry
+from tests.helpers.servers import embedded_server
+
+
+async def test_schemas_are_copied_and_followed(tmp_path: Path) -> None:
+    async with embedded_server(tmp_path / "nats") as server:
+        with stand_in_registry() as registry:
+            registry.register("a", ADDRESS)
+            options = ["--registry", registry.url, "--nats", server.url]
+
+            once = run("schemas", *options, "--json")
+            assert once.returncode == 0, once.stderr
+            report = json.loads(once.stdout)
+            assert report["schema"] == "millstream.bridge.schemas/1"
+            assert (report["subjects"], report["written"]) == (1, 1)
+            assert "0 new in bucket" in run("schemas", *options).stdout
+
+            with started("schemas", *options, "--follow", "--every", "0.1") as process:
+                asked = len(registry.asked)
+                await until(lambda: len(registry.asked) > asked + 4)
+                registry.register("b", ADDRESS)
+                assert process.stdout is not None
+                await until(lambda: sum("/config/b" in line for line in registry.asked) > 1)
+                process.send_signal(signal.SIGTERM)
+                out, _ = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert "1 new in bucket" in out
+
+    away = run("schemas", "--registry", registry.url, "--nats", server.url)
+    assert away.returncode == 3
+    assert run("schemas", "--registry", "here").returncode == 2

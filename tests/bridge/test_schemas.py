@@ -1,0 +1,230 @@
+"""Schemas copied from a registry to NATS: whole, once, kept current, nothing removed."""
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import nats
+import pytest
+
+from millstream_bridge import ConfigurationError, Unreachable
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.reader import read_stream
+from millstream_bridge.schemas.bucket import open_bucket
+from millstream_bridge.schemas.copying import Copied, copy_schemas, follow_schemas
+from millstream_bridge.schemas.registry import Registry
+from millstream_bridge.schemas.schema import Reference, Schema, version_key
+from tests.bridge.moves import until
+from tests.helpers.registry import (
+    SchemaRegistry,
+    StandIn,
+    real_registry,
+    stand_in_registry,
+)
+from tests.helpers.require import need
+from tests.helpers.servers import Server, embedded_server
+
+ADDRESS = '{"type":"record","name":"Address","fields":[{"name":"city","type":"string"}]}'
+PERSON = (
+    '{"type":"record","name":"Person","fields":[{"name":"name","type":"string"},'
+    '{"name":"home","type":"Address"}]}'
+)
+PROTO = 'syntax = "proto3";\nmessage Flight {\n  string tail = 1;\n}\n'
+JSON = '{"type":"object","properties":{"a":{"type":"integer"}}}'
+_numbers = itertools.count()
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    async with embedded_server(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with stand_in_registry() as registry:
+        yield registry
+
+
+@pytest.fixture(params=["stand-in", "real"])
+def registry(request: pytest.FixtureRequest) -> Iterator[SchemaRegistry]:
+    if request.param == "real":
+        need("registry")
+        yield real_registry()
+    else:
+        with stand_in_registry() as registry:
+            yield registry
+
+
+@pytest.fixture
+def name() -> str:
+    """A name nobody else uses, also in a registry that other runs share; with what is escaped."""
+    return f"t{os.getpid()}.{next(_numbers)} ü"
+
+
+async def copied(registry: SchemaRegistry, server: Server) -> Copied:
+    return await copy_schemas(registry=Registry(url=registry.url), nats=server.url)
+
+
+async def test_schemas_of_all_kinds_with_references_are_copied_once(
+    registry: SchemaRegistry, nats_server: Server, name: str
+) -> None:
+    address = registry.register(f"{name}-address", ADDRESS)
+    reference = {"name": "Address", "subject": f"{name}-address", "version": 1}
+    person = registry.register(f"{name}-person", PERSON, references=[reference])
+    flight = registry.register(f"{name}-flight", PROTO, "PROTOBUF")
+    car = registry.register(f"{name}-car", JSON, "JSON")
+    registry.ask_for(f"{name}-person", "FULL")
+
+    first = await copied(registry, nats_server)
+    again = await copied(registry, nats_server)
+
+    assert first.versions >= first.written >= 4
+    assert (again.versions, again.written, again.configs) == (first.versions, 0, 0)
+    async with open_bucket(nats_server.url, may_create=False) as bucket:
+        found = [await bucket.by_id(schema_id) for schema_id in (address, person, flight, car)]
+        assert [s and s.type for s in found] == ["AVRO", "AVRO", "PROTOBUF", "JSON"]
+        assert found[1] is not None
+        assert found[1].text == PERSON
+        assert found[1].references == (Reference("Address", f"{name}-address", 1),)
+        by_name = await bucket.by_version(f"{name}-person", 1)
+        assert by_name is not None
+        assert by_name.id == person
+        keys = await bucket.keys()
+    assert "config" in keys
+    assert version_key(f"{name}-car", 1) in keys
+
+
+async def test_a_new_version_and_a_new_rule_are_taken_up_and_nothing_is_removed(
+    registry: SchemaRegistry, server: Server, name: str
+) -> None:
+    registry.ask_for(name, "NONE")
+    old = registry.register(name, ADDRESS)
+    await copied(registry, server)
+    new = registry.register(name, ADDRESS.replace("city", "town"))
+    registry.ask_for(name, "FULL")
+
+    found = await copied(registry, server)
+    registry.delete(name)
+    await copied(registry, server)
+
+    assert (found.written, found.configs) == (1, 1)
+    async with open_bucket(server.url, may_create=False) as bucket:
+        for schema_id in (old, new):
+            assert await bucket.by_id(schema_id) is not None
+
+
+async def test_a_protobuf_schema_has_its_compiled_form_where_the_registry_gives_it(
+    stand_in: StandIn, server: Server
+) -> None:
+    text = base64.b64encode(b"compiled").decode()
+    stand_in.descriptors[PROTO] = text
+    with_it = stand_in.register("a", PROTO, "PROTOBUF")
+    without = stand_in.register("b", PROTO + "\n", "PROTOBUF")
+
+    await copied(stand_in, server)
+
+    async with open_bucket(server.url, may_create=False) as bucket:
+        found = [await bucket.by_id(schema_id) for schema_id in (with_it, without)]
+    assert [s and s.descriptor for s in found] == [text, ""]
+
+
+async def test_following_goes_on_when_the_registry_was_away(
+    stand_in: StandIn, server: Server
+) -> None:
+    passes: list[Copied] = []
+    stand_in.register("a", ADDRESS)
+    registry = Registry(url=stand_in.url)
+    following = asyncio.create_task(
+        follow_schemas(registry=registry, nats=server.url, every_s=0.01, on_pass=passes.append)
+    )
+    await until(lambda: bool(passes))
+
+    stand_in.status = 503
+    asked = len(stand_in.asked)
+    await until(lambda: len(stand_in.asked) > asked + 2)
+    stand_in.status = None
+    stand_in.register("b", ADDRESS)
+    await until(lambda: sum(each.written for each in passes) == 2)
+
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
+
+
+async def test_the_key_that_says_a_copy_is_whole_is_written_last(server: Server) -> None:
+    async with open_bucket(server.url, may_create=True) as bucket:
+        await bucket.put(Schema(id=7, subject="a", version=2, text=ADDRESS))
+        await bucket.put(Schema(id=7, subject=":.other:a", version=1, text=ADDRESS))
+
+    connection = await Connection.open(server.url, name="test")
+    written = []
+    async for messages in read_stream(
+        connection, "KV_MILLSTREAM_SCHEMAS", "$KV.>", last_seq=1 << 62
+    ):
+        written += [message.subject for _, message in messages]
+    await connection.close()
+    head = "$KV.MILLSTREAM_SCHEMAS"
+    assert written == [f"{head}.id.7", f"{head}.subject.a.2", f"{head}.subject.=3A=2Eother=3Aa.1"]
+
+
+async def test_any_client_reads_the_bucket(stand_in: StandIn, nats_server: Server) -> None:
+    schema_id = stand_in.register("a b", ADDRESS)
+    await copied(stand_in, nats_server)
+
+    client = await nats.connect(nats_server.url)
+    bucket = await client.jetstream().key_value("MILLSTREAM_SCHEMAS")
+    found = json.loads((await bucket.get(f"id.{schema_id}")).value or b"")
+    keys = await bucket.keys()
+    await client.close()
+
+    assert (found["subject"], found["text"]) == ("a b", ADDRESS)
+    assert sorted(keys) == ["config", f"id.{schema_id}", "subject.a=20b.1"]
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "says"),
+    [(503, Unreachable, "503"), (401, ConfigurationError, "401"), (404, ConfigurationError, "404")],
+)
+async def test_a_registry_that_will_not_is_named(
+    stand_in: StandIn, server: Server, status: int, error: type[Exception], says: str
+) -> None:
+    stand_in.status = status
+
+    with pytest.raises(error, match=f"{stand_in.url}.*{says}"):
+        await copied(stand_in, server)
+
+
+async def test_what_is_no_registry_or_not_there_is_named(server: Server) -> None:
+    with pytest.raises(Unreachable, match=r"schema registry at http://127\.0\.0\.1:1"):
+        await copy_schemas(registry=Registry(url="http://127.0.0.1:1"), nats=server.url)
+    for url in ("ftp://host", "host:8081", "http://u:p@host"):
+        with pytest.raises(ConfigurationError, match="schema registry"):
+            Registry(url=url)
+
+
+async def test_nats_away_and_a_bucket_that_is_not_there(stand_in: StandIn, server: Server) -> None:
+    with pytest.raises(Unreachable, match="NATS at"):
+        await copy_schemas(registry=Registry(url=stand_in.url), nats="nats://127.0.0.1:1")
+    with pytest.raises(ConfigurationError, match="copy schemas first"):
+        async with open_bucket(server.url, may_create=False):
+            pass
+
+
+async def test_a_login_is_given_and_never_shown(stand_in: StandIn, server: Server) -> None:
+    stand_in.login = "Basic " + base64.b64encode(b"me:secret").decode()
+    registry = Registry(url=stand_in.url, user="me", password="secret")
+
+    await copy_schemas(registry=registry, nats=server.url)
+
+    assert "secret" not in repr(registry)
+    stand_in.login = "Bearer other"
+    with pytest.raises(ConfigurationError, match="401"):
+        await copy_schemas(registry=registry, nats=server.url)
+    token = Registry(url=stand_in.url, token="other")
+    assert "other" not in repr(token)
+    await copy_schemas(registry=token, nats=server.url)
