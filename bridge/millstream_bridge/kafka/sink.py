@@ -51,6 +51,8 @@ T = TypeVar("T")
 TRANSACTION_TIMEOUT_MS = 15_000
 """After a crash, committed readers of the topic wait at most so long for a transaction's end."""
 CLOSE_S = 1.0
+LOOK_S = 5.0
+"""So long a Kafka may take to say that it is there; a transaction may take longer."""
 _FULL_QUEUE_S = 0.1
 _SCHEMA = "millstream.back/1"
 
@@ -140,7 +142,7 @@ class KafkaSink:
 
     def _partition_count(self) -> int:
         try:
-            metadata = self._offsets().list_topics(self.topic, timeout=self._timeout_s)
+            metadata = self._offsets().list_topics(self.topic, timeout=LOOK_S)
         except KafkaException as error:
             raise self._unreachable(error) from error
         topic = metadata.topics[self.topic]

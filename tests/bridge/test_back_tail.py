@@ -1,0 +1,94 @@
+"""Reading a stream without an end: what is missing on the way is seen, not skipped."""
+
+from typing import Any
+
+import pytest
+
+from millstream_bridge.back.tail import Tail
+from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.jetstream.connection import Message
+
+
+class Wire:
+    """Stands for a connection: keeps what is written, hands in what a test says."""
+
+    api_prefix = "$JS.API"
+    max_payload = 1 << 20
+    is_open = True
+    lost_reason = ""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.hand_in: Any = None
+
+    def new_inbox(self) -> str:
+        return "_INBOX.test"
+
+    def subscribe(self, subject: str, handler: Any) -> str:
+        self.hand_in = handler
+        return "2"
+
+    def unsubscribe(self, sid: str) -> None:
+        self.hand_in = None
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def deliver(self, consumer_seq: int, pending: int = 5) -> None:
+        """A message whose stream sequence is ten times its consumer's."""
+        ack = f"$JS.ACK.S.c.1.{10 * consumer_seq}.{consumer_seq}.1700000000000000000.{pending}"
+        self.hand_in(Message("flights.0.N", ack, b"", b"%d" % consumer_seq))
+
+    def status(self, text: str) -> None:
+        block = f"NATS/1.0 {text}\r\n\r\n".encode()
+        self.hand_in(Message("_INBOX.test.1", "", block, b""))
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def tail(wire: Wire) -> Tail:
+    return Tail(wire, "S", "c", 7)  # type: ignore[arg-type]
+
+
+async def test_messages_come_in_order_with_time_and_lag(wire: Wire, tail: Tail) -> None:
+    wire.deliver(1)
+    wire.deliver(2, pending=3)
+
+    found = await tail.next(0.1)
+
+    assert [(one.seq, one.payload) for one in found] == [(10, b"1"), (20, b"2")]
+    assert found[0].time_ns == 1_700_000_000_000_000_000
+    assert (tail.lag, tail.is_idle) == (3, False)
+
+
+async def test_what_comes_after_a_hole_is_not_handed_out(wire: Wire, tail: Tail) -> None:
+    wire.deliver(1)
+    wire.deliver(3)
+    wire.deliver(4)
+
+    found = await tail.next(0.1)
+
+    assert [one.seq for one in found] == [10]
+    with pytest.raises(ConnectionLost, match="its message 2 did not arrive"):
+        await tail.next(0.1)
+
+
+async def test_a_request_that_is_over_is_followed_by_another(wire: Wire, tail: Tail) -> None:
+    await tail.next(0)
+    wire.status("408 Request Timeout")
+    await tail.next(0)
+
+    assert [data.split(b" ")[2] for data in wire.written] == [b"_INBOX.test.1", b"_INBOX.test.2"]
+
+
+@pytest.mark.parametrize("text", ["409 Consumer Deleted", "503"])
+async def test_a_consumer_that_is_gone_ends_the_session(wire: Wire, tail: Tail, text: str) -> None:
+    await tail.next(0)
+    wire.status(text)
+
+    with pytest.raises(ConnectionLost, match=text):
+        await tail.next(0)

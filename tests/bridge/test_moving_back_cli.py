@@ -1,0 +1,127 @@
+"""back, cutover and rollback as commands: reports, exit codes, one line per error, dry runs."""
+
+import json
+from pathlib import Path
+
+from tests.bridge.test_back import PARTITIONS, fill, publish
+from tests.bridge.test_cli import arguments, run
+from tests.bridge.test_cutover import commit, handled_by
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+
+async def test_a_group_moves_there_and_home_by_commands_with_proofs(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
+    common = [*arguments(mock, nats_server, topic), "--shared"]
+    group = ["--kafka-group", topic, "--group-is-stopped"]
+    proof_file = tmp_path / "proof.json"
+
+    dry = run("cutover", *common, *group)
+    done = run("cutover", *common, *group, "--yes", "--report", str(proof_file))
+    await handled_by(nats_server, route, topic, 9)
+    await publish(nats_server, range(6))
+    early = run("rollback", *common, *group, "--yes", "--timeout", "0", "--json")
+    back = run("back", *common, "--stop-at-end", "--json")
+    home = run("rollback", *common, *group, "--yes", "--json")
+
+    assert dry.returncode == 0, dry.stderr
+    assert "exact; nothing was changed: --yes does it" in dry.stdout
+    assert done.returncode == 0, done.stderr
+    assert "done and read back" in done.stdout
+    proof = json.loads(proof_file.read_text())
+    assert proof["schema"] == "millstream.bridge.cutover/1"
+    assert (proof["exact"], proof["applied"], proof["problems"]) == (True, True, [])
+    for cut in proof["partitions"].values():
+        assert cut["records"]["handled_last"]["offset"] == 0
+        assert cut["records"]["open_first"]["offset"] == cut["offset"] == 1
+        assert cut["after"] == cut["next_seq"] == cut["records"]["open_first"]["seq"]
+    assert early.returncode == 1
+    refused = json.loads(early.stdout)
+    assert (refused["exact"], refused["applied"]) == (False, False)
+    assert "not in Kafka yet" in refused["problems"][0]
+    told = json.loads(back.stdout)
+    assert (told["schema"], told["records"], told["ended"]) == (
+        "millstream.bridge.back/1",
+        6,
+        "end",
+    )
+    assert home.returncode == 0, home.stderr
+    moved = json.loads(home.stdout)
+    assert moved["schema"] == "millstream.bridge.rollback/1"
+    assert {cut["after"] for cut in moved["partitions"].values()} == {4}
+
+
+async def test_a_project_moves_its_groups(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    await fill(mock, nats_server, topic)
+    commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
+    project = tmp_path / "millstream.toml"
+    project.write_text(
+        f"""
+        [kafka]
+        bootstrap = "{mock.bootstrap}"
+        [nats]
+        url = "{nats_server.url}"
+        [[route]]
+        topic = "{topic}"
+        stream = "FLIGHTS"
+        subject = "flights.{{partition}}.{{key}}"
+        shared = true
+        [[group]]
+        kafka = "old"
+        group = "new"
+        routes = ["{topic}"]
+        """
+    )
+
+    done = run("cutover", "--project", str(project), "--group-is-stopped", "--yes", "--json")
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["schema"] == "millstream.bridge.cutover-project/1"
+    (route,) = found["routes"]
+    assert (route["kafka_group"], route["group"], route["applied"]) == ("old", "new", True)
+
+
+async def test_without_a_group_the_missing_option_is_named(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+
+    done = run("cutover", *arguments(mock, nats_server, topic))
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "millstream bridge: --kafka-group is missing, and there is no [[group]] in a project"
+    ]
+
+
+async def test_a_stream_that_is_not_there_is_one_line(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    common = arguments(mock, nats_server, topic)
+
+    back = run("back", *common, "--stop-at-end")
+    cut = run("cutover", *common, "--kafka-group", "g")
+
+    for done in (back, cut):
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "stream FLIGHTS" in line
+        assert "not found" in line
+
+
+def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3() -> None:
+    common = ["--topic", "t", "--stream", "S", "--subject", "s.{partition}.{key}"]
+    nowhere = ["--kafka", "127.0.0.1:1", "--nats", "nats://127.0.0.1:1"]
+
+    for command in (["back"], ["cutover", "--kafka-group", "g"]):
+        done = run(command[0], *common, *nowhere, *command[1:])
+
+        assert done.returncode == 3, done.stderr
+        assert len(done.stderr.splitlines()) == 1
