@@ -1,11 +1,11 @@
 """The values of a partitioned consumer group: what its bucket holds, what a handler gets.
 
-Everything here is a frozen value; the machines that change them are in ``group.py``. Records have
-one wire form, JSON with the fields below (``encode`` and ``decode_*``), so that any tool may read a
+Everything here but a `Message` is a frozen value; who changes records is in ``machine/``. They have
+one wire form, JSON with the fields below (`encode` and `decode`), so that any tool may read a
 group's bucket. Unknown fields are ignored on reading: a newer member may add some.
 
-``PartitionRecord.epoch`` is the fencing number: it grows by one with every change of owner and with
-nothing else. ``floor`` is a stream sequence below or at which every message of the partition has
+``PartitionRecord.epoch`` is the fencing number: it grows with every change of owner and with
+nothing else, by one unless something was lost or resized. ``floor`` is a stream sequence below or at which every message of the partition has
 been handled; what is handled above it is in the owner's ``DoneRecord``.
 """
 

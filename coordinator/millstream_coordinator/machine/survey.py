@@ -19,11 +19,12 @@ off) trusts itself no more, and raises what is too low when it is back (`handoff
 
 **The new epoch** is above all of them, of whichever partition, and above the newest revision known
 of the bucket. The latter is what makes it sure: all witnesses may be gone, or not have seen what
-was lost. An epoch grows by one with a write of its record, so it is never above the revision of the
-write that stored it; and revisions only grow, from each bucket to the one made after it as well
-(``jetstream/keys.py``). So whatever a lost record held, in this bucket or in one before, is below
-the revision at which it is missed; and the new one is written by compare-and-set on that revision,
-so nobody gave another in between. Such epochs have sixteen digits, and only they have.
+was lost. Each new epoch is at most one above one that was there, and costs a write, so none is
+above the revision of the write that stored it; and revisions only grow, from each bucket to the one
+made after it as well (``jetstream/keys.py``). So whatever a lost record held, in this bucket or in
+one before, is below the revision at which it is missed; and the new one is written by
+compare-and-set on that revision, so nobody gave another in between. Such epochs have sixteen
+digits; those that follow upon them have, too, and no others.
 
 A group that never ran has neither witness nor revision of a record, and begins with epoch 1 at the
 start of its stream.
