@@ -77,8 +77,12 @@ async def make_letters(
     partition: int = 0,
     reason: LetterReason = LetterReason.DEAD_LETTER,
     subject: str = "",
+    own: Mapping[str, str] = {},
 ) -> None:
-    """One letter for each key token, as an owner stores them; message sequences are 11, 12, …"""
+    """One letter for each key token, as an owner stores them; message sequences are 11, 12, …
+
+    ``own``: headers of the messages.
+    """
     jetstream = client.jetstream()
     stream = naming.dead_letter_stream(name)
     await jetstream.add_stream(
@@ -94,7 +98,7 @@ async def make_letters(
             naming.LETTER_REASON: reason,
             naming.LETTER_TIME: "2000",
             naming.LETTER_STORED: "1000",
-            **keep_headers({"Colour": "red", "Nats-Msg-Id": f"m{number}"}),
+            **keep_headers({"Colour": "red", "Nats-Msg-Id": f"m{number}", **own}),
         }
         body = f"body {number}".encode()
         await jetstream.publish(naming.dead_letter(name, partition, key), body, headers=headers)

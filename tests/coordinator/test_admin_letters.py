@@ -110,6 +110,18 @@ async def test_a_listing_says_that_there_are_more(client: Client, name: str) -> 
     assert ([it.seq for it in all_.letters], all_.has_more) == ([1, 2, 3], False)
 
 
+async def test_what_a_letter_once_asked_of_its_stream_is_not_asked_again(
+    client: Client, name: str
+) -> None:
+    await make_stream(client, name, ["0.z"])
+    target = await make_group(client, name)
+    await make_letters(client, name, "a", own={"Nats-Expected-Last-Sequence": "7"})
+
+    await replay(target, Choice(seqs=(1,)))
+
+    assert (await client.jetstream().get_msg(name, seq=2)).subject == f"{name}.0.a"
+
+
 async def test_a_letter_is_shown_with_its_body(client: Client, name: str) -> None:
     target = await make_group(client, name)
     await make_letters(client, name, "a")

@@ -265,6 +265,22 @@ async def test_a_group_is_left_when_it_is_deleted_and_stays_deleted(
             await Target(client, name).view()
 
 
+async def test_a_named_group_that_is_deleted_is_no_error_and_the_others_are_led(
+    server: Server, client: Client, name: str
+) -> None:
+    names = [f"{name}-a", f"{name}-b"]
+    await make_stream(client, name)
+
+    async with running(server, *names, new=defined(name, 1)) as one:
+        await admin.delete(Target(client, names[0]))
+        await client.flush()
+
+        assert one.ended is not None
+        assert not one.ended.done()
+        assert one.service.names == {names[1]}
+        assert await members(client, names[1]) == ["boss"]
+
+
 async def test_a_dry_run_of_a_deletion_leaves_the_coordinators_alone(
     server: Server, client: Client, name: str
 ) -> None:
