@@ -4,10 +4,10 @@ Everything here but a `Message` is a frozen value; who changes records is in ``m
 one wire form, JSON with the fields below (`encode` and `decode`), so that any tool may read a
 group's bucket. Unknown fields are ignored on reading: a newer member may add some.
 
-``PartitionRecord.epoch`` is the fencing number: it grows with every change of owner and with nothing
-else, by one unless something was lost or resized. ``floor`` is a stream sequence below or at which
-every message of the partition has been handled; what is handled above it is in the owner's
-``DoneRecord``.
+``PartitionRecord.epoch`` is the fencing number: it grows with every change of owner and with
+nothing else, by one unless something was lost or resized. ``floor`` is a stream sequence below or
+at which every message of the partition has been handled; what is handled above it is in the
+owner's ``DoneRecord``.
 """
 
 from collections.abc import Mapping
