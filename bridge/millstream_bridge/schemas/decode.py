@@ -1,9 +1,9 @@
 """Values in a registry's wire format, read with the schemas in the bucket.
 
-Needs the extra ``millstream[schemas]``. Records keep their bytes when they are moved, so what proves that they were moved still holds; who
-wants to see what is in them decodes them. The format: a zero byte, the schema's id in four bytes,
-for Protobuf the place of the message's type in its file, then the value. Avro is read by fastavro,
-Protobuf by Google's library, JSON as it is.
+Needs the extra ``millstream[schemas]``. Records keep their bytes when they are moved, so what
+proves that they were moved still holds; who wants to see what is in them decodes them. The format:
+a zero byte, the schema's id in four bytes, for Protobuf the place of the message's type in its
+file, then the value. Avro is read by fastavro, Protobuf by Google's library, JSON as it is.
 """
 
 import base64
