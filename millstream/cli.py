@@ -51,7 +51,8 @@ COMMANDS = {
         "millstream_coordinator.operation.cli:app",
     ),
     "bridge": Command(
-        "Kafka topics into NATS: run, verify, barrier", "millstream_bridge.operation.cli:app"
+        "Kafka topics into NATS and back: assess, run, verify, cutover, rollback",
+        "millstream_bridge.operation.cli:app",
     ),
     "pub": Command("publish messages", "millstream.messaging:app", inner="pub"),
     "sub": Command("show messages as they come", "millstream.messaging:app", inner="sub"),

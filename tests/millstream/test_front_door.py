@@ -49,6 +49,10 @@ async def test_an_unknown_command_is_one_line_and_exit_code_2() -> None:
         (["demo", "--records", "many"], "millstream demo: "),
         (["bridge", "run", "--nope"], "millstream bridge run: No such option: --nope"),
         (["coordinator", "run", "--nope"], "millstream coordinator run: No such option: --nope"),
+        (
+            ["coordinator", "permissions", "g", "--role", "king"],
+            "millstream coordinator permissions: Invalid value for '--role': 'king' is not one of ",
+        ),
     ],
 )
 async def test_wrong_usage_is_one_line_that_names_the_command(
