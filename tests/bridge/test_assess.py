@@ -71,6 +71,18 @@ def test_a_record_over_the_servers_limit_needs_a_choice_and_is_named() -> None:
     assert "chunks" in about(found, "size").remedy
 
 
+@pytest.mark.parametrize(("own", "said"), [(frozenset(), False), ({"max.message.bytes"}, True)])
+def test_a_topic_that_permits_more_than_the_server_is_told_where_somebody_meant_it(
+    own: frozenset[str], said: bool
+) -> None:
+    config = TopicConfig(values={"max.message.bytes": "2000000"}, own=own)
+
+    found = findings(facts_of([a_record(0)], config=config))
+
+    assert any("permits records of 2,000,000 bytes" in it.what for it in found) is said
+    assert verdict(found) is Verdict.AS_IS
+
+
 def test_headers_over_what_a_stream_takes_cannot_move() -> None:
     found = findings(facts_of([a_record(0, headers=(("n", b"x" * 70_000),))]))
 

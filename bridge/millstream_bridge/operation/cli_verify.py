@@ -240,7 +240,7 @@ def _print_proof(proof: Proof) -> None:
                 str(kafka.count),
                 *("-" if it is None else str(it) for it in (kafka.first_offset, kafka.last_offset)),
                 str(nats.count),
-                kafka.digest[:16],
+                kafka.digest[:16] or "-",
                 "yes" if partition.is_equal else "NO",
             )
         )

@@ -130,7 +130,8 @@ def _of_sizes(facts: TopicFacts) -> list[Finding]:
         )
     elif limit is not None and facts.config is not None:
         allowed = facts.config.number("max.message.bytes")
-        if allowed > limit:
+        is_near = shape.largest_bytes * 2 > limit
+        if allowed > limit and (is_near or "max.message.bytes" in facts.config.own):
             found.append(
                 _finding(
                     "size",

@@ -194,7 +194,7 @@ class Check:
                 found = await self._with_kafka(differences[p])
             if found is not None:
                 differences[p] = found if found.kafka else await self._with_kafka(found)
-            sides[p] = Side(count=book.kafka_count), stored[p]
+            sides[p] = book.kafka_side(), stored[p]
         return self._proof(sides, differences, "full")
 
     async def _read_stream(self, part: Part, side: StreamSide, first_seq: int) -> None:

@@ -27,7 +27,9 @@ class Newest:
     is_compacted: bool
     tombstones_expire: bool = False
     expired: int = 0
-    kafka_count: int = 0
+    _kafka_count: int = 0
+    _kafka_first: int | None = None
+    _kafka_last: int | None = None
     compacted: int = 0
     _stored: dict[int, tuple[int, bytes]] = field(default_factory=dict)
     _found: dict[str, list[int]] = field(default_factory=dict)
@@ -57,7 +59,9 @@ class Newest:
 
     def compare(self, record: Record, subject: str) -> None:
         """Kafka's next record, which goes under ``subject``."""
-        self.kafka_count += 1
+        self._kafka_count += 1
+        self._kafka_first = record.offset if self._kafka_first is None else self._kafka_first
+        self._kafka_last = record.offset
         stored = self._stored.pop(record.offset, None)
         if stored is None and record.value is None and self.tombstones_expire:
             self.expired += 1
@@ -70,6 +74,14 @@ class Newest:
         if self.differs_at is None:
             own = hashlib.blake2b(canonical(record), digest_size=16).digest()
             self.differs_at = None if own == digest else (record.offset, seq)
+
+    def kafka_side(self) -> Side:
+        """Kafka's side, without a hash: it would be another one than the stream's."""
+        return Side(
+            count=self._kafka_count,
+            first_offset=self._kafka_first,
+            last_offset=self._kafka_last,
+        )
 
     def difference(self, kafka_partition: int) -> Difference | None:
         """What cannot be explained, lowest offset first; a changed record is `differs_at`'s."""
