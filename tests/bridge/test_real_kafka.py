@@ -66,6 +66,31 @@ async def test_an_aborted_transaction_is_not_moved_and_its_gap_is_no_loss(
     assert (report.records, proof.equal, proof.records) == (2, True, 2)
 
 
+async def test_the_barrier_waits_for_a_transaction_that_is_still_open(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """What was committed a moment ago looks like that, too."""
+    a_real_kafka.create_topic(topic, 1)
+    route = a_route(topic)
+    producer = Producer({"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": topic})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(topic, b"last", partition=0)
+    producer.flush(20)
+    await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+    kafka, url = a_real_kafka.bootstrap, nats_server.url
+
+    with pytest.raises(TimeoutError, match="partition 0: 0 of 1"):
+        await barrier(kafka=kafka, nats=url, route=route, timeout_s=1)
+    producer.commit_transaction(20)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(barrier(kafka=kafka, nats=url, route=route), name="barrier")
+        while not waiting.done():
+            await move_all(kafka, url, route)
+
+    assert [record.value for record in (await stored_records(url, route))[0]] == [b"last"]
+
+
 async def test_log_append_time_is_kept_as_such(
     nats_server: Server, a_real_kafka: Kafka, topic: str
 ) -> None:

@@ -62,6 +62,24 @@ class Sides:
         """A Kafka group with its positions in the route's topic."""
         return await self.admin.group(name, [(self.route.topic, p) for p in sorted(self.marks)])
 
+    async def settle(self, timeout_s: float) -> str | None:
+        """Note the topic's ends once all that is written now can be read; why not, in a line.
+
+        A transaction that was committed a moment ago, the way back's last for one, is not to be
+        read yet in every partition; what it wrote must not pass for not there.
+        """
+        topic = self.route.topic
+        written = await self.admin.watermarks({topic: len(self.marks)}, is_committed=False)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.marks = await self.source.watermarks()
+            late = [p for p, mark in written[topic].items() if self.marks[p].high < mark.high]
+            if not late:
+                return None
+            if time.monotonic() >= deadline:
+                return f"partition {late[0]} has a transaction that is still open: wait for its end"
+            await asyncio.sleep(_LOOK_S)
+
     async def way_back_seq(self, partition: int) -> int:
         """Below it every message published straight to NATS is in Kafka; 0: there is no way back.
 
@@ -168,7 +186,8 @@ class _CutOver:
         empty_at = time.monotonic()
         if not self._is_empty(found):
             self._obstacles.append(why_not_empty(found))
-        sides.marks = await sides.source.watermarks()
+        if late := await sides.settle(self._timeout_s):
+            self._obstacles.append(late)
         offsets, missing = self._offsets(found)
         self._obstacles += missing
         await self._until_stored(offsets, on_event)
@@ -297,9 +316,9 @@ class _CutOver:
         sides = self._sides
         have = {n for n in offsets if sides.index.partitions[n].natives}
         back_to = {n: await sides.way_back_seq(n) for n in have}
-        if have:
-            # After the line above: what it says is back is below these ends.
-            sides.marks = await sides.source.watermarks()
+        if have and (late := await sides.settle(self._timeout_s)):
+            # After the line above: all that it says is back is below these ends.
+            self._obstacles.append(late)
         returns = {n: Returns(own_from=0) for n in have}
         begins = {n: offsets[n] for n in have if back_to[n]}
         await read_returns(sides.source, sides.route.name, returns, begins, sides.marks)

@@ -162,7 +162,7 @@ class _RollBack:
     ) -> tuple[list[PartitionCut], bool]:
         """Each partition's place, and whether one lacks a message that is not back in Kafka."""
         sides = self._sides
-        sides.marks = await sides.source.watermarks()
+        late = await sides.settle(self._timeout_s)
         records: dict[int, Edge] = {}
         natives: dict[int, tuple[int | None, int | None]] = {}
         returns: dict[int, Returns] = {}
@@ -202,7 +202,7 @@ class _RollBack:
                     records=edge,
                     natives=Edge(last, first),
                     before=committed.get(number),
-                    obstacle=first_of([place.obstacle, *replays, _lost(place.at, mark.low)]),
+                    obstacle=first_of([late, place.obstacle, *replays, _lost(place.at, mark.low)]),
                 )
             )
         return cuts, is_waiting

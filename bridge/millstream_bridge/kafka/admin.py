@@ -148,9 +148,14 @@ class KafkaAdmin:
         """Each topic's settings, or why they are not to be had (Denied, Unsupported)."""
         return await self._thread.run(lambda: self._configs(topics))
 
-    async def watermarks(self, topics: Mapping[str, int]) -> dict[str, dict[int, Watermarks]]:
-        """Log ends of topics (name to number of partitions), as one who reads what is committed."""
-        return await self._thread.run(lambda: self._watermarks(topics))
+    async def watermarks(
+        self, topics: Mapping[str, int], *, is_committed: bool = True
+    ) -> dict[str, dict[int, Watermarks]]:
+        """Log ends of topics (name to number of partitions), as one who reads what is committed.
+
+        Not ``is_committed``: open transactions and such as end right now count too.
+        """
+        return await self._thread.run(lambda: self._watermarks(topics, is_committed))
 
     async def group_names(self) -> list[str]:
         """The consumer groups this user may see."""
@@ -215,23 +220,28 @@ class KafkaAdmin:
                 )
         return found
 
-    def _watermarks(self, topics: Mapping[str, int]) -> dict[str, dict[int, Watermarks]]:
+    def _watermarks(
+        self, topics: Mapping[str, int], is_committed: bool
+    ) -> dict[str, dict[int, Watermarks]]:
         places = [(name, p) for name, count in topics.items() for p in range(count)]
-        lows = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-        highs = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        isolation = (
+            IsolationLevel.READ_COMMITTED if is_committed else IsolationLevel.READ_UNCOMMITTED
+        )
+        lows = self._offsets(places, OffsetSpec.earliest(), isolation)  # type: ignore[no-untyped-call]
+        highs = self._offsets(places, OffsetSpec.latest(), isolation)  # type: ignore[no-untyped-call]
         found: dict[str, dict[int, Watermarks]] = {name: {} for name in topics}
         for name, p in places:
             found[name][p] = Watermarks(lows[name, p], highs[name, p])
         return found
 
     def _offsets(
-        self, places: list[tuple[str, int]], spec: OffsetSpec
+        self, places: list[tuple[str, int]], spec: OffsetSpec, isolation: IsolationLevel
     ) -> dict[tuple[str, int], int]:
         if not places:
             return {}
         answers = self._admin().list_offsets(
             {TopicPartition(*place): spec for place in places},
-            isolation_level=IsolationLevel.READ_COMMITTED,
+            isolation_level=isolation,
             request_timeout=self._timeout_s,
         )
         return {

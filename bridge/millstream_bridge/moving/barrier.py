@@ -1,8 +1,8 @@
 """The barrier: what a producer waits for after its last Kafka record, before its first message.
 
-It notes the topic's high watermarks and returns when the stream holds everything below them. So
-whatever the producer wrote to Kafka is in the stream before what it publishes there itself, and the
-order of its keys holds across the move.
+It notes the topic's ends, open transactions included, and returns when the stream holds everything
+below them. So whatever the producer wrote to Kafka is in the stream before what it publishes there
+itself, and the order of its keys holds across the move.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.stream import Stream
 from ..jetstream.target import NatsTarget
+from ..kafka.admin import KafkaAdmin
 from ..kafka.source import KafkaSource
 from ..model import Positions, Route, Watermarks
 from ..records.mapping import Mapping
@@ -37,16 +38,20 @@ async def barrier(
     """
     mapping = Mapping(route)
     source = KafkaSource(kafka, route.topic, options=kafka_options)
+    admin = KafkaAdmin(kafka, options=kafka_options)
     connection: Connection | None = None
     try:
         marks = await source.watermarks()
+        # Not those of `marks`: a transaction that was committed a moment ago may be behind them.
+        ends = await admin.watermarks({route.topic: len(marks)}, is_committed=False)
+        goal = {partition: mark.high for partition, mark in ends[route.topic].items()}
         connection = await Connection.open(nats, name=f"millstream barrier {route.name}")
-        goal = {partition: mark.high for partition, mark in marks.items()}
         await until_stored(connection, mapping, source, goal, marks, timeout_s=timeout_s)
     except ConnectionLost as lost:
         raise Unreachable("JetStream", str(NatsTarget.of(nats)), str(lost)) from lost
     finally:
         await source.close()
+        await admin.close()
         if connection is not None:
             await connection.close()
     return goal
