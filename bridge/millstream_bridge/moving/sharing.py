@@ -31,7 +31,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Final
 
-import nats.errors
 from nats.aio.client import Client
 
 from millstream_coordinator import (
@@ -44,12 +43,12 @@ from millstream_coordinator import (
 )
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
+from ..jetstream.client import connect
 from ..jetstream.target import NatsTarget
 from ..model import Route
 
 logger = logging.getLogger(__name__)
 
-CONNECT_S: Final = 5
 _LOOK_S: Final = 0.25
 """A move that is called off gives a slot back without an event, so it is looked for."""
 _JOIN_TRIES: Final = 5
@@ -88,7 +87,8 @@ class Members:
     async def join(self) -> None:
         """Become a member. Unreachable; ConfigurationError: the group is another kind of group."""
         try:
-            await self._connect()
+            name = f"millstream bridge, group {self.group}"
+            self._connection = await connect(self._target, name=name)
             await self._enter()
         except GroupError as error:
             await self.leave()
@@ -96,23 +96,6 @@ class Members:
         except BaseException:
             await self.leave()
             raise
-
-    async def _connect(self) -> None:
-        options = self._target.nats_py_options()
-        # Whole seconds, nats-py says of the pause, and takes fractions.
-        options |= {"connect_timeout": CONNECT_S, "reconnect_time_wait": 0.1}
-        connection = self._connection = Client()
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                await connection.connect(
-                    **options,
-                    name=f"millstream bridge, group {self.group}",
-                    max_reconnect_attempts=-1,
-                    error_cb=_on_connection_error,
-                )
-        except (nats.errors.Error, OSError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-            raise Unreachable("NATS", str(self._target), reason) from error
 
     async def _enter(self) -> None:
         for left in reversed(range(_JOIN_TRIES)):
@@ -295,7 +278,3 @@ class Share:
     def _held(self) -> dict[int, int]:
         own = {self._members.slot(self._route, p) for p in self._partitions}
         return {slot: epoch for slot, epoch in self._members.held.items() if slot in own}
-
-
-async def _on_connection_error(error: Exception) -> None:
-    logger.debug("connection of the group: %s", error, extra={"event": "group_connection_error"})

@@ -15,11 +15,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
-import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from ..errors import Unreachable
+from ..errors import BridgeError
+from ..jetstream.client import connect
 from ..jetstream.target import NatsTarget
 from ..moving.runner import Bridge
 from .figures import partition_figures
@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 SUBJECT: Final = "millstream.bridge.status"
 SCHEMA: Final = "millstream.bridge.status/1"
-CONNECT_S: Final = 5
+AGAIN_S: Final = 5.0
+_CANCEL_AGAIN_S: Final = 0.05
 
 
 def status_document(fleet: Fleet, bridge: Bridge, now_s: float) -> dict[str, Any]:
@@ -67,36 +68,42 @@ def status_document(fleet: Fleet, bridge: Bridge, now_s: float) -> dict[str, Any
 async def answering(fleet: Fleet, target: NatsTarget) -> AsyncIterator[None]:
     """Answer while the block runs. That it cannot be done stops nothing: it is logged."""
 
+    connection: Client | None = None
+    is_over = False
+
     async def answer(message: Msg) -> None:
         if not message.reply:
             return
         for bridge in list(fleet.bridges.values()):
             document = status_document(fleet, bridge, time.time())
-            await connection.publish(message.reply, msgspec.json.encode(document))
+            await message.respond(msgspec.json.encode(document))
 
-    connection = Client()
-    connecting = asyncio.create_task(_connect(connection, target, -1), name="status")
-    connecting.add_done_callback(_log_failure)
-    subscribing = asyncio.create_task(_subscribe(connecting, connection, answer), name="answer")
+    async def keep() -> None:
+        nonlocal connection
+        while connection is None and not is_over:
+            try:
+                connection = await connect(target, name="millstream bridge status")
+                await connection.subscribe(SUBJECT, cb=answer)
+            except BridgeError as error:
+                logger.warning("no status for others: %s", error, extra={"event": "no_status"})
+                await asyncio.sleep(AGAIN_S)
+
+    keeping = asyncio.create_task(keep(), name="status")
     try:
         yield
     finally:
-        subscribing.cancel()
-        connecting.cancel()
-        await asyncio.wait({subscribing, connecting})
-        await connection.close()
+        is_over = True
+        while not keeping.done():
+            # More than once: nats-py swallows it now and then while it connects.
+            keeping.cancel()
+            await asyncio.wait({keeping}, timeout=_CANCEL_AGAIN_S)
+        if connection is not None:
+            await connection.close()
 
 
 async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
     """What every running bridge says within ``wait_s``, by route, then process. Unreachable."""
-    connection = Client()
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            await _connect(connection, target, 1)
-    except (nats.errors.Error, OSError, TimeoutError) as error:
-        await connection.close()
-        reason = str(error) or type(error).__name__
-        raise Unreachable("NATS", str(target), reason) from error
+    connection = await connect(target, name="millstream bridge status")
     found: list[dict[str, Any]] = []
 
     async def hear(message: Msg) -> None:
@@ -112,29 +119,3 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
         await connection.close()
     found = [it for it in found if it.get("schema") == SCHEMA]
     return sorted(found, key=lambda it: (it["route"], it["process"]["host"], it["process"]["pid"]))
-
-
-async def _connect(connection: Client, target: NatsTarget, attempts: int) -> None:
-    options = target.nats_py_options()
-    options |= {"connect_timeout": CONNECT_S, "reconnect_time_wait": 0.5}
-    await connection.connect(
-        **options,
-        name="millstream bridge status",
-        max_reconnect_attempts=attempts,
-        error_cb=_on_error,
-    )
-
-
-async def _subscribe(connecting: "asyncio.Task[None]", connection: Client, answer: Any) -> None:
-    await asyncio.wait({connecting})
-    if not connecting.cancelled() and connecting.exception() is None:
-        await connection.subscribe(SUBJECT, cb=answer)
-
-
-def _log_failure(connecting: "asyncio.Task[None]") -> None:
-    if not connecting.cancelled() and (error := connecting.exception()) is not None:
-        logger.warning("no status for others: %s", error, extra={"event": "no_status"})
-
-
-async def _on_error(error: Exception) -> None:
-    logger.debug("status connection: %s", error, extra={"event": "status_connection_error"})
