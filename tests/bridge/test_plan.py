@@ -119,7 +119,12 @@ def test_a_topic_that_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> Non
         ({"subjects": ["flights.>"], "max_msgs_per_subject": 1}, []),
         ({"subjects": ["flights.>"]}, ["max_msgs_per_subject is -1, the route says 1"]),
         (
-            {"subjects": ["flights.>"], "max_msgs_per_subject": 1, "num_replicas": 3},
+            {
+                "subjects": ["flights.>"],
+                "max_msgs_per_subject": 1,
+                "num_replicas": 3,
+                "allow_atomic": True,
+            },
             ["num_replicas is 3, the route says 1"],
         ),
         ({"subjects": ["else.>"]}, ["does not listen to flights.*.* (only to else.>)"]),

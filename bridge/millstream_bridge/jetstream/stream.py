@@ -92,12 +92,13 @@ class Stream:
         subjects or hide answers. ConnectionLost: no JetStream there.
         """
         route = self.mapping.route
-        if route.shared:
+        if route.shared or route.replicas > 1:
             level = await self._api_level()
             if level < CHECKPOINT_API_LEVEL:
+                what = "a shared route" if route.shared else "a replicated stream"
                 raise ConfigurationError(
                     f"the server at {self.connection.url} has JetStream API level {level}:"
-                    f" a shared route needs atomic batches, level {CHECKPOINT_API_LEVEL}"
+                    f" {what} needs atomic batches, level {CHECKPOINT_API_LEVEL}"
                     " (nats-server 2.12 or later)"
                 )
         try:
@@ -255,6 +256,8 @@ class Stream:
         }
         if self.kafka_partition is not None:
             config["first_seq"] = first_offset + 1
+        if route.replicas > 1:
+            config["allow_atomic"] = True
         if route.shared:
             config |= {"allow_atomic": True, "allow_rollup_hdrs": True, "allow_msg_ttl": True}
         if route.tombstone_ttl_s is not None:
@@ -348,6 +351,10 @@ def find_problem(
     if mapping.route.tombstone_ttl_s is not None:
         what = "lacks allow_msg_ttl, which tombstone_ttl_s needs (nats-server 2.11 or later)"
         checks[what] = not config.get("allow_msg_ttl")
+    if not shared and config.get("num_replicas", 1) > 1:
+        checks[
+            "is replicated and lacks allow_atomic, without which a refused message would stop it"
+        ] = not config.get("allow_atomic")
     if shared:
         checks |= {
             "lacks allow_atomic, which a shared route needs": not config.get("allow_atomic"),

@@ -3,12 +3,18 @@
 One session: read the stream's last sequence, then each partition's position, then send. Read in
 this order, a message stored in between moves the last sequence, and the session's first frame is
 refused.
+
+**A replicated stream gets no chain.** nats-server (2.15.1) finds a wrong last id only when the
+replicas have agreed on the message already; all of them then take it for a failure to write and
+stop the stream for good. What is refused there must be refused before: an atomic batch whose first
+message expects the last sequence is stored as a whole or not at all. One batch is out at a time,
+for two could leave a hole.
 """
 
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator, Mapping as AbcMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping as AbcMapping, Sequence
 
 from ..errors import ConfigurationError, ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import AckSink, Connection, Message, parse_answer
@@ -24,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 STALL_S = 5.0
 """Frames are out and no acknowledgement came for so long: the session is over."""
+
+BATCH_MESSAGES_MAX = 1_000
+"""The server's limit for one atomic batch."""
 
 _CHUNK_RECORDS = 500
 _CHUNK_BYTES = 1 << 20
@@ -56,6 +65,8 @@ class ChainPublisher:
         self._window_type = window_type
         self._stall_s = stall_s
         self._frames: Frames | None = None
+        self._last_frames: Frames | None = None
+        """For the frame that commits a batch: it alone may be longer by that."""
         self._window: Window | None = None
         self._reply = ""
         self._moved = moved or asyncio.Event()
@@ -73,7 +84,9 @@ class ChainPublisher:
         partitions = sorted(marks)
         may_create = known.keys().isdisjoint(partitions)
         await self._stream.ensure(may_create=may_create, first_offset=marks[partitions[0]].low)
-        self._frames = Frames(self._mapping, self._stream.message_bytes_max)
+        bytes_max = self._stream.message_bytes_max
+        self._frames = Frames(self._mapping, bytes_max - len(_COMMIT) * self.is_replicated)
+        self._last_frames = Frames(self._mapping, bytes_max)
         last_seq = await self._stream.last_seq()
         await self._stream.refuse_other_form(last_seq)
         found = await asyncio.gather(*map(self._stream.position, partitions))
@@ -85,7 +98,12 @@ class ChainPublisher:
 
     async def send(self, records: Sequence[Record]) -> None:
         """Write the records' frames as soon as the window has room for them."""
-        for chunk in _chunks(without_returned(records, self._mapping.route.name)):
+        records = without_returned(records, self._mapping.route.name)
+        if self.is_replicated:
+            for chunk in _chunks(records, BATCH_MESSAGES_MAX):
+                await self._send_batches(chunk)
+            return
+        for chunk in _chunks(records, _CHUNK_RECORDS):
             left = chunk
             while left:
                 window = await self._wait_for_room(len(left))
@@ -120,7 +138,16 @@ class ChainPublisher:
     async def _send_instead(self, record: Record, error: RecordError) -> None:
         """Send what stands for a record that cannot be one message, or raise ``error``."""
         assert self._frames is not None
+        encode = self._frames.piece
         pieces = await self._stand_in.pieces(record, error, self._frames.message_bytes_max)
+        if self.is_replicated:
+            if len(pieces) > BATCH_MESSAGES_MAX:
+                raise error
+            window = await self._wait_for_room(len(pieces))
+            batch = _Batch(window, lambda n, guard, reply: encode(pieces[n], guard, reply))
+            batch.fill(len(pieces))
+            await self._commit(window, batch, [record])
+            return
         window = await self._wait_for_room(len(pieces))
         frames = [
             self._frames.piece(piece, window.guard(frame), self._reply)
@@ -129,6 +156,40 @@ class ChainPublisher:
         data = b"".join(frames)
         await self._write(window, data)
         window.on_sent([record], len(data), len(pieces))
+
+    async def _send_batches(self, records: Sequence[Record]) -> None:
+        """Store the records as one atomic batch, or more where one of them is no message."""
+        assert self._frames is not None
+        assert self._last_frames is not None
+        encode, encode_last = self._frames.plain, self._last_frames.plain
+        left = records
+        while left:
+            window = await self._wait_for_room(len(left))
+            await self._note_gaps(window, left)
+
+            def frame(n: int, guard: str, reply: str, some: Sequence[Record] = left) -> bytes:
+                return (encode_last if reply else encode)(some[n], guard, reply)
+
+            batch = _Batch(window, frame)
+            error = batch.fill(len(left))
+            if batch.count:
+                await self._commit(window, batch, left[: batch.count])
+            left = left[batch.count :]
+            if error is not None:
+                await self._send_instead(left[0], error)
+                left = left[1:]
+
+    async def _commit(self, window: Window, batch: "_Batch", records: Sequence[Record]) -> None:
+        """Send one batch and take its answer into the window; raises as `check` does."""
+        window.on_sent(records, batch.size, batch.count)
+        answer = parse_answer(
+            await self._connection.publish_and_wait(batch.encode, timeout_s=self._stall_s)
+        )
+        if error := answer.get("error"):
+            window.on_refusal(int(error.get("err_code", 0)), str(error.get("description")))
+        else:
+            self._on_acks(batch.count, int(answer["seq"]))
+        self.check()
 
     async def _write(self, window: Window, data: bytes) -> None:
         if window.in_flight == 0:
@@ -197,6 +258,11 @@ class ChainPublisher:
     async def progress_mark(self) -> int:
         """The stream's last sequence."""
         return await self._stream.last_seq()
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether the stream has replicas; known once a session is open."""
+        return int(self._stream.config.get("num_replicas", 1)) > 1
 
     @property
     def is_refused(self) -> bool:
@@ -272,12 +338,53 @@ class ChainPublisher:
 _FOREIGN_SEQS_MAX = 100
 
 
-def _chunks(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
+class _Batch:
+    """The frames of one atomic batch, made by ``frame(n, guard, reply)``, n from 0 on."""
+
+    def __init__(self, window: Window, frame: Callable[[int, str, str], bytes]) -> None:
+        self._frame = frame
+        self._id = f"{window.session}-{window.sent_count + 1}"
+        self._expected = f"Nats-Expected-Last-Sequence: {window.stored_seq}\r\n"
+        self._parts: list[bytes] = []
+
+    @property
+    def count(self) -> int:
+        """How many messages it has."""
+        return len(self._parts)
+
+    @property
+    def size(self) -> int:
+        """How many bytes its frames are."""
+        return sum(map(len, self._parts))
+
+    def fill(self, count: int) -> RecordError | None:
+        """Make so many frames, or those before the first that cannot be, and say why not."""
+        for n in range(count):
+            try:
+                self._parts.append(self._frame(n, self._guard(n), ""))
+            except RecordError as error:
+                return error
+        return None
+
+    def encode(self, reply: str) -> bytes:
+        """The operations; the last one commits and asks for the answer."""
+        last = self.count - 1
+        return b"".join([*self._parts[:-1], self._frame(last, self._guard(last) + _COMMIT, reply)])
+
+    def _guard(self, n: int) -> str:
+        expected = "" if n else self._expected
+        return f"Nats-Batch-Id: {self._id}\r\nNats-Batch-Sequence: {n + 1}\r\n{expected}"
+
+
+_COMMIT = "Nats-Batch-Commit: 1\r\n"
+
+
+def _chunks(records: Sequence[Record], most: int) -> Iterator[Sequence[Record]]:
     """Pieces of at most so many records and, but for a single larger one, so many bytes."""
     start = size = 0
     for place, record in enumerate(records):
         length = len(record.value or b"")
-        if place > start and (place - start >= _CHUNK_RECORDS or size + length > _CHUNK_BYTES):
+        if place > start and (place - start >= most or size + length > _CHUNK_BYTES):
             yield records[start:place]
             start, size = place, 0
         size += length

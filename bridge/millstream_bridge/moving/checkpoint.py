@@ -29,19 +29,16 @@ from ..model import Positions, Record, Watermarks
 from ..records.frames import Frames, encode
 from ..records.mapping import Mapping
 from ..records.origin import without_returned
+from .chain import BATCH_MESSAGES_MAX
 from .stand_in import StandIn
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
 END_S = 0.3
-BATCH_MESSAGES_MAX = 1_000
-"""The server's limit for one atomic batch, the checkpoint included."""
 
 _BATCH_BYTES = 4 << 20
 _BATCHES_AT_ONCE = 4
 _WAITING_MAX = 16_000
 _WAITING_BYTES_MAX = 16 << 20
-_BATCH_FAILED = TEMPORARY_REFUSALS | {10176, 10210}
-"""Worth another session: not now, a message lost on the way, too many batches at once."""
 
 
 class CheckpointPublisher:
@@ -269,7 +266,7 @@ class CheckpointPublisher:
             raise SessionLost(
                 f"checkpoint of partition {partition}: {description}", is_refused=True
             )
-        if code in _BATCH_FAILED:
+        if code in TEMPORARY_REFUSALS:
             raise SessionLost(f"batch of partition {partition}: {description}")
         raise RecordError(
             self._mapping.route.topic, partition, offset, f"the server refuses it: {description}"

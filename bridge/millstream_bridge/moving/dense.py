@@ -70,6 +70,13 @@ class DensePublisher:
         of_partition: dict[int, list[Record]] = {}
         for record in records:
             of_partition.setdefault(record.kafka_partition, []).append(record)
+        if any(self._chains[partition].is_replicated for partition in of_partition):
+            # Each waits for its batch's answer, so side by side; no error leaves another at work.
+            sending = [self._chains[p].send(some) for p, some in of_partition.items()]
+            for outcome in await asyncio.gather(*sending, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+            return
         for partition, some in of_partition.items():
             while sum([chain.out_bytes for chain in self._current.values()]) > OUT_BYTES_MAX:
                 await self._one_more_answer()

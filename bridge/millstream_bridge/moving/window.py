@@ -35,8 +35,9 @@ from ..model import Record
 CHAIN_REFUSALS = frozenset({10070, 10071, 10164})
 """The server's codes for a wrong last id and a wrong last sequence."""
 
-TEMPORARY_REFUSALS = frozenset({10008, 10023, 10167})
-"""Not now: a cluster without a leader, no resources, too many messages waiting."""
+TEMPORARY_REFUSALS = frozenset({10008, 10023, 10167, 10176, 10210})
+"""Not now: a cluster without a leader, no resources, too many messages waiting, a batch that lost a
+message on its way, too many batches at once."""
 
 
 class SessionState(StrEnum):

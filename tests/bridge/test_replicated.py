@@ -1,0 +1,81 @@
+"""Replicated streams: no chain, which would stop them; atomic batches that expect a sequence."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import nats
+import pytest
+from nats.aio.client import Client
+
+from millstream_bridge import Bridge, verify
+from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.helpers.cluster import NatsCluster
+from tests.helpers.kafka import Kafka
+from tests.helpers.require import need
+
+pytestmark = [pytest.mark.slow, pytest.mark.real_server]
+
+PARTITIONS = 3
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    need("nats")
+    with NatsCluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture
+async def client(cluster: NatsCluster) -> AsyncIterator[Client]:
+    connected = await nats.connect(cluster.urls)
+    await cluster.until_ready(connected)
+    yield connected
+    for info in await connected.jetstream().streams_info():
+        await connected.jetstream().delete_stream(str(info.config.name))
+    await connected.close()
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}])
+async def test_rivals_strays_and_a_lost_leader_neither_stop_the_stream_nor_cost_a_record(
+    cluster: NatsCluster, client: Client, mock: Kafka, topic: str, mode: dict[str, str]
+) -> None:
+    mock.create_topic(topic, PARTITIONS)
+    route = a_route(topic, replicas=3, **mode)
+    stream = "FLIGHTS-1" if mode else "FLIGHTS"
+    url = ",".join(cluster.urls)
+    bridges = [
+        Bridge(kafka=mock.bootstrap, nats=url, route=route, stand_back_s=0.1) for _ in range(2)
+    ]
+
+    async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
+        for bridge in bridges:
+            tasks.create_task(bridge.run(), name="bridge")
+            # A cluster that is just making the stream answers nobody who asks for it.
+            await until(lambda one=bridge: one.progress.sessions > 0)  # type: ignore[misc]
+        for turn in range(9):
+            records = [{"partition": n % PARTITIONS, "value": b"%d" % n} for n in range(300)]
+            await asyncio.to_thread(mock.produce, topic, records)
+            await until(lambda: sum(one.progress.records for one in bridges) > 0)
+            if turn % 3 == 1 and not mode:
+                await client.publish("flights.1.stray", b"stray")
+            if turn == 4:
+                leader = await cluster.leader_of(client, stream)
+                leader.kill()
+                await leader.restart()
+        await until(lambda: sum(one.progress.records for one in bridges) >= 2_700, timeout_s=90)
+        for bridge in bridges:
+            bridge.stop()
+
+    stored = await stored_records(url, route, dense_partitions=PARTITIONS)
+    assert offsets(stored) == {partition: [*range(900)] for partition in range(PARTITIONS)}
+    assert (await verify(kafka=mock.bootstrap, nats=url, route=route)).equal
+
+
+async def test_a_replicated_stream_without_batches_is_refused(
+    cluster: NatsCluster, client: Client, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    await client.jetstream().add_stream(name="FLIGHTS", subjects=["flights.>"], num_replicas=3)
+
+    with pytest.raises(Exception, match="lacks allow_atomic"):
+        await move_all(mock.bootstrap, cluster.urls[0], a_route(topic))
