@@ -19,6 +19,9 @@ giving the message up would let it take effect afterwards. An async call that it
 a failed attempt; a call that returns all the same is a good one, its effect has taken place.
 `Message.extend` begins the deadline anew.
 
+**Context variables** that a call sets are gone with it: each call has a copy of the context that
+the runner has, in a thread as well.
+
 A cancellation that comes from elsewhere ends the call and the runner: that is how a member stops.
 """
 
@@ -26,10 +29,12 @@ import asyncio
 import inspect
 import queue
 import threading
+import types
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from typing import Any, Protocol
 
 from .events import HandlerOverdue
@@ -182,7 +187,7 @@ class Calls:
                 self._mark(messages, _Call(self, message))
             try:
                 if self._is_direct:
-                    await handler(message)  # type: ignore[misc]
+                    await _alone(handler(message))  # type: ignore[arg-type]
                 else:
                     await self._call(messages)
             except (Exception, asyncio.CancelledError) as raised:  # noqa: BLE001 - it is told
@@ -235,9 +240,13 @@ class Calls:
         given = list(messages) if self._is_batch else messages[0]
         if self._threads is not None:
             with call:
-                result = await self._loop.run_in_executor(self._threads, self._handler, given)
-                if inspect.isawaitable(result):
+                result = await self._loop.run_in_executor(
+                    self._threads, copy_context().run, self._handler, given
+                )
+                if inspect.iscoroutine(result):
                     # A plain function that only makes a coroutine, as a lambda does.
+                    await _alone(result)
+                elif inspect.isawaitable(result):
                     await result
             return
         with call:
@@ -245,11 +254,29 @@ class Calls:
             try:
                 async with scope:
                     call.scope = scope
-                    await self._handler(given)  # type: ignore[misc]
+                    await _alone(self._handler(given))  # type: ignore[arg-type]
             except TimeoutError as error:
                 if scope.expired():
                     raise HandlerDeadlinePassed(self._deadline_s or 0.0) from error
                 raise
+
+
+@types.coroutine
+def _alone(call: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Await a call in a context of its own, without a task of its own."""
+    run = copy_context().run
+    step: Callable[[Any], Any] = call.send
+    value: Any = None
+    while True:
+        try:
+            awaited = run(step, value)
+        except StopIteration:
+            return
+        try:
+            value = yield awaited
+            step = call.send
+        except BaseException as error:  # noqa: BLE001 - it is the call's
+            step, value = call.throw, error
 
 
 class HandlerDeadlinePassed(Exception):

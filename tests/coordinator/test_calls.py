@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextvars import ContextVar
 from datetime import timedelta
 
 import pytest
@@ -24,6 +25,8 @@ from .group_in_memory import (
     running,
     virtual,
 )
+
+TENANT: ContextVar[str] = ContextVar("TENANT", default="nobody")
 
 
 def batches(server: MemoryServer, handler: object, **more: object) -> Group:
@@ -537,3 +540,73 @@ def test_a_batch_of_one_a_deadline_of_nothing_and_no_key_are_refused_at_once() -
         group.handler(key=RULE, deadline=timedelta(0))
     with pytest.raises(ValueError, match="not None"):
         group.handler(key=None)  # type: ignore[arg-type]
+
+
+@virtual
+async def test_what_a_call_sets_in_its_context_is_gone_with_it() -> None:
+    assert await _tenants(None) == await _tenants(timedelta(seconds=9)) == ["nobody"] * 6
+
+
+async def _tenants(deadline: timedelta | None) -> list[str]:
+    """What each of six calls of one key found in its context, having set it for itself."""
+    server = open_server()
+    for number in range(6):
+        publish(server, "a", number)
+    found: list[str] = []
+
+    async def handle(message: Message) -> None:
+        before = TENANT.get()
+        TENANT.set(f"tenant {message.seq}")
+        await asyncio.sleep(message.seq % 2)
+        assert await asyncio.create_task(_tenant()) == f"tenant {message.seq}"
+        found.append(before)
+
+    group = Group(server, stream=STREAM, name=NAME, partitions=1)
+    group.handler(key=RULE, deadline=deadline)(handle)
+    async with running(group):
+        await server.until(lambda: len(found) == 6)
+    return found
+
+
+async def _tenant() -> str:
+    return TENANT.get()
+
+
+async def test_a_function_in_a_thread_sees_the_context_of_the_group_and_leaves_nothing() -> None:
+    server = open_server()
+    for number in range(3):
+        publish(server, "a", number)
+    found: list[str] = []
+
+    def handle(message: Message) -> None:
+        found.append(TENANT.get())
+        TENANT.set(f"tenant {message.seq}")
+
+    group, _ = make(server, handle)
+    TENANT.set("everybody")
+    async with running(group):
+        await server.until(lambda: len(found) == 3)
+
+    assert found == ["everybody"] * 3
+
+
+@virtual
+async def test_a_call_that_is_cut_short_is_cleaned_up_in_its_own_context() -> None:
+    server = open_server()
+    publish(server, "a", 0)
+    cleaned: list[str] = []
+
+    async def handle(message: Message) -> None:
+        token = TENANT.set(f"attempt {message.attempt}")
+        try:
+            await asyncio.sleep(60 if message.attempt == 1 else 0)
+        finally:
+            cleaned.append(TENANT.get())
+            TENANT.reset(token)
+
+    group = Group(server, stream=STREAM, name=NAME, partitions=1)
+    group.handler(key=RULE, deadline=timedelta(seconds=1))(handle)
+    async with running(group):
+        await server.until(lambda: len(cleaned) == 2)
+
+    assert cleaned == ["attempt 1", "attempt 2"]
