@@ -213,7 +213,8 @@ class ParkedRecord:
     """Key tokens whose letters the owner is to feed into their lanes, in order."""
     epoch: int = 0
     """Of the owner that wrote last: a new one writes its own before it pulls, so that one it
-    replaced can park nothing any more. Operators leave it as it is."""
+    replaced can park nothing any more. 0: a resize handed it on, perhaps not all of it, and who
+    claims it asks the letters as well. Operators leave it as it is."""
 
 
 Record = (
