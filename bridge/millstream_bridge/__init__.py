@@ -2,19 +2,26 @@
 
 `Bridge` moves a `Route`; `verify` proves that both sides hold the same; `barrier` waits until all
 that is in Kafka now is stored. `assess` looks at a cluster, `load_project` reads a project file.
+`open_large_values` puts large records together, `ParkedRecords` has those that could not be moved,
+`copy_schemas` and `open_decoder` are for a schema registry's values.
 `MockKafka` is librdkafka's mock cluster in this process. Errors are `BridgeError`s.
 """
 
 from .errors import BridgeError, ConfigurationError, PoisonRecord, RecordError, Unreachable
+from .jetstream.large import open_large_values
 from .jetstream.target import NatsTarget
 from .kafka.mock import MockKafka
 from .model import BridgeReport, Record, Route
 from .moving.barrier import barrier
+from .moving.parked import ParkedRecords
 from .moving.runner import Bridge
 from .project.assess import Assessment, assess
 from .project.file import Project, load_project
 from .proof.values import Difference, Proof
 from .proof.verify import verify, verify_online
+from .schemas.copying import copy_schemas, follow_schemas
+from .schemas.decode import open_decoder
+from .schemas.registry import Registry
 
 __all__ = [
     "Assessment",
@@ -25,16 +32,22 @@ __all__ = [
     "Difference",
     "MockKafka",
     "NatsTarget",
+    "ParkedRecords",
     "PoisonRecord",
     "Project",
     "Proof",
     "Record",
     "RecordError",
+    "Registry",
     "Route",
     "Unreachable",
     "assess",
     "barrier",
+    "copy_schemas",
+    "follow_schemas",
     "load_project",
+    "open_decoder",
+    "open_large_values",
     "verify",
     "verify_online",
 ]

@@ -169,7 +169,8 @@ class BridgeReport:
     A record whose acknowledgement was lost with a connection is stored but not counted here:
     ``positions``, read from the stream, is the truth. ``refusals`` counts sessions ended because
     somebody else wrote, ``foreign_seqs`` the first hundred stray messages met, ``stood_back`` the
-    times a rival bridge was given way to. ``parked`` and ``skipped`` are among ``records``.
+    times a rival bridge was given way to. ``parked`` and ``skipped`` are among ``records``,
+    ``missed_offsets`` those that Kafka no longer had and the route goes on without.
     """
 
     topic: str
@@ -185,6 +186,7 @@ class BridgeReport:
     positions: Mapping[int, int]
     parked: int = 0
     skipped: int = 0
+    missed_offsets: int = 0
 
     @property
     def records_per_second(self) -> float:

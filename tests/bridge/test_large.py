@@ -2,10 +2,11 @@
 
 import json
 
+import nats
 import pytest
 from hypothesis import given, strategies as st
 
-from millstream_bridge import Record
+from millstream_bridge import Record, open_large_values
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import TimestampType
 from millstream_bridge.records.chunks import CHUNKS_MAX, Reference, pieces, reference_in
@@ -48,6 +49,25 @@ async def test_large_records_arrive_as_they_were_among_the_others(
     assert report.records == 33
     assert report.sessions == 1
     assert report.positions == {0: 17, 1: 16}
+
+
+async def test_any_clients_message_gives_its_whole_value(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    route = a_route(topic, large="chunks")
+    sizes = [5, 1_200_000]
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": value(n)} for n in sizes])
+    await move_all(mock.bootstrap, nats_server.url, route)
+    client = await nats.connect(nats_server.url)
+    subscription = await client.jetstream().subscribe("flights.0.*", ordered_consumer=True)
+
+    async with open_large_values(nats_server.url, route) as large:
+        for size in sizes:
+            message = await subscription.next_msg(timeout=10)
+            seq = message.metadata.sequence.stream
+            assert await large.value(seq, message.headers, message.data) == value(size)
+    await client.close()
 
 
 async def test_the_next_run_goes_on_after_a_large_record(

@@ -1,11 +1,18 @@
 """Large records put together again; what is stored of them is told in `records.chunks`."""
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping as AbcMapping
+from contextlib import asynccontextmanager
 
+from ..errors import ConnectionLost, Unreachable
+from ..model import Route
 from ..records.chunks import Reference, is_chunk, reference_in
 from ..records.headers import LARGE_HEADER, SOURCE_HEADER, HeaderError, NatsHeaders, SourceHeader
+from ..records.mapping import Mapping
+from .connection import Connection
 from .objects import Objects
 from .stream import Stream
+from .target import NatsTarget
 
 _AT_ONCE = 8
 
@@ -34,6 +41,10 @@ class LargeValues:
         rest = [header for header in headers if header[0] != LARGE_HEADER]
         return rest, reference.check(value)
 
+    async def value(self, seq: int, headers: AbcMapping[str, str] | None, payload: bytes) -> bytes:
+        """The whole value of a message as any client has it; errors as `whole`."""
+        return (await self.whole(seq, list((headers or {}).items()), payload))[1]
+
     async def _object(self, reference: Reference) -> bytes:
         objects = Objects(self._stream.connection, reference.bucket)
         try:
@@ -61,3 +72,15 @@ class LargeValues:
                 f" partition {source.kafka_partition} offset {source.offset}"
             )
         return message.payload
+
+
+@asynccontextmanager
+async def open_large_values(nats: str | NatsTarget, route: Route) -> AsyncIterator[LargeValues]:
+    """For who reads a route's stream: large values, over a connection of its own; Unreachable."""
+    connection = await Connection.open(nats, name=f"millstream large values {route.name}")
+    try:
+        yield LargeValues(Stream(connection, Mapping(route)))
+    except ConnectionLost as lost:
+        raise Unreachable("JetStream", connection.url, str(lost)) from lost
+    finally:
+        await connection.close()

@@ -207,6 +207,7 @@ class Bridge:
             positions=dict(sorted(self.progress.positions.items())),
             parked=self.progress.parked,
             skipped=self.progress.skipped,
+            missed_offsets=self.progress.missed,
         )
 
     async def _work(self, source: KafkaSource, stop_at_end: bool) -> Ended:

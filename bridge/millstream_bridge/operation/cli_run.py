@@ -168,6 +168,9 @@ def run_summary(report: BridgeReport) -> dict[str, Any]:
         "refusals": report.refusals,
         "stood_back": report.stood_back,
         "foreign_seqs": list(report.foreign_seqs),
+        "parked": report.parked,
+        "skipped": report.skipped,
+        "missed_offsets": report.missed_offsets,
         "positions": text_keys(report.positions),
     }
 
