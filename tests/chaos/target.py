@@ -37,7 +37,9 @@ class Target(Protocol):
         """Start a killed server again, and wait until ``stream`` is whole."""
 
 
-class _One:
+class OneServer:
+    """A server that is in no cluster."""
+
     replicas = 1
 
     def __init__(self, server: Server) -> None:
@@ -94,4 +96,4 @@ def opened(kind: str, store: Path) -> Iterator[Target]:
             yield _Cluster(cluster)
     else:
         with Server(kind, store) as server:
-            yield _One(server)
+            yield OneServer(server)
