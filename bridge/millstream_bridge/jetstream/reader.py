@@ -46,11 +46,21 @@ async def read_stream(
             "expires": int(_EXPIRES_S * 1e9),
         }
     )
+
+    def ask() -> None:
+        to = f"{api}.CONSUMER.MSG.NEXT.{stream}.{name} {feed.next_reply()}"
+        connection.write(b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(request), request))
+
     try:
-        while not feed.is_done(last_seq):
-            to = f"{api}.CONSUMER.MSG.NEXT.{stream}.{name} {feed.next_reply()}"
-            connection.write(b"PUB %b %d\r\n%b\r\n" % (to.encode(), len(request), request))
-            yield await feed.one_request()
+        is_done = feed.is_done(last_seq)
+        if not is_done:
+            ask()
+        while not is_done:
+            messages = await feed.one_request()
+            is_done = feed.is_done(last_seq)
+            if not is_done:
+                ask()  # the next ones come while these are used
+            yield messages
     finally:
         if connection.is_open:
             connection.unsubscribe(sid)
