@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ from millstream_coordinator.operation.cli_look import ranges
 from millstream_coordinator.operation.target import Target
 from tests.coordinator.made_group import control, make_group, make_letters, make_stream, partition
 from tests.helpers import require
-from tests.helpers.servers import REAL, Server
+from tests.helpers.servers import EMBEDDED, REAL, Server
 
 T = TypeVar("T")
 
@@ -167,6 +167,25 @@ def test_a_group_that_is_not_there_is_one_line_and_exit_2_for_each_command(
     assert (code, out) == (2, "")
     spoken = words(command).replace(".", " ")
     assert err == f"millstream coordinator {spoken}: group {name!r} not found\n"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server without JetStream."""
+    with Server(EMBEDDED, tmp_path_factory.mktemp("bare"), jetstream=False) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("command", [*LOOKING, *CHANGING, ("run", "GROUP")], ids=words)
+def test_a_server_without_jetstream_is_one_line_and_exit_3_for_each_command(
+    bare: Server, command: tuple[str, ...]
+) -> None:
+    code, out, err = coordinator(bare, *named(command, "g"))
+
+    assert (code, out) == (3, "")
+    said = "no JetStream answers at '$JS.API' (is it enabled there?)"
+    spoken = words(command).replace(".", " ")
+    assert err == f"millstream coordinator {spoken}: NATS server 127.0.0.1:{bare.port}: {said}\n"
 
 
 @pytest.mark.parametrize(

@@ -735,7 +735,7 @@ async def test_a_server_without_jetstream_is_one_line(
 ) -> None:
     with Server(server.kind, tmp_path_factory.mktemp("core"), jetstream=False) as core:
         client = await connected(core)
-        with pytest.raises(ServerUnreachable, match="JetStream does not answer"):
+        with pytest.raises(ServerUnreachable, match="no JetStream answers"):
             await plan(client, described(TOKEN, name))
         await client.close()
 

@@ -20,7 +20,7 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 
-from ..errors import GroupError
+from ..errors import GroupError, PermissionMissing, ServerUnreachable
 from ..ports import Failure
 
 STREAM_NOT_FOUND = 10059
@@ -201,6 +201,15 @@ class Api:
         except (nats.errors.Error, OSError) as error:
             raise RequestFailed(Failure.DISCONNECTED, f"{subject}: {error}") from error
         return reply.data
+
+    def failure(self, error: RequestFailed, group: str | None = None) -> GroupError:
+        """What a request that failed means to who asked: PermissionMissing or ServerUnreachable."""
+        if isinstance(error, Forbidden):
+            return PermissionMissing(group, [error.missing])
+        reason = str(error)
+        if error.reason is Failure.NO_RESPONDERS and error.detail.startswith(f"{self.prefix}."):
+            reason = f"no JetStream answers at {self.prefix!r} (is it enabled there?)"
+        return ServerUnreachable(self.url, reason)
 
     async def _missing(self, subject: str) -> str | None:
         """Which permission is missing, if that is why a request to ``subject`` got no answer.

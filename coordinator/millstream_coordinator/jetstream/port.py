@@ -48,7 +48,6 @@ from ..ports import (
     Done,
     DoubleAck,
     Failed,
-    Failure,
     FindParked,
     Heard,
     ListConsumers,
@@ -205,10 +204,7 @@ class JetStreamPort:
         try:
             info = await self._api.call("INFO")
         except RequestFailed as error:
-            reason = f"JetStream does not answer ({error.detail})"
-            if error.reason is Failure.NO_RESPONDERS:
-                reason = f"no JetStream answers at {self._api.prefix!r} (is it enabled there?)"
-            raise ServerUnreachable(self._api.url, reason) from error
+            raise self._api.failure(error, self._settings.group) from error
         self._has_ttl = info.get("api", {}).get("level", 0) >= 1
         await self._streams.look()
         for warning in self._streams.warnings:

@@ -193,12 +193,10 @@ class Target:
         """Raise what went wrong as what it means: no group (or no ``stream``), or no server."""
         try:
             yield
-        except Forbidden as error:
-            raise PermissionMissing(self.group, [error.missing]) from error
         except RequestFailed as error:
             if error.code == STREAM_NOT_FOUND:
                 raise (StreamMissing(stream) if stream else GroupMissing(self.group)) from error
-            raise ServerUnreachable(self.api.url, str(error)) from error
+            raise self.api.failure(error, self.group) from error
         except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
             reason = str(error) or type(error).__name__
             raise ServerUnreachable(self.api.url, reason) from error
@@ -213,10 +211,8 @@ async def group_names(connection: Client, *, prefix: str = API_PREFIX) -> list[s
     api = Api(connection, TIMEOUT_S, prefix)
     try:
         streams = await api.stream_names()
-    except Forbidden as error:
-        raise PermissionMissing(None, [error.missing]) from error
     except RequestFailed as error:
-        raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
+        raise api.failure(error) from error
     return sorted(it.removeprefix(head) for it in streams if it.startswith(head))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from nats.aio.client import Client
 
 from .. import naming
-from ..errors import BadRecord, GroupMissing, PermissionMissing, ServerUnreachable
-from ..jetstream.api import API_PREFIX, STREAM_NOT_FOUND, Api, Forbidden, RequestFailed
+from ..errors import BadRecord, GroupMissing
+from ..jetstream.api import API_PREFIX, STREAM_NOT_FOUND, Api, RequestFailed
 from ..model import (
     ConfigRecord,
     ControlRecord,
@@ -48,9 +48,7 @@ async def read_view(connection: Client, name: str, *, prefix: str = API_PREFIX) 
     except RequestFailed as error:
         if error.code == STREAM_NOT_FOUND:
             raise GroupMissing(name) from error
-        if isinstance(error, Forbidden):
-            raise PermissionMissing(name, [error.missing]) from error
-        raise ServerUnreachable(api.url, f"JetStream does not answer: {error}") from error
+        raise api.failure(error, name) from error
     if naming.CONFIG_KEY not in values:
         raise GroupMissing(name)
     return _view(values)

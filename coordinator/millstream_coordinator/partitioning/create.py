@@ -30,7 +30,7 @@ from .difference import (
     start_of,
 )
 from .plan import Action, Plan, PlanRefused, Step, StepKind
-from .server import TIMEOUT_S, unreachable
+from .server import TIMEOUT_S
 from .start import forget_start
 
 
@@ -61,14 +61,14 @@ async def apply(
         except RequestFailed as error:
             if error.code:
                 raise StreamUnfit(step.name, error.detail) from error
-            raise unreachable(api, error) from error
+            raise api.failure(error) from error
         on_step(step)
     for step in steps:
         if step.kind is StepKind.STREAM and step.action is Action.CREATE and start_of(step.body):
             try:
                 await forget_start(api, step.name)
             except RequestFailed as error:
-                raise unreachable(api, error) from error
+                raise api.failure(error) from error
 
 
 def _stream_call(step: Step) -> str:

@@ -55,7 +55,7 @@ from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, 
 from .difference import WantedStream
 from .key import KeyRule
 from .layout import copied_from, group_config, work_stream
-from .server import TIMEOUT_S, server_traits, stream_info, unreachable
+from .server import TIMEOUT_S, server_traits, stream_info
 from .start import forget_start
 from .topic import Description, GroupDescription, Layout, work_tokens
 
@@ -137,7 +137,7 @@ async def renew(
         if error.code in WRONG_LAST_SEQUENCE:
             reason = "somebody else changed it meanwhile: nothing is lost, do it again"
             raise NotPossible(name, reason) from error
-        raise unreachable(api, error) from error
+        raise api.failure(error, name) from error
     return change.renewal
 
 
@@ -153,7 +153,7 @@ async def current(connection: Client, group: str, *, prefix: str = API_PREFIX) -
     except GroupMissing:
         return 1
     except RequestFailed as error:
-        raise unreachable(api, error) from error
+        raise api.failure(error, group) from error
     return naming.work_generation(group, config.stream or "") or 1
 
 

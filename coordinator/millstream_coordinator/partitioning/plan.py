@@ -22,11 +22,10 @@ from typing import Any
 from nats.aio.client import Client
 
 from .. import naming
-from ..errors import GroupError, ServerUnreachable, StreamUnfit
+from ..errors import GroupError, StreamUnfit
 from ..jetstream.api import (
     API_PREFIX,
     Api,
-    Forbidden,
     RequestFailed,
 )
 from ..jetstream.keys import bucket_config
@@ -41,7 +40,7 @@ from .difference import (
 )
 from .key import overlap, stored_subjects
 from .layout import group_config, place, wanted_streams, work_stream
-from .server import OLDEST_SERVER, TIMEOUT_S, server_traits, stream_info, unreachable
+from .server import OLDEST_SERVER, TIMEOUT_S, server_traits, stream_info
 from .start import resolve_start, sourced_to
 from .topic import Description, GroupDescription, Layout, Start, StartKind
 
@@ -156,7 +155,7 @@ async def plan(connection: Client, description: Description, *, prefix: str = AP
     try:
         return await planner.plan()
     except RequestFailed as error:
-        raise unreachable(planner.api, error) from error
+        raise planner.api.failure(error) from error
 
 
 class _Planner:
@@ -172,14 +171,7 @@ class _Planner:
         self._has_ttl = False
 
     async def plan(self) -> Plan:
-        try:
-            info = await self.api.call("INFO")
-        except Forbidden as error:
-            raise unreachable(self.api, error) from error
-        except RequestFailed as error:
-            raise ServerUnreachable(
-                self.api.url, f"JetStream does not answer: {error.detail}"
-            ) from error
+        info = await self.api.call("INFO")
         self._has_ttl = info.get("api", {}).get("level", 0) >= 1
         version = self.api.connection.connected_server_version
         if (0, 0) < (version.major, version.minor) < OLDEST_SERVER:
