@@ -15,7 +15,8 @@ class Wire:
     api_prefix = "$JS.API"
     max_payload = 1 << 20
     is_open = True
-    lost_reason = ""
+    lost_reason = denied = ""
+    url = "nats://127.0.0.1:4222"
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

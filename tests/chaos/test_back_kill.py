@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.kafka]
 async def test_a_way_back_killed_at_random_loses_and_repeats_nothing(tmp_path: Path) -> None:
     need("kafka")
     with real_kafka() as kafka, Server(EMBEDDED, tmp_path / "nats") as server:
-        outcome = await Chaos(kafka, server, tmp_path, "flights", 7).run(3, 1)
+        outcome = await Chaos(kafka, server, tmp_path, "flights", 7).run(2, 1)
 
     assert outcome.is_exact, outcome
     assert outcome.kills_in_flight >= 1

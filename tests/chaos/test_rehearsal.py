@@ -26,7 +26,7 @@ async def test_a_group_and_a_producer_move_there_and_home_and_no_leg_is_missed_o
     if kafka_kind == REAL_KAFKA:
         need("kafka")
         need("nats")
-    flights = read_flights(limit=1_500)
+    flights = read_flights(limit=1_000)
 
     with (
         mock_kafka() if kafka_kind == MOCK else real_kafka() as kafka,

@@ -82,7 +82,10 @@ class Tail:
         return not self._waiting and self.lag == 0
 
     async def next(self, wait_s: float) -> list[Delivered]:
-        """What has arrived, or the first to arrive within ``wait_s``; ConnectionLost."""
+        """What has arrived, or the first to arrive within ``wait_s``.
+
+        ConnectionLost. ConfigurationError: the user may not read.
+        """
         self._check()
         if not self._waiting:
             self._arrived.clear()
@@ -150,6 +153,8 @@ class Tail:
             self._trouble = f"no answer for {late_s:.0f} s"
 
     def _check(self) -> None:
+        if self._connection.denied:
+            raise ConfigurationError(f"NATS at {self._connection.url}: {self._connection.denied}")
         if not self._connection.is_open:
             raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
         if self._trouble and not self._waiting:

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..back.runner import way_back_name
 from ..model import PARTITION_FIELD, Route
 from ..records.mapping import Mapping, covers
 
 
 class Purpose(StrEnum):
-    """What the user does: move records, or look at both sides."""
+    """What the user does: move records there or back, or look at both sides."""
 
     RUN = "run"
+    BACK = "back"
     VERIFY = "verify"
     ASSESS = "assess"
 
@@ -56,6 +58,8 @@ def needs(
     for route in routes:
         if purpose is Purpose.RUN:
             publish += _of_run(route, api_prefix)
+        elif purpose is Purpose.BACK:
+            publish += _of_back(route, api_prefix)
         elif purpose is Purpose.VERIFY:
             publish += _of_verify(route, api_prefix)
         else:
@@ -63,6 +67,13 @@ def needs(
         kafka.append(("topic", route.topic, "Read"))
         if purpose is Purpose.ASSESS:
             kafka.append(("topic", route.topic, "DescribeConfigs"))
+        if purpose is Purpose.BACK:
+            name = way_back_name(route)
+            kafka += [
+                ("topic", route.topic, "Write"),
+                ("group", name, "Read"),
+                ("transactional id", name, "Write"),
+            ]
     if purpose is Purpose.ASSESS:
         kafka.append(("group", "*", "Describe"))
     distinct = list(dict.fromkeys(publish))
@@ -111,3 +122,11 @@ def _of_verify(route: Route, api: str) -> list[str]:
             f"{api}.CONSUMER.DELETE.{stream}.*",
         )
     ]
+
+
+def _of_back(route: Route, api: str) -> list[str]:
+    stream, name = _stream(route), way_back_name(route)
+    verbs = ("INFO", "CREATE", "DELETE", "MSG.NEXT")
+    patterns = [f"{api}.CONSUMER.{verb}.{stream}.{name}" for verb in verbs]
+    patterns[1] += ".>"
+    return [f"{api}.STREAM.INFO.{stream}", *patterns]

@@ -1,0 +1,156 @@
+"""The way back works with exactly the rights that are listed."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import nats
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from millstream_bridge import BridgeError
+from millstream_bridge.back.runner import BackBridge
+from millstream_bridge.project.permissions import Purpose, needs
+from tests.bridge.moves import a_route
+from tests.bridge.test_permissions import make_topic
+from tests.helpers.kafka import Kafka, KafkaNode
+from tests.helpers.require import need
+from tests.helpers.servers import Server, real_server
+
+ROUTE = a_route("flights", shared=True)
+LISTED = needs(Purpose.BACK, [ROUTE]).publish
+
+
+async def fill(url: str) -> None:
+    client = await nats.connect(url)
+    try:
+        await client.jetstream().add_stream(name="FLIGHTS", subjects=["flights.>"])
+        await client.jetstream().publish("flights.0.N1", b"native")
+    finally:
+        await client.close()
+
+
+async def back_with(mock: Kafka, folder: Path, publish: Sequence[str]) -> int:
+    """A way back by a user who may publish to just these; how many records it brought."""
+    mock.create_topic("flights", 1)
+    listed = replace(needs(Purpose.BACK, [ROUTE]), publish=tuple(publish))
+    config = folder / "server.conf"
+    text = (
+        "authorization { users: [\n{ user: all, password: p }\n"
+        f"{{ user: back, password: p, {listed.config_text()} }}\n] }}\n"
+    )
+    await asyncio.to_thread(config.write_text, text)
+    async with real_server(folder / "nats", arguments=["-c", str(config)]) as server:
+        address = server.url.removeprefix("nats://")
+        await fill(f"nats://all:p@{address}")
+        bridge = BackBridge(kafka=mock.bootstrap, nats=f"nats://back:p@{address}", route=ROUTE)
+        async with asyncio.timeout(30):
+            return (await bridge.run(stop_at_end=True)).records
+
+
+@pytest.mark.real_server
+async def test_the_listed_subjects_are_enough(mock: Kafka, tmp_path: Path) -> None:
+    need("nats")
+
+    assert await back_with(mock, tmp_path, LISTED) == 1
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("missing", LISTED)
+async def test_each_subject_is_needed_and_named(mock: Kafka, tmp_path: Path, missing: str) -> None:
+    need("nats")
+
+    with pytest.raises(BridgeError, match=r"ermission") as error:
+        await back_with(mock, tmp_path, [it for it in LISTED if it != missing])
+
+    assert "\n" not in str(error.value)
+    assert ":p@" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+    need("kafka")
+    node = KafkaNode(tmp_path_factory.mktemp("kafka"), secured=True)
+    node.start()
+    try:
+        yield node
+    finally:
+        node.kill()
+
+
+def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
+    operations = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
+    kinds = {
+        "topic": ResourceType.TOPIC,
+        "group": ResourceType.GROUP,
+        "transactional id": ResourceType.TRANSACTIONAL_ID,
+    }
+    rules = [
+        AclBinding(
+            kinds[kind],
+            name,
+            ResourcePatternType.LITERAL,
+            f"User:{KafkaNode.BRIDGE}",
+            "*",
+            operations[operation],
+            AclPermissionType.ALLOW,
+        )
+        for kind, name, operation in lines
+    ]
+    admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
+    for done in admin.create_acls(rules).values():
+        done.result(20)
+
+
+@pytest.mark.kafka
+async def test_the_listed_operations_are_enough_on_kafka(
+    secured: KafkaNode, topic: str, nats_server: Server
+) -> None:
+    make_topic(secured, topic)
+    await fill(nats_server.url)
+    route = a_route(topic, shared=True)
+    options = KafkaNode.options_of(KafkaNode.BRIDGE)
+    lines = needs(Purpose.BACK, [route]).kafka
+
+    async def run() -> int:
+        bridge = BackBridge(
+            kafka=secured.bootstrap, nats=nats_server.url, route=route, kafka_options=options
+        )
+        async with asyncio.timeout(60):
+            return (await bridge.run(stop_at_end=True)).records
+
+    with pytest.raises(BridgeError, match="uthorization"):
+        await run()
+    permit(secured, [line for line in lines if line[0] != "transactional id"])
+    with pytest.raises(BridgeError, match="uthorization"):
+        await run()
+    permit(secured, lines)
+
+    assert await run() == 1
+
+
+def test_the_command_prints_them() -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "millstream_bridge", "permissions", "--for", "back"),
+            *("--kafka", "127.0.0.1:1", "--topic", "flights", "--stream", "FLIGHTS"),
+            *("--subject", "flights.{partition}.{key}", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert json.loads(done.stdout)["publish"] == list(LISTED)
