@@ -3,11 +3,18 @@
 import asyncio
 
 import pytest
-from confluent_kafka import Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
-from millstream_bridge import Bridge, RecordError, barrier, verify
+from millstream_bridge import (
+    Bridge,
+    BridgeError,
+    ConfigurationError,
+    RecordError,
+    barrier,
+    verify,
+)
 from millstream_bridge.model import TimestampType
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.helpers.kafka import Kafka, run_tool
@@ -143,3 +150,56 @@ async def test_partitions_added_while_it_runs_are_moved_too(
 
     stored = await stored_records(nats_server.url, a_route(topic))
     assert offsets(stored) == {0: [0], 2: [0]}
+
+
+async def remade(kafka: Kafka, topic: str) -> None:
+    """Delete a topic and make it again under its name."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    await asyncio.to_thread(admin.delete_topics([topic])[topic].result, 20)
+    async with asyncio.timeout(30):
+        while True:  # it is gone a moment after it was answered
+            try:
+                await asyncio.to_thread(kafka.create_topic, topic, 1)
+            except KafkaException:
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+
+async def test_a_topic_made_anew_with_more_records_than_before_is_not_taken_for_the_old_one(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """Its position fits the new topic as well: only the topic's id tells."""
+    a_real_kafka.create_topic(topic, 1)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"old"} for _ in range(5)])
+    route, url = a_route(topic), real_nats_server.url
+    await move_all(a_real_kafka.bootstrap, url, route)
+
+    await remade(a_real_kafka, topic)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"new"} for _ in range(50)])
+
+    with pytest.raises(ConfigurationError, match=f"topic {topic} was deleted and made anew"):
+        await move_all(a_real_kafka.bootstrap, url, route)
+    assert offsets(await stored_records(url, route)) == {0: list(range(5))}
+
+
+async def test_a_topic_made_anew_while_it_is_moved_ends_the_run(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"old"} for _ in range(5)])
+    bridge = Bridge(
+        kafka=a_real_kafka.bootstrap,
+        nats=real_nats_server.url,
+        route=a_route(topic),
+        look_for_partitions_s=0.2,
+    )
+    run = asyncio.create_task(bridge.run())
+    await until(lambda: bridge.progress.records == 5 or run.done())
+
+    await remade(a_real_kafka, topic)
+
+    async with asyncio.timeout(60):
+        with pytest.raises(BridgeError, match=topic):
+            await run
+    assert bridge.progress.positions == {0: 5}

@@ -25,8 +25,14 @@ CHECKPOINT_API_LEVEL = 2
 """The JetStream API level of nats-server 2.12, the first with atomic batches. Older servers take
 their messages one by one without a word, so the level is asked for first."""
 
+FIRST_SEQ_API_LEVEL = 1
+"""Of nats-server 2.11: 2.10 takes ``first_seq`` and finds the stream empty after a restart."""
+
 GAPS: Final = "millstream.gaps"
 """In the metadata of a dense route's stream: a sequence is no longer its record's offset + 1."""
+
+TOPIC_ID: Final = "millstream.topic-id."
+"""Before the topic's name, in the metadata of a stream made for it: Kafka's id of the topic."""
 
 NOT_FOUND, STREAM_NOT_FOUND = 10037, 10059
 _WALK_AT_ONCE = 64
@@ -111,6 +117,19 @@ class Stream:
         problem = find_problem(self.config, self.mapping, self.kafka_partition)
         if problem:
             raise ConfigurationError(f"stream {self.name} {problem}")
+        self._refuse_other_topic()
+
+    def _refuse_other_topic(self) -> None:
+        """ConfigurationError: the topic was deleted and made anew since the stream was made."""
+        route, now = self.mapping.route, self.mapping.topic_id
+        key = TOPIC_ID + route.topic
+        then = (self.config.get("metadata") or {}).get(key)
+        if now is not None and then is not None and now != then:
+            raise ConfigurationError(
+                f"topic {route.topic} was deleted and made anew: its id is {now}, stream"
+                f" {self.name} was filled from {then}; give the route another stream, or take"
+                f" {key} out of the stream's metadata to go on in it"
+            )
 
     @property
     def message_bytes_max(self) -> int:
@@ -254,7 +273,15 @@ class Stream:
             "duplicate_window": 100_000_000,
             "allow_direct": True,
         }
-        if self.kafka_partition is not None:
+        if self.mapping.topic_id is not None:
+            config["metadata"] = {TOPIC_ID + route.topic: self.mapping.topic_id}
+        if self.kafka_partition is not None and first_offset:
+            if await self._api_level() < FIRST_SEQ_API_LEVEL:
+                raise ConfigurationError(
+                    f"stream {self.name}: nats-server 2.10 loses a stream that begins at a sequence"
+                    f" above 1 with its next restart, and the partition begins at offset"
+                    f" {first_offset}: a dense route needs 2.11 or later here"
+                )
             config["first_seq"] = first_offset + 1
         if route.replicas > 1:
             config["allow_atomic"] = True

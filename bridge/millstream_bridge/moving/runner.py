@@ -17,6 +17,9 @@ message the session begins again at once, but a run of sessions that store nothi
 this process. It never stands back for another writer then: it begins again after a short pause,
 until the other one, which can only be late, is refused for good.
 
+**The same topic.** A topic that was deleted and made anew has another id. That is asked at every
+session's beginning and every `LOOK_FOR_PARTITIONS_S`, and ends the run.
+
 **Gaps.** Where Kafka's retention removed records before they were moved, the run ends, or goes on
 behind the gap if the route says so (``on_gap``); how many offsets that were is counted and told.
 """
@@ -24,7 +27,7 @@ behind the gap if the route says so (``on_gap``); how many offsets that were is 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,6 +43,7 @@ from ..errors import (
 )
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
+from ..kafka.identity import TopicIdentity
 from ..kafka.source import KafkaSource
 from ..model import BridgeReport, Positions, Route, Watermarks
 from ..ports import Polled, Publisher, Source
@@ -146,6 +150,7 @@ class Bridge:
         self._kafka_options = kafka_options
         self._mapping = Mapping(route)
         self._share = share
+        self._identity: TopicIdentity | None = None
         self._stand_back_s = stand_back_s
         self._look_for_partitions_s = look_for_partitions_s
         self._make_publisher = make_publisher or _publisher
@@ -177,6 +182,7 @@ class Bridge:
         route_at_work.set(self.route.name)
         started = time.monotonic()
         source = KafkaSource(self._kafka, self.route.topic, options=self._kafka_options)
+        self._identity = TopicIdentity(self._kafka, self.route.topic, options=self._kafka_options)
         work = asyncio.create_task(self._work(source, stop_at_end), name="bridge")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
@@ -193,6 +199,7 @@ class Bridge:
             await asyncio.wait({work, stop})
             self._progress.state = State.ENDED
             await source.close()
+            await self._identity.close()
         return BridgeReport(
             topic=self.route.topic,
             stream=self.route.stream,
@@ -286,6 +293,7 @@ class Bridge:
         goal: Positions | None,
     ) -> Ended:
         partitions = sorted(marks)
+        await self._check_identity()
         positions = await publisher.open(marks, known=self.progress.positions)
         if any(at > marks[p].high for p, at in positions.items()):
             # Another bridge may have stored records younger than our marks.
@@ -310,6 +318,7 @@ class Bridge:
             marks,
             partition_count=partition_count,
             look_for_partitions_s=self._look_for_partitions_s,
+            check_topic=self._check_identity,
         )
         done = self._progress
         done.ends, done.read, done.newest_ms = reader.ends, reader.read, reader.newest_ms
@@ -322,6 +331,21 @@ class Bridge:
                 await reader.close()
             finally:
                 await publisher.end()
+
+    async def _check_identity(self) -> None:
+        """ConfigurationError: it is another topic than the one this run began with.
+
+        What a stream was filled from before, the stream knows (see `jetstream.stream`).
+        """
+        if self._identity is None:
+            return
+        found, known = await self._identity.id(), self._mapping.topic_id
+        if found is not None and known is not None and found != known:
+            raise ConfigurationError(
+                f"topic {self.route.topic} was deleted and made anew while it was moved:"
+                f" its id is {found} now, and was {known}"
+            )
+        self._mapping.topic_id = found or known
 
     def _tell_ready(self, positions: Positions) -> None:
         if self._on_ready is not None:
@@ -493,7 +517,9 @@ class _Reader:
         *,
         partition_count: int,
         look_for_partitions_s: float,
+        check_topic: Callable[[], Awaitable[None]],
     ) -> None:
+        self._check_topic = check_topic
         self._partition_count = partition_count
         self._look_for_partitions_s = look_for_partitions_s
         self._source = source
@@ -552,6 +578,7 @@ class _Reader:
             return
         self._checked_at = now
         with suppress(Unreachable):
+            await self._check_topic()
             count = await self._source.partition_count()
             if count != self._partition_count:
                 raise SessionLost(f"the topic has {count} partitions now")

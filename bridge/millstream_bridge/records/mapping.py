@@ -49,11 +49,15 @@ _BESIDE = (CHECKPOINT_TOKEN, CHUNK_TOKEN, POISON_TOKEN)
 
 
 class Mapping:
-    """A route's subjects and messages. Pure; keeps a bounded cache of the subjects it made."""
+    """A route's subjects and messages. Pure; keeps a bounded cache of the subjects it made.
+
+    ``topic_id`` is Kafka's id of the topic that is being moved, once it is known.
+    """
 
     def __init__(self, route: Route) -> None:
         """ConfigurationError: the template or the null token is not usable."""
         self.route = route
+        self.topic_id: str | None = None
         self.template = Template(route.subject, route.topic, route.null_token)
         self.subject = self.template.subject
         self.has_key = self.template.key_place is not None
