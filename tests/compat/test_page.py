@@ -15,6 +15,7 @@ def test_a_row_holds_where_all_of_its_cases_held(tmp_path: Path) -> None:
         '<testcase name="test_a[limits-2.11.11]"/>'
         '<testcase name="test_a[limits-2.12.8]"><skipped/></testcase>'
         '<testcase name="test_page"/>'
+        '<testcase classname="tests.compat.test_bridge" name="test_b[chain-2.10.26]"/>'
         "</testsuite></testsuites>"
     )
 
