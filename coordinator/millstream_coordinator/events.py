@@ -235,7 +235,7 @@ class RecordTooNew:
     """A record was written by a newer version: this member leaves alone what it concerns."""
 
     key: str
-    version: int
+    record_version: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """What happened in a group: the leader's ring, then the members' own voices."""
 
 import asyncio
-from typing import Any
+from dataclasses import fields
+from typing import Any, get_args
 
 import pytest
 from nats.aio.client import Client
@@ -11,12 +12,15 @@ from millstream_coordinator.errors import GroupMissing
 from millstream_coordinator.events import (
     GroupEvent,
     Joined,
+    KeyReplayed,
     LeaderChanged,
     MessageRetried,
     PartitionAssigned,
     PartitionMoved,
     Paused,
+    RecordTooNew,
     encode_events,
+    event_name,
     event_object,
 )
 from millstream_coordinator.operation.history import describe, follow, read_history
@@ -127,6 +131,18 @@ def told(event: GroupEvent) -> str:
             "boss: partition 3 from nobody to nobody, epoch 8: joined",
         ),
         (Joined(member="w1"), "boss: w1 joined"),
+        (
+            KeyReplayed(partition=1, key="k", count=3, is_parked=False),
+            "boss: partition 1 key k: 3 letters handled again",
+        ),
+        (
+            KeyReplayed(partition=1, key="k", count=3, is_parked=True),
+            "boss: partition 1 key k failed again, and stays parked",
+        ),
+        (
+            RecordTooNew(key="part.2", record_version=2),
+            "boss: part.2 is of version 2, which this member does not know: let be",
+        ),
         (LeaderChanged(leader=None), "boss: nobody leads"),
         (Paused(partitions=None), "boss: paused: all partitions"),
         (Paused(partitions=(3, 5)), "boss: paused: partition 3, 5"),
@@ -148,3 +164,12 @@ def test_an_event_nobody_knows_yet_is_told_by_its_fields() -> None:
     line = describe({"event": "moon_rose", "teller": "w", "at_ns": 0, "phase": "full"})
 
     assert line.endswith(" w: moon rose: phase=full")
+
+
+@pytest.mark.parametrize("kind", get_args(GroupEvent), ids=event_name)
+def test_every_event_has_words_and_the_words_use_its_fields(kind: type[GroupEvent]) -> None:
+    facts = dict.fromkeys((it.name for it in fields(kind)), "x")
+    line = describe({"event": event_name(kind), "teller": "w", "at_ns": 0, **facts})
+
+    assert not any(f"{name}=" in line for name in facts)
+    assert "x" in line.partition(" w: ")[2] or not facts

@@ -465,11 +465,11 @@ def test_a_record_of_a_newer_version_is_left_alone() -> None:
 
     assert plane.server.value(GROUP, key) == value  # also after somebody looked it over
     assert [event.partition for event in owner.told(PartitionLost)] == [0]
-    assert a.told(RecordTooNew) == b.told(RecordTooNew) == [RecordTooNew(key=key, version=2)]
+    assert a.told(RecordTooNew) == b.told(RecordTooNew) == [RecordTooNew(key=key, record_version=2)]
     assert (a.partitions | b.partitions) == {1, 2, 3}
     c = plane.join("c")
     plane.run(1.0)
-    assert c.told(RecordTooNew) == [RecordTooNew(key=key, version=2)]
+    assert c.told(RecordTooNew) == [RecordTooNew(key=key, record_version=2)]
 
 
 def test_a_group_of_a_newer_version_is_not_joined() -> None:

@@ -41,7 +41,7 @@ class Witness:
         if version is None or (key, version) in self._too_new:
             return None
         self._too_new.add((key, version))
-        return RecordTooNew(key=key, version=version)
+        return RecordTooNew(key=key, record_version=version)
 
     def see_leader(self) -> GroupEvent | None:
         """Somebody else leads, or nobody."""

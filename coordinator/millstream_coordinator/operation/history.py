@@ -88,11 +88,18 @@ _WORDS = {
     "message_given_up": "partition {partition} message {seq} given up ({reason}): {error}",
     "partition_stopped": "partition {partition} stopped at message {seq}: {error}",
     "partition_resumed": "partition {partition} goes on",
+    "handler_overdue": "partition {partition} message {seq} runs for longer than {deadline_s} s",
+    "key_replayed": "partition {partition} key {key}: {count} letters handled again",
+    "key_parked_again": "partition {partition} key {key} failed again, and stays parked",
+    "record_too_new": "{key} is of version {record_version}, which this member does not know: let be",
+    "join_refused": "{member} cannot join yet: {reason}",
+    "stream_doubtful": "{text}",
     "consumer_reconciled": "deleted consumer {consumer}, whose epoch is over",
 }
 """How an event is told to people; one that is not here is told by its fields.
 
-``partition_begun_anew`` is a ``partition_moved`` to who had it (a reset).
+Two are said otherwise at times: ``partition_begun_anew`` is a ``partition_moved`` to who had it (a
+reset), ``key_parked_again`` a ``key_replayed`` that failed.
 """
 
 
@@ -110,6 +117,8 @@ def sentence(event: Event) -> str:
     is_moved = name == "partition_moved" and event.get("owner") is not None
     if is_moved and event["owner"] == event.get("previous"):
         name = "partition_begun_anew"
+    if name == "key_replayed" and event.get("is_parked"):
+        name = "key_parked_again"
     try:
         return _WORDS[name].format(**facts)
     except KeyError:  # a newer member's event, or one without the fields it has today
