@@ -13,6 +13,7 @@ from millstream_bridge.proof.check import Check
 from millstream_bridge.proof.ledger import canonical
 from millstream_bridge.proof.values import Proof
 from millstream_bridge.records.mapping import Mapping
+from millstream_bridge.records.origin import Return, marks
 from tests.bridge.moves import a_route
 from tests.bridge.planted import MAPPING, PLANTS, MemorySides, message_of, some_kafka, stored_of
 
@@ -146,6 +147,20 @@ async def test_what_a_streams_own_limits_removed_is_counted() -> None:
     assert limited.apart.expired > 0
     assert unlimited.difference is not None
     assert unlimited.difference.what == "the stream does not have this record"
+
+
+async def test_records_that_came_from_nats_are_left_out_and_counted() -> None:
+    chance = random.Random(6)
+    kafka = some_kafka(chance)
+    back = kafka[7]
+    headers = (*marks(MAPPING.route.name, Return("FLIGHTS", 3)), *back.headers)
+    kafka[7] = back._replace(headers=headers)
+    stored = stored_of([it for n, it in enumerate(kafka) if n != 7], chance)
+
+    proof = await proof_of(MemorySides(kafka, stored))
+
+    assert proof.equal, proof.difference
+    assert (proof.apart.returned, proof.records) == (1, len(kafka) - 1)
 
 
 async def test_tombstones_may_expire_where_the_route_says_so() -> None:

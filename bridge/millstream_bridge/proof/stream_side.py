@@ -58,7 +58,7 @@ class StreamSide:
     def add(self, seq: int, subject: str, headers: list[tuple[str, str]], payload: bytes) -> None:
         """The next message of any form, a large one put together."""
         source = self._mapping.source_in(headers)
-        if source is None or source.kafka_partition not in self._marks:
+        if source is None:
             if _is_replayed(headers):
                 self.apart.replayed += 1
             else:
@@ -76,8 +76,8 @@ class StreamSide:
 
     def _take(self, seq: int, partition: int, offset: int, record: Record | str) -> None:
         mark = self._marks.get(partition)
-        if mark is None:
-            self.apart.foreign += 1
+        if mark is None:  # the topic has grown since
+            self.first_beyond = self.first_beyond or seq
             return
         last = self._last[partition]
         if partition in self.differences:
