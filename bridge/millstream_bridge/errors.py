@@ -62,13 +62,13 @@ class OffsetGone(RecordError):
 class SessionLost(Exception):
     """The publishing session is over, what was in flight is void; read the stream and open another.
 
-    ``is_refused``: the server refused a frame because somebody else wrote. Never seen outside the
-    runner.
+    ``is_refused``: the server refused a frame because somebody else wrote; ``is_not_now``: it takes
+    nothing now. Never seen outside the runner.
     """
 
-    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
+    def __init__(self, reason: str, *, is_refused: bool = False, is_not_now: bool = False) -> None:
         super().__init__(reason)
-        self.is_refused = is_refused
+        self.is_refused, self.is_not_now = is_refused, is_not_now
 
 
 class ConnectionLost(SessionLost):

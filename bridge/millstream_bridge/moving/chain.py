@@ -209,7 +209,7 @@ class ChainPublisher:
         if window.state is SessionState.REFUSED:
             raise SessionLost(window.reason, is_refused=True)
         if window.state is SessionState.BROKEN:
-            raise SessionLost(window.reason)
+            raise SessionLost(window.reason, is_not_now=True)
         if window.state is SessionState.UNSTORABLE and (record := window.first_unstored):
             raise RecordError(
                 self._mapping.route.topic,

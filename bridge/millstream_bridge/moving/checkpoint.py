@@ -267,7 +267,7 @@ class CheckpointPublisher:
                 f"checkpoint of partition {partition}: {description}", is_refused=True
             )
         if code in TEMPORARY_REFUSALS:
-            raise SessionLost(f"batch of partition {partition}: {description}")
+            raise SessionLost(f"batch of partition {partition}: {description}", is_not_now=True)
         raise RecordError(
             self._mapping.route.topic, partition, offset, f"the server refuses it: {description}"
         )

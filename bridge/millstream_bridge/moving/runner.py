@@ -453,16 +453,17 @@ class Bridge:
 
         Returns the connection, None if it was lost.
         """
+        if lost.is_not_now:
+            await self._wait_for_better(lost, fruitless)
+            return connection
         if self._share is not None and not isinstance(lost, ConnectionLost):
             # The slots say who is to write. Another writer can only be one that does not know yet.
             if lost.is_refused or fruitless:
                 await self._sleep(min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), _AGAIN_MOST_S))
             return connection
-        if not lost.is_refused:
-            await self._wait_for_better(lost, fruitless)
-            return connection
         try:
-            if await publisher.met_rival() or fruitless >= FRUITLESS_SESSIONS_MAX:
+            is_rival = lost.is_refused and await publisher.met_rival()
+            if is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
                 await self._stand_back(publisher)
         except SessionLost:
             await connection.close()
