@@ -3,10 +3,15 @@
 `Bridge` moves a `Route`; `verify` proves that both sides hold the same; `barrier` waits until all
 that is in Kafka now is stored. `assess` looks at a cluster, `load_project` reads a project file.
 `open_large_values` puts large records together, `ParkedRecords` has those that could not be moved,
+`BackBridge` is the way back to Kafka, `cut_over` and `roll_back` move a group's place.
 `copy_schemas` and `open_decoder` are for a schema registry's values.
 `MockKafka` is librdkafka's mock cluster in this process. Errors are `BridgeError`s.
 """
 
+from .back.runner import BackBridge, BackReport
+from .cutover.cutover import cut_over
+from .cutover.proof import CutProof
+from .cutover.rollback import roll_back
 from .errors import BridgeError, ConfigurationError, PoisonRecord, RecordError, Unreachable
 from .jetstream.large import open_large_values
 from .jetstream.target import NatsTarget
@@ -25,10 +30,13 @@ from .schemas.registry import Registry
 
 __all__ = [
     "Assessment",
+    "BackBridge",
+    "BackReport",
     "Bridge",
     "BridgeError",
     "BridgeReport",
     "ConfigurationError",
+    "CutProof",
     "Difference",
     "MockKafka",
     "NatsTarget",
@@ -44,10 +52,12 @@ __all__ = [
     "assess",
     "barrier",
     "copy_schemas",
+    "cut_over",
     "follow_schemas",
     "load_project",
     "open_decoder",
     "open_large_values",
+    "roll_back",
     "verify",
     "verify_online",
 ]
