@@ -64,7 +64,8 @@ async def test_a_record_skipped_last_is_not_met_again(
     mock.produce(topic, [SMALL, TOO_LARGE])
     route = a_route(topic, shared=shared, on_poison="skip")
     await move_all(mock.bootstrap, nats_server.url, route)
-    await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=a_route(topic, shared=shared))
+    anew = a_route(topic, shared=shared)
+    await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=anew, timeout_s=10)
 
     report = await move_all(mock.bootstrap, nats_server.url, route)
 

@@ -200,5 +200,12 @@ def test_two_routes_in_each_others_way_are_named(changes: dict[str, object], say
     assert says in errors[0]
 
 
+def test_dense_streams_listen_to_their_partitions_only() -> None:
+    dense = a_route("flights", mode="dense", stream="FLIGHTS-{partition}")
+    inside = a_route("cars", stream="CARS", subject="flights.cars.{partition}.{key}")
+
+    assert findings(dense, inside) == []
+
+
 def test_one_topic_twice_into_one_stream_is_an_error() -> None:
     assert "two routes move this topic" in findings(a_route("flights"), a_route("flights"))[0]

@@ -104,8 +104,7 @@ class Objects:
         info = await self.info(name)
         if info is None:
             return None
-        parts = [payload async for payload in self._read(f"C.{info.nuid}", info.chunks)]
-        data = b"".join(parts)
+        data = b"".join([payload async for payload in self._read(f"C.{info.nuid}")])
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
         if info.digest.removeprefix(_HASH).rstrip("=") != digest:
             raise ValueError(f"object {name} of bucket {self.bucket} is damaged")
@@ -113,10 +112,7 @@ class Objects:
 
     async def list(self) -> list[ObjectInfo]:
         """All objects, in the order they were last written."""
-        try:
-            found = [_parse(payload) async for payload in self._read("M.*", 1 << 60)]
-        except ApiError as error:
-            raise self._refused(error) from error
+        found = [_parse(payload) async for payload in self._read("M.*")]
         return [info for info in found if info is not None]
 
     async def delete(self, name: str) -> bool:
@@ -129,24 +125,21 @@ class Objects:
         await self._purge(info.nuid)
         return True
 
-    async def _read(self, subject: str, messages_max: int) -> AsyncIterator[bytes]:
+    async def _read(self, subject: str) -> AsyncIterator[bytes]:
         try:
             state = await call(self._connection, f"STREAM.INFO.{self._stream}")
         except ApiError as error:
             if error.code == STREAM_NOT_FOUND:
                 return
             raise self._refused(error) from error
-        count, last_seq = 0, int(state["state"]["last_seq"])
-        subject = f"$O.{self.bucket}.{subject}"
-        if messages_max and last_seq:
-            async for messages in read_stream(
-                self._connection, self._stream, subject, last_seq=last_seq
-            ):
-                for _, message in messages:
-                    yield message.payload
-                    count += 1
-                if count >= messages_max:
-                    break
+        async for messages in read_stream(
+            self._connection,
+            self._stream,
+            f"$O.{self.bucket}.{subject}",
+            last_seq=int(state["state"]["last_seq"]),
+        ):
+            for _, message in messages:
+                yield message.payload
 
     async def _ensure(self) -> None:
         if self._is_there:

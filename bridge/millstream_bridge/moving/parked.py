@@ -146,6 +146,7 @@ class ParkedRecords:
     ) -> int | None:
         """Where an earlier replay, which did not come to its end, stored the record."""
         topic = self._mapping.route.topic
+        found = None
         async for messages in read_stream(
             self._connection,
             self._mapping.route.stream,
@@ -162,8 +163,8 @@ class ParkedRecords:
                 here = (source.topic, source.kafka_partition, source.offset)
                 wanted = (topic, record.kafka_partition, record.offset)
                 if here == wanted and REPLAYED in source.flags:
-                    return seq
-        return None
+                    found = seq
+        return found
 
     async def _publish(self, piece: Piece, record: Record) -> int:
         route = self._mapping.route

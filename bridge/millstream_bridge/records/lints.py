@@ -77,11 +77,18 @@ def _together(one: Mapping, other: Mapping) -> list[Lint]:
     if first.stream == second.stream and not (first.shared and second.shared):
         what = f"{pair} share stream {first.stream}, so both must be shared routes"
         return [Lint("error", first.topic, what)]
-    clash = _clash(one.stream_subjects, other.stream_subjects)
+    clash = _clash(_listened_to(one), _listened_to(other))
     if first.stream != second.stream and clash:
         what = f"streams {first.stream} and {second.stream} would both listen to {clash}"
         return [Lint("error", first.topic, what)]
     return []
+
+
+def _listened_to(mapping: Mapping) -> Sequence[str]:
+    """What streams made for the route listen to; partition 0's stands for all of a dense route."""
+    if mapping.route.mode == "dense":
+        return [mapping.template.filter(0), f"{mapping.poison_subject(0)}.*"]
+    return mapping.stream_subjects
 
 
 def _clash(mine: Sequence[str], theirs: Sequence[str]) -> str:
