@@ -141,7 +141,7 @@ def told(event: GroupEvent) -> str:
         ),
         (
             RecordTooNew(key="part.2", record_version=2),
-            "boss: part.2 is of version 2, which this member does not know: let be",
+            "boss: part.2 is of version 2, too new for this member: let be",
         ),
         (LeaderChanged(leader=None), "boss: nobody leads"),
         (Paused(partitions=None), "boss: paused: all partitions"),

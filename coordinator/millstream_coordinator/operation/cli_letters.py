@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from . import letters
-from .connect import connected
 from .console import (
     AsJson,
     DryRun,
@@ -16,6 +15,7 @@ from .console import (
     change,
     command,
     confirm,
+    connected_to,
     exit_with,
     fail,
     show_json,
@@ -24,7 +24,6 @@ from .console import (
 from .letters import Choice, Letter, list_letters, read_letter
 from .process import DONE, USAGE_ERROR
 from .settings import CoordinatorSettings
-from .target import Target
 
 COLUMNS = ("LETTER", "PARTITION", "KEY", "MESSAGE", "REASON", "ATTEMPTS", "GIVEN UP", "ERROR")
 
@@ -166,8 +165,7 @@ def _choice(
 async def _ls(
     settings: CoordinatorSettings, group: str, choice: Choice, most: int | None, *, as_json: bool
 ) -> int:
-    async with connected(settings) as connection:
-        target = Target(connection, group, prefix=settings.api_prefix)
+    async with connected_to(settings, group) as target:
         listing = await list_letters(target, choice, limit=most)
     if as_json:
         show_json(listing.as_json())
@@ -186,8 +184,8 @@ async def _ls(
 
 
 async def _show(settings: CoordinatorSettings, group: str, seq: int, *, as_json: bool) -> int:
-    async with connected(settings) as connection:
-        letter = await read_letter(Target(connection, group, prefix=settings.api_prefix), seq)
+    async with connected_to(settings, group) as target:
+        letter = await read_letter(target, seq)
     if as_json:
         schema = "millstream.coordinator.dlq.show/1"
         show_json({"schema": schema, "group": group, **letter.as_json(with_body=True)})

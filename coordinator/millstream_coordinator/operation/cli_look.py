@@ -22,6 +22,7 @@ from .console import (
     GroupName,
     cell,
     command,
+    connected_to,
     exit_with,
     fail,
     lines,
@@ -226,8 +227,8 @@ async def _describe(
 ) -> int:
     if watch:
         return await _watch(settings, group, as_json=as_json, interval_s=interval_s)
-    async with connected(settings) as connection:
-        overview = await read_overview(Target(connection, group, prefix=settings.api_prefix))
+    async with connected_to(settings, group) as target:
+        overview = await read_overview(target)
     if as_json:
         show_json(overview.as_json())
         return DONE
@@ -250,11 +251,10 @@ async def _watch(
     if console.is_terminal and not as_json:
         live = Live(console=console, auto_refresh=False)
     async with AsyncExitStack() as stack:
-        entering = stack.enter_async_context(connected(settings))
-        connection = await unless_stopped(stopper.stopping, entering)
-        if connection is None:
+        entering = stack.enter_async_context(connected_to(settings, group))
+        target = await unless_stopped(stopper.stopping, entering)
+        if target is None:
             return stopper.code
-        target = Target(connection, group, prefix=settings.api_prefix)
         if live is not None:
             stack.enter_context(live)
         async for overview in _looks(target, stopper, interval_s):
@@ -389,8 +389,8 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 async def _members(settings: CoordinatorSettings, group: str, *, as_json: bool) -> int:
-    async with connected(settings) as connection:
-        overview = await read_overview(Target(connection, group, prefix=settings.api_prefix))
+    async with connected_to(settings, group) as target:
+        overview = await read_overview(target)
     if as_json:
         show_json(overview.members_json())
     else:
@@ -401,8 +401,7 @@ async def _members(settings: CoordinatorSettings, group: str, *, as_json: bool) 
 async def _lag(
     settings: CoordinatorSettings, group: str, *, as_json: bool, most: int | None
 ) -> int:
-    async with connected(settings) as connection:
-        target = Target(connection, group, prefix=settings.api_prefix)
+    async with connected_to(settings, group) as target:
         overview = await read_overview(target, listen=False)
     total = overview.total_lag()
     if as_json:
@@ -426,11 +425,10 @@ async def _events(
 ) -> int:
     stopper = Stopper()
     async with AsyncExitStack() as stack:
-        entering = stack.enter_async_context(connected(settings))
-        connection = await unless_stopped(stopper.stopping, entering)
-        if connection is None:
+        entering = stack.enter_async_context(connected_to(settings, group))
+        target = await unless_stopped(stopper.stopping, entering)
+        if target is None:
             return stopper.code
-        target = Target(connection, group, prefix=settings.api_prefix)
         if not live:
             for event in await read_history(target):
                 _tell(event, as_json=as_json)

@@ -11,7 +11,8 @@ import asyncio
 import inspect
 import json
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
@@ -146,8 +147,7 @@ def change(
 
     async def work() -> int:
         late = None
-        async with connected(settings) as connection:
-            target = Target(connection, group, prefix=settings.api_prefix)
+        async with connected_to(settings, group) as target:
             outcome = await operation(target)
             if not as_json:
                 show_changes(outcome)
@@ -164,6 +164,13 @@ def change(
         return DONE
 
     exit_with(name, work())
+
+
+@asynccontextmanager
+async def connected_to(settings: CoordinatorSettings, group: str) -> AsyncIterator[Target]:
+    """A group, on a connection of its own. Raises what `connected` does."""
+    async with connected(settings) as connection:
+        yield Target(connection, group, prefix=settings.api_prefix)
 
 
 def check_wait(name: str, *, waits: bool, timeout_s: float | None, is_never: str | None) -> None:

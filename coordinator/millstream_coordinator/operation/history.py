@@ -91,7 +91,7 @@ _WORDS = {
     "handler_overdue": "partition {partition} message {seq} runs for longer than {deadline_s} s",
     "key_replayed": "partition {partition} key {key}: {count} letters handled again",
     "key_parked_again": "partition {partition} key {key} failed again, and stays parked",
-    "record_too_new": "{key} is of version {record_version}, which this member does not know: let be",
+    "record_too_new": "{key} is of version {record_version}, too new for this member: let be",
     "join_refused": "{member} cannot join yet: {reason}",
     "stream_doubtful": "{text}",
     "consumer_reconciled": "deleted consumer {consumer}, whose epoch is over",
