@@ -16,7 +16,7 @@ from millstream_bridge import (
     verify,
 )
 from millstream_bridge.jetstream.connection import Connection
-from millstream_bridge.jetstream.stream import find_problem
+from millstream_bridge.jetstream.stream import Stream, find_problem
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, offsets, stored_records
@@ -120,6 +120,24 @@ async def test_a_route_may_go_on_behind_what_kafka_dropped_and_counts_it(
     assert low > 1
     assert stored == [0, *range(low, 81)]
     assert bridge.progress.missed == low - 1
+
+
+async def test_a_stream_knows_which_topic_of_the_name_it_was_made_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    connection = await Connection.open(nats_server.url, name="test")
+    mapping = Mapping(a_route(topic))
+    try:
+        mapping.topic_id = "first"
+        await Stream(connection, mapping).ensure()
+        await Stream(connection, mapping).ensure()
+        mapping.topic_id = None  # Kafka does not say
+        await Stream(connection, mapping).ensure()
+        mapping.topic_id = "second"
+        with pytest.raises(ConfigurationError, match="made anew: its id is second, stream FLIGHTS"):
+            await Stream(connection, mapping).ensure()
+    finally:
+        await connection.close()
 
 
 async def test_a_topic_made_anew_is_not_taken_for_the_old_one(

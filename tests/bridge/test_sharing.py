@@ -4,16 +4,16 @@ import asyncio
 import json
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from millstream_bridge import Bridge, ConfigurationError, Route, barrier, verify
 from millstream_bridge.moving.runner import State
-from millstream_bridge.moving.sharing import Members, slots_of
+from millstream_bridge.moving.sharing import Members, Share, slots_of
 from tests.bridge.moves import a_route, offsets, stored_records, until
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
@@ -199,7 +199,7 @@ async def test_when_a_process_is_killed_another_goes_on(
     mock.create_topic(topic, PARTITIONS)
     route = a_route(topic, **MODES[mode])
     server = real_nats_server
-    produce(mock, topic, 0, 60_000)
+    produce(mock, topic, 0, 30_000)
 
     async with (
         asyncio.timeout(150),
@@ -212,7 +212,7 @@ async def test_when_a_process_is_killed_another_goes_on(
         victim = next(
             it for name, it in zip("abc", (a, b, c), strict=True) if by_name[name]["partitions"]
         )
-        produce(mock, topic, 60_000, 60_000)
+        produce(mock, topic, 30_000, 30_000)
         victim.kill()
         await victim.wait()
         await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=100)
@@ -225,9 +225,77 @@ async def test_when_a_process_is_killed_another_goes_on(
     assert sorted(int(p) for one in moved for p in one) == list(range(PARTITIONS))
     assert all(it["lag"] == 0 for one in moved for it in one.values())
     stored = await stored_records(server.url, route, dense_partitions=PARTITIONS)
-    assert offsets(stored) == {p: list(range(20_000)) for p in range(PARTITIONS)}
+    assert offsets(stored) == {p: list(range(10_000)) for p in range(PARTITIONS)}
     proof = await verify(kafka=mock.bootstrap, nats=server.url, route=route)
     assert proof.equal
     code, nobody = await status(server, "--route", route.name)
     assert code == 1
     assert nobody["missing"] == [route.name]
+
+
+class FewMembers:
+    """The slots of a process, as a test says them."""
+
+    def __init__(self, held: dict[int, int]) -> None:
+        self.held = held
+
+    def slot(self, route: Route, partition: int) -> int:
+        return partition
+
+    def check(self) -> None:
+        return
+
+    def wake(self) -> None:
+        return
+
+
+async def test_a_session_is_bound_to_the_epochs_it_began_under() -> None:
+    members = FewMembers({0: 5, 2: 7, 9: 1})
+    share = Share(cast(Members, members), a_route("t", shared=True))
+
+    def has_changed(held: dict[int, int]) -> bool:
+        members.held = held
+        return share.has_changed
+
+    assert await share.take(range(3)) == {0: 5, 2: 7}
+    assert not has_changed({0: 5, 2: 7, 9: 1})
+    assert not has_changed({0: 5, 2: 7})  # a slot of another route went
+    assert has_changed({0: 5, 2: 8})  # went and came back: another process may have written
+    assert has_changed({0: 5})
+    assert has_changed({0: 5, 1: 1, 2: 7})
+
+
+class LateShare:
+    """Loses all it has as soon as it was taken, again and again."""
+
+    has_changed = True
+
+    def __init__(self) -> None:
+        self.sessions = 0
+
+    async def take(self, partitions: Sequence[int]) -> dict[int, int]:
+        return dict.fromkeys(partitions, 1)
+
+    def settle(self) -> None:
+        self.sessions += 1
+
+
+async def test_nothing_is_sent_for_what_was_lost_meanwhile(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"x"} for _ in range(10)])
+    share = LateShare()
+    bridge = Bridge(
+        kafka=mock.bootstrap,
+        nats=nats_server.url,
+        route=a_route(topic),
+        share=cast(Share, share),
+    )
+
+    run = asyncio.create_task(bridge.run())
+    await until(lambda: share.sessions > 3)
+    bridge.stop()
+    await run
+
+    assert await stored_records(nats_server.url, a_route(topic)) == {}

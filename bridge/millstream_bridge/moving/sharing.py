@@ -8,11 +8,14 @@ for partitions:
 * a route under the chain has one writer, so the whole of it is one slot's. The other processes
   stand by.
 
-**What keeps a late process harmless.** Slots say who is to write, not who can. A process that was
-paused and does not know yet that it lost a slot is refused by the stream, because its chain or its
-checkpoint has moved on (see `window` and `checkpoint`). A shared route's checkpoint names the epoch
-of its writer, and a process with a lower one lets go. So a takeover may be quick and wrong about
-who is alive, and still nothing is stored twice or out of order.
+**What keeps a late process harmless.** A session is bound to the epochs it was begun under: they are
+asked for right before records are sent, and one that is over, or not sure any more, ends the
+session, also if the slot came back under a higher one. Between the question and the write a process
+may still be paused. Then the stream refuses it, because its chain or its checkpoint has moved on
+(see `window` and `checkpoint`), or takes what its next owner would have sent, and refuses the next
+owner's, who reads the position anew. So a takeover may be quick and wrong about who is alive, and
+still nothing is stored twice or out of order. The stream itself knows no epochs: a group whose
+bucket is lost begins them anew, and would be locked out by its own past.
 
 **Handing over.** When slots come or go, the session in which their partitions were is drained and
 ended, and the next one begins with those there are then. A slot is given away only after that, so

@@ -1,7 +1,7 @@
 """What a run logs as JSON: one object per line on standard error, for who collects logs.
 
 Each has ``at level logger message``, and what belongs to it: ``event``, ``route`` and the facts of
-the event, such as ``partition`` (see docs/reference/logs.md). Without JSON, warnings are lines for
+the event, such as ``partition`` (see docs/reference/metrics-and-logs.md). Without JSON, warnings are lines for
 people. ``MILLSTREAM_LOG`` is the level of both.
 """
 
