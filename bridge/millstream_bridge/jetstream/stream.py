@@ -275,18 +275,20 @@ class Stream:
         }
         if self.mapping.topic_id is not None:
             config["metadata"] = {TOPIC_ID + route.topic: self.mapping.topic_id}
+        level = await self._api_level()
         if self.kafka_partition is not None and first_offset:
-            if await self._api_level() < FIRST_SEQ_API_LEVEL:
+            if level < FIRST_SEQ_API_LEVEL:
                 raise ConfigurationError(
                     f"stream {self.name}: nats-server 2.10 loses a stream that begins at a sequence"
                     f" above 1 with its next restart, and the partition begins at offset"
                     f" {first_offset}: a dense route needs 2.11 or later here"
                 )
             config["first_seq"] = first_offset + 1
-        if route.replicas > 1:
+        if level >= CHECKPOINT_API_LEVEL:
             config["allow_atomic"] = True
-        if route.shared:
-            config |= {"allow_atomic": True, "allow_rollup_hdrs": True, "allow_msg_ttl": True}
+            if self.kafka_partition is None:
+                # So that the route can become shared when producers move.
+                config |= {"allow_rollup_hdrs": True, "allow_msg_ttl": True}
         if route.tombstone_ttl_s is not None:
             config["allow_msg_ttl"] = True
         try:
@@ -343,6 +345,12 @@ def _subjects(mapping: Mapping, kafka_partition: int | None) -> list[str]:
     ]
 
 
+_ALLOW = (
+    "update it with allow_atomic, allow_rollup_hdrs and allow_msg_ttl true"
+    " (as in `nats stream edit`)"
+)
+
+
 def find_problem(
     config: AbcMapping[str, Any], mapping: Mapping, kafka_partition: int | None = None
 ) -> str | None:
@@ -384,9 +392,11 @@ def find_problem(
         ] = not config.get("allow_atomic")
     if shared:
         checks |= {
-            "lacks allow_atomic, which a shared route needs": not config.get("allow_atomic"),
-            "lacks allow_rollup_hdrs, which a shared route's checkpoints need": not config.get(
-                "allow_rollup_hdrs"
+            f"lacks allow_atomic, which a shared route needs: {_ALLOW}": not config.get(
+                "allow_atomic"
+            ),
+            f"lacks allow_rollup_hdrs, which a shared route's checkpoints need: {_ALLOW}": (
+                not config.get("allow_rollup_hdrs")
             ),
             "has max_age without allow_msg_ttl, so a checkpoint could expire": bool(
                 config.get("max_age") and not config.get("allow_msg_ttl")

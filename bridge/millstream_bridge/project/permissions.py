@@ -93,16 +93,21 @@ def _stream(route: Route) -> str:
 def _of_run(route: Route, api: str) -> list[str]:
     mapping, stream = Mapping(route), _stream(route)
     patterns = [f"{api}.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "MSG.GET")]
-    patterns.append(mapping.route_filter)
+    patterns += [f"{api}.INFO", mapping.route_filter]
+    if route.mode == "dense":
+        patterns.append(f"{api}.STREAM.UPDATE.{stream}")  # to write down that offsets have gaps
     if route.shared:
-        patterns += [f"{api}.INFO", mapping.checkpoint_subject("*")]
+        patterns.append(mapping.checkpoint_subject("*"))
     if route.on_poison != "stop":
         patterns.append(f"{mapping.poison_subject('*')}.*")
     if route.large == "chunks":
         patterns.append(f"{mapping.chunk_subject('*')}.>")
-    if route.large == "object-store":
-        bucket = f"MILLSTREAM_LARGE_{route.name}"
-        patterns += [f"{api}.STREAM.{it}.OBJ_{bucket}" for it in ("INFO", "CREATE")]
+    buckets = [f"MILLSTREAM_LARGE_{route.name}"] if route.large == "object-store" else []
+    if route.on_poison == "park":
+        buckets.append(f"MILLSTREAM_PARKED_{route.name}")
+    for bucket in buckets:
+        verbs = ("INFO", "CREATE", "MSG.GET", "PURGE")
+        patterns += [f"{api}.STREAM.{verb}.OBJ_{bucket}" for verb in verbs]
         patterns.append(f"$O.{bucket}.>")
     return patterns
 
