@@ -33,6 +33,7 @@ from tests.helpers.servers import real_server
 
 CHAIN = a_route("flights")
 SHARED = a_route("flights", shared=True, on_poison="skip", large="chunks")
+OBJECTS = a_route("flights", on_poison="park", large="object-store")
 BIG = b"x" * 1_500_000
 HEADERS = [("n", b"\x00" * 60_000)]
 
@@ -75,12 +76,12 @@ async def work(kafka: str, route: Route, run: str, look: str) -> None:
 
 
 @pytest.mark.real_server
-@pytest.mark.parametrize("route", [CHAIN, SHARED], ids=["chain", "shared"])
+@pytest.mark.parametrize("route", [CHAIN, SHARED, OBJECTS], ids=["chain", "shared", "objects"])
 async def test_the_listed_subjects_are_enough_on_nats(
     mock: Kafka, tmp_path: Path, route: Route
 ) -> None:
     need("nats")
-    (fill if route is SHARED else only_plain)(mock)
+    (only_plain if route is CHAIN else fill)(mock)
     run, look = (needs(purpose, [route]) for purpose in (Purpose.RUN, Purpose.VERIFY))
 
     async with server_for(tmp_path / "server", run, look) as (mover, looker):
