@@ -37,6 +37,7 @@ RUNS = (
     f"bridge_storm --mode dense --bridges 2 {_STORM}",
     "bridge_storm --mode chain --server cluster --records 200000 --kills 10 --server-kills 20",
     "bridge_storm --mode shared --server cluster --records 200000 --kills 10 --server-kills 20",
+    "bridge_storm --mode chain --kafka cluster --records 200000 --kills 5 --kafka-kills 20",
     "bridge_storm --guard sequence --records 100000 --kills 10 --cuts 10",
     "bridge_storm --guard none --records 100000 --kills 10 --cuts 10",
 )
