@@ -16,7 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
 )
 from hypothesis import given, strategies as st
 
-from millstream_bridge import Route
+from millstream_bridge import NatsTarget, Route
 from millstream_bridge.kafka.admin import Topic, TopicConfig
 from millstream_bridge.project.drift import check, stream_drift
 from millstream_bridge.project.file import load_project
@@ -39,7 +39,13 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def text_of(*topics: TopicFacts, is_cluster: bool = False) -> str:
-    return plan_text(topics, kafka="k:1", nats="nats://n:4222", pattern=".*", is_cluster=is_cluster)
+    return plan_text(
+        topics,
+        kafka="k:1",
+        nats=NatsTarget(url="nats://n:4222"),
+        pattern=".*",
+        is_cluster=is_cluster,
+    )
 
 
 topic_names = st.lists(
@@ -136,6 +142,26 @@ def test_a_stream_that_is_not_as_its_route_is_drift(
     route = a_route("flights", max_msgs_per_subject=1)
 
     assert [it.what for it in stream_drift(route, config)] == what
+
+
+def test_what_leads_to_both_sides_is_written_but_no_secret(tmp_path: Path) -> None:
+    text = plan_text(
+        [facts_of([a_record(0)])],
+        kafka="k:1",
+        nats=NatsTarget(url="nats://user:hidden@n:4222", tls_ca=tmp_path / "ca.pem"),
+        pattern=".*",
+        is_cluster=False,
+        kafka_options={"security.protocol": "SASL_SSL", "sasl.password": "hidden"},
+    )
+    file = tmp_path / "project.toml"
+    file.write_text(text)
+
+    project = load_project(file)
+
+    assert "hidden" not in text
+    assert project.kafka_options == {"security.protocol": "SASL_SSL"}
+    assert (str(project.nats), project.nats.tls_ca) == ("nats://n:4222", tmp_path / "ca.pem")
+    assert '# "sasl.password" = { env = "SASL_PASSWORD" }' in text
 
 
 async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(

@@ -24,7 +24,8 @@ DOCS = Path(__file__).parents[2] / "bridge" / "docs"
 WIDTH = 92
 COMMON = (
     *("--project", "--route", "--kafka", "--nats", "--topic ", "--stream", "--subject"),
-    *("--shared", "--null-key"),
+    *("--shared", "--null-key", "--creds", "--nkey", "--tlsca", "--tlscert", "--tlskey"),
+    "--js-domain",
 )
 ROUTE = Route(topic="flights", stream="FLIGHTS", subject="flights.{partition}.{key}")
 

@@ -1,12 +1,12 @@
 """``millstream bridge assess``: what each topic is, and how it would move."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..project.assess import SAMPLE_RECORDS, Assessment, assess as look
 from ..project.findings import findings
-from .console import AsJson, ReportFile, errors, say, show_table
+from .console import AsJson, ReportFile, command_without_route, say, show_table
 from .process import run_loop, write_report
 from .settings import load_kafka
 
@@ -14,12 +14,9 @@ from .settings import load_kafka
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("assess")
+    @command_without_route(app, "assess")
     def assess(
-        kafka: Annotated[str | None, typer.Option(help="Kafka's bootstrap servers.")] = None,
-        nats: Annotated[
-            str | None, typer.Option(help="URL of the NATS server; its limits are looked at.")
-        ] = None,
+        given: dict[str, Any],
         topics: Annotated[str, typer.Option(help="Pattern of whole topic names.")] = ".*",
         sample: Annotated[
             int,
@@ -28,23 +25,25 @@ def register(app: typer.Typer) -> None:
         report: ReportFile = None,
         as_json: AsJson = False,
     ) -> None:
-        """Say per topic what moves as it is, what needs a choice, what cannot, and why."""
-        with errors():
-            settings = load_kafka(kafka=kafka, nats=nats)
-            found = run_loop(
-                look(
-                    kafka=settings.kafka,
-                    topics=topics,
-                    nats=settings.nats,
-                    kafka_options=settings.kafka_options,
-                    sample_records=sample,
-                )
+        """Say per topic what moves as it is, what needs a choice, what cannot, and why.
+
+        NATS is looked at for its limits, if its URL is given.
+        """
+        settings = load_kafka(**given)
+        found = run_loop(
+            look(
+                kafka=settings.kafka,
+                topics=topics,
+                nats=settings.nats_target if settings.nats is not None else None,
+                kafka_options=settings.kafka_options,
+                sample_records=sample,
             )
-            write_report(report, found.as_json())
-            if as_json:
-                say(found.as_json(), "")
-            else:
-                _show(found)
+        )
+        write_report(report, found.as_json())
+        if as_json:
+            say(found.as_json(), "")
+        else:
+            _show(found)
 
 
 def _show(found: Assessment) -> None:

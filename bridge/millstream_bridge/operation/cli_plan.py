@@ -1,30 +1,26 @@
 """``millstream bridge plan``: write the project file, or say what drifted from it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import ConfigurationError
-from ..jetstream.target import NatsTarget
 from ..project.assess import SAMPLE_RECORDS, assess
 from ..project.drift import Drift, check as find_drift
 from ..project.file import load_project
 from ..project.plan import plan_text
-from .console import CHECK_FAILED, DONE, USAGE_ERROR, AsJson, ReportFile, errors, fail, say
+from .console import CHECK_FAILED, DONE, AsJson, ReportFile, command_without_route, say
 from .process import run_loop, write_report
-from .settings import load_kafka
-
-DEFAULT_NATS = "nats://127.0.0.1:4222"
+from .settings import KafkaSettings, load_kafka
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("plan")
+    @command_without_route(app, "plan")
     def plan(
-        kafka: Annotated[str | None, typer.Option(help="Kafka's bootstrap servers.")] = None,
-        nats: Annotated[str | None, typer.Option(help="URL of the NATS server.")] = None,
+        given: dict[str, Any],
         topics: Annotated[str, typer.Option(help="Pattern of whole topic names.")] = ".*",
         out: Annotated[
             Path | None, typer.Option(metavar="FILE", help="Write it there; not over another.")
@@ -40,26 +36,23 @@ def register(app: typer.Typer) -> None:
         as_json: AsJson = False,
     ) -> None:
         """Write a project file with the reason for every line; with --check say what drifted."""
-        with errors():
-            if check is None:
-                _write(kafka, nats, topics, out, sample)
-                return
-            if kafka is not None or nats is not None or out is not None:
-                fail("plan --check takes all from the file", USAGE_ERROR)
-            code = _check(check, sample, report, as_json=as_json)
-        raise typer.Exit(code)
+        if check is None:
+            _write(load_kafka(**given), topics, out, sample)
+            return
+        if out is not None or any(it is not None for it in given.values()):
+            raise ConfigurationError("plan --check takes all from the file")
+        raise typer.Exit(_check(check, sample, report, as_json=as_json))
 
 
-def _write(kafka: str | None, nats: str | None, topics: str, out: Path | None, sample: int) -> None:
-    settings = load_kafka(kafka=kafka, nats=nats)
-    url = settings.nats or DEFAULT_NATS
+def _write(settings: KafkaSettings, topics: str, out: Path | None, sample: int) -> None:
+    target = settings.nats_target
     if out is not None and out.exists():
         raise ConfigurationError(f"{out} is there already; plan --check {out} says what drifted")
     found = run_loop(
         assess(
             kafka=settings.kafka,
             topics=topics,
-            nats=url,
+            nats=target,
             kafka_options=settings.kafka_options,
             sample_records=sample,
         )
@@ -67,7 +60,8 @@ def _write(kafka: str | None, nats: str | None, topics: str, out: Path | None, s
     text = plan_text(
         found.topics,
         kafka=settings.kafka,
-        nats=str(NatsTarget.of(url)),
+        nats=target,
+        kafka_options=settings.kafka_options,
         pattern=topics,
         is_cluster=found.is_cluster,
         notes=found.notes,

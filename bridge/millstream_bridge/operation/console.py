@@ -7,7 +7,7 @@ one line on standard error and an exit code.
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, NoReturn
@@ -31,6 +31,24 @@ ReportFile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
+CREDENTIALS: dict[str, Any] = {
+    "creds": Annotated[
+        Path | None, typer.Option("--creds", metavar="FILE", help="NATS credentials file.")
+    ],
+    "nkey": Annotated[
+        Path | None, typer.Option("--nkey", metavar="FILE", help="File with a NATS nkey seed.")
+    ],
+    "tls_ca": Annotated[
+        Path | None, typer.Option("--tlsca", metavar="FILE", help="Certificates NATS is to have.")
+    ],
+    "tls_cert": Annotated[
+        Path | None, typer.Option("--tlscert", metavar="FILE", help="Own certificate for NATS.")
+    ],
+    "tls_key": Annotated[Path | None, typer.Option("--tlskey", metavar="FILE", help="Its key.")],
+    "domain": Annotated[
+        str | None, typer.Option("--js-domain", metavar="NAME", help="JetStream domain.")
+    ],
+}
 _PROJECT: dict[str, Any] = {
     "project": Annotated[
         Path | None,
@@ -48,6 +66,7 @@ _PROJECT: dict[str, Any] = {
     ],
     "kafka": Annotated[str | None, typer.Option(help="Kafka's bootstrap servers.")],
     "nats": Annotated[str | None, typer.Option(help="URL of the NATS server with JetStream.")],
+    **CREDENTIALS,
     "topic": Annotated[str | None, typer.Option(help="The Kafka topic.")],
     "stream": Annotated[str | None, typer.Option(help="The stream; made if it is not there.")],
     "subject": Annotated[
@@ -60,24 +79,41 @@ _PROJECT: dict[str, Any] = {
 }
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+_SIDES: dict[str, Any] = {it: _PROJECT[it] for it in ("kafka", "nats", *CREDENTIALS)}
+
+Register = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def command(app: typer.Typer, name: str) -> Register:
     """Make a function ``f(project, …)`` a command of ``app``.
 
     The project is that of ``--project FILE``, or the one route that the other options describe.
     """
+    return _command(app, name, _PROJECT, project_of)
+
+
+def command_without_route(app: typer.Typer, name: str) -> Register:
+    """Make a function ``f(given, …)`` a command of ``app``; ``given`` is for `load_kafka`."""
+    return _command(app, name, _SIDES, dict)
+
+
+def _command(
+    app: typer.Typer, name: str, options: Mapping[str, Any], first: Callable[..., object]
+) -> Register:
+    """``first`` makes the function's first argument of the options."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
         keyword = inspect.Parameter.KEYWORD_ONLY
         parameters = [
             inspect.Parameter(it, keyword, default=None, annotation=kind)
-            for it, kind in _PROJECT.items()
+            for it, kind in options.items()
         ] + [it.replace(kind=keyword) for it in own]
 
-        def run(**options: Any) -> None:
+        def run(**given: Any) -> None:
             with errors():
-                project = project_of(**{it: options.pop(it) for it in _PROJECT})
-                function(project, **options)
+                made = first(**{it: given.pop(it) for it in options})
+                function(made, **given)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__doc__ = function.__doc__

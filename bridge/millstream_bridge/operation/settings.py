@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
@@ -14,11 +14,16 @@ from ..model import Route
 from ..project.file import Project, load_project
 from ..project.rule import Rule
 
+DEFAULT_NATS: Final = "nats://127.0.0.1:4222"
+
 S = TypeVar("S", bound="KafkaSettings")
 
 
 class KafkaSettings(BaseSettings):
-    """Where both sides are. ``kafka_options`` is a JSON object; ``nats`` may be left out."""
+    """Where both sides are. ``kafka_options`` is a JSON object; ``nats`` may be left out.
+
+    User and password, or a token, go in NATS's URL; the rest is as in `NatsTarget`.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="MILLSTREAM_BRIDGE_", frozen=True, extra="forbid", env_ignore_empty=True
@@ -26,13 +31,31 @@ class KafkaSettings(BaseSettings):
 
     kafka: str = Field(min_length=1)
     kafka_options: dict[str, str] = Field(default_factory=dict, repr=False)
-    nats: str | None = None
+    nats: str | None = Field(None, repr=False)
+    creds: Path | None = None
+    nkey: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    domain: str = ""
+
+    @property
+    def nats_target(self) -> NatsTarget:
+        """Where NATS is and who we are there; ConfigurationError: it contradicts itself."""
+        return NatsTarget(
+            url=self.nats or DEFAULT_NATS,
+            creds=self.creds,
+            nkey=self.nkey,
+            tls_ca=self.tls_ca,
+            tls_cert=self.tls_cert,
+            tls_key=self.tls_key,
+            domain=self.domain,
+        )
 
 
 class BridgeSettings(KafkaSettings):
     """Read once, in the command line, and passed down: both sides and one route."""
 
-    nats: str = "nats://127.0.0.1:4222"
     topic: str = Field(min_length=1)
     stream: str = Field(min_length=1)
     subject: str = Field(min_length=1)
@@ -74,7 +97,7 @@ def project_of(
         return Project(
             kafka=settings.kafka,
             kafka_options=settings.kafka_options,
-            nats=NatsTarget(url=settings.nats),
+            nats=settings.nats_target,
             rules=(Rule.of(settings.as_route),),
         )
     for name, value in flags.items():

@@ -3,12 +3,14 @@
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from ..errors import ConfigurationError
+from ..jetstream.target import NatsTarget
 from ..model import Route
 from ..records.headers import HEADER_BLOCK_BYTES_MAX
 from .findings import TopicFacts, Verdict, findings
@@ -16,6 +18,8 @@ from .findings import TopicFacts, Verdict, findings
 RATE_PER_S: Final = 80_000
 """Records a second of a backfill, for the estimate of its time."""
 _REPLICAS_MAX: Final = 3
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_SECRET: Final = re.compile(r"password|secret|token|jaas|\.key$|\.pem$")
 _PLANNED: Final = (
     "cleanup.policy",
     "retention.ms",
@@ -46,14 +50,18 @@ def plan_text(
     topics: Sequence[TopicFacts],
     *,
     kafka: str,
-    nats: str,
+    nats: NatsTarget,
     pattern: str,
     is_cluster: bool,
+    kafka_options: Mapping[str, str] = NOTHING,
     notes: Sequence[str] = (),
 ) -> str:
-    """The project file for these topics. ``is_cluster``: several NATS servers keep a stream."""
+    """The project file for these topics, without secrets.
+
+    ``is_cluster``: several NATS servers keep a stream.
+    """
     names = stream_names([it.topic.name for it in topics])
-    parts = [_head(kafka, nats, pattern, topics, notes)]
+    parts = [_head(pattern, topics, notes), _kafka(kafka, kafka_options), _nats(nats)]
     parts += [_route(it, names[it.topic.name], is_cluster) for it in topics]
     parts += _groups(topics)
     return "\n".join(parts)
@@ -163,9 +171,7 @@ def _as_usable(line: Line, lines: Sequence[Line]) -> Line:
     return line
 
 
-def _head(
-    kafka: str, nats: str, pattern: str, topics: Sequence[TopicFacts], notes: Sequence[str]
-) -> str:
+def _head(pattern: str, topics: Sequence[TopicFacts], notes: Sequence[str]) -> str:
     offsets = sum(it.offsets for it in topics)
     size = sum(it.bytes_estimate for it in topics)
     return "\n".join(
@@ -181,19 +187,36 @@ def _head(
             "[plan]",
             f"topics = {toml(pattern)}",
             "",
-            "[kafka]",
-            f"bootstrap = {toml(kafka)}",
-            "",
-            "# [kafka.options]    # librdkafka's settings, as",
-            '# "security.protocol" = "SASL_SSL"',
-            '# "sasl.password" = { env = "KAFKA_PASSWORD" }    # or { file = "…" }',
-            "",
-            "[nats]",
-            f"url = {toml(nats)}",
-            '# creds = "bridge.creds"    # or nkey, user and password, token, tls_ca, …',
-            "",
         ]
     )
+
+
+def _kafka(bootstrap: str, options: Mapping[str, str]) -> str:
+    lines = ["[kafka]", f"bootstrap = {toml(bootstrap)}", ""]
+    if not options:
+        example = '# "sasl.password" = { env = "KAFKA_PASSWORD" }    # or { file = "…" }'
+        return "\n".join([*lines, "# [kafka.options]    # librdkafka's settings, as", example, ""])
+    lines.append("[kafka.options]")
+    for name, value in options.items():
+        if _SECRET.search(name):
+            where = re.sub(r"[^A-Z0-9]+", "_", name.upper())
+            lines.append(f'# {toml(name)} = {{ env = "{where}" }}    # a secret: say where it is')
+        else:
+            lines.append(f"{toml(name)} = {toml(value)}")
+    return "\n".join([*lines, ""])
+
+
+def _nats(target: NatsTarget) -> str:
+    lines = ["[nats]", f"url = {toml(str(target))}"]
+    if "…@" in str(target):
+        lines[1] = f"url = {toml(str(target).replace('…@', ''))}"
+        lines.append("# user, password = { env = … }    # or token: they were in the URL")
+    paths = {it: getattr(target, it) for it in ("creds", "nkey", "tls_ca", "tls_cert", "tls_key")}
+    lines += [f"{it} = {toml(str(path.resolve()))}" for it, path in paths.items() if path]
+    lines += [f"domain = {toml(target.domain)}"] if target.domain else []
+    if len(lines) == 2:
+        lines.append('# creds = "bridge.creds"    # or nkey, user and password, token, tls_ca, …')
+    return "\n".join([*lines, ""])
 
 
 def _route(facts: TopicFacts, names: tuple[str, str], is_cluster: bool) -> str:
