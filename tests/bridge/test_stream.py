@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from millstream_bridge import ConfigurationError
+from millstream_bridge.errors import ConnectionLost
 from millstream_bridge.jetstream.connection import Connection, Message
 from millstream_bridge.jetstream.stream import Stream
 from millstream_bridge.model import Record, TimestampType
@@ -126,3 +127,15 @@ async def test_a_shared_route_needs_a_server_with_atomic_batches() -> None:
 
     with pytest.raises(ConfigurationError, match=r"API level 1: .* \(nats-server 2\.12"):
         await server.stream(shared=True).ensure()
+
+
+async def test_a_cluster_without_a_leader_is_no_fault_of_the_stream() -> None:
+    class Leaderless(ModelServer):
+        async def request(self, subject: str, payload: bytes = b"") -> Message:
+            error = {"err_code": 10008, "description": "JetStream system temporarily unavailable"}
+            return Message("", "", b"", json.dumps({"error": error}).encode())
+
+    server = Leaderless()
+
+    with pytest.raises(ConnectionLost, match="temporarily unavailable"):
+        await Stream(cast(Connection, server), server.mapping).ensure()

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ConnectionLost
 from ..records.headers import parse_block
 from ..records.mapping import Mapping, covers
 from .connection import Connection, parse_answer
@@ -35,6 +35,8 @@ TOPIC_ID: Final = "millstream.topic-id."
 """Before the topic's name, in the metadata of a stream made for it: Kafka's id of the topic."""
 
 NOT_FOUND, STREAM_NOT_FOUND = 10037, 10059
+_WITHOUT_LEADER = frozenset({10008, 10009})
+"""A cluster that has no leader at the moment, or asked one that is it no longer."""
 _WALK_AT_ONCE = 64
 
 
@@ -326,12 +328,15 @@ class Stream:
 async def call(
     connection: Connection, verb: str, body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """One request to JetStream's API; ApiError: refused, ConnectionLost: no answer."""
+    """One request to JetStream's API; ApiError: refused, ConnectionLost: no answer, or not now."""
     payload = b"" if body is None else msgspec.json.encode(body)
     answer = parse_answer(await connection.request(f"{connection.api_prefix}.{verb}", payload))
     error = answer.get("error")
     if error:
-        raise ApiError(int(error.get("err_code", 0)), str(error.get("description", "")))
+        code, description = int(error.get("err_code", 0)), str(error.get("description", ""))
+        if code in _WITHOUT_LEADER:
+            raise ConnectionLost(f"{description} ({code})")
+        raise ApiError(code, description)
     return answer
 
 
