@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nats
 
@@ -50,16 +51,16 @@ class Run:
     messages: int
     arguments: Mapping[str, object]
 
-    def measure(self, url: str, stream: str, number: int) -> dict[str, float]:
+    def measure(self, url: str, stream: str, number: int, *more: str) -> dict[str, Any]:
         """What the process printed. Raises RuntimeError with what it said if it failed."""
         options = {"stream": stream, "name": f"{self.kind}{number}", "messages": self.messages}
-        command = [sys.executable, "-m", "tests.benchmarks.group_load", self.kind, url]
+        command = [sys.executable, "-m", "tests.benchmarks.group_load", self.kind, url, *more]
         for key, value in {**options, **self.arguments}.items():
             command += [f"--{key}", str(value)]
         return _line_of(command, self.name)
 
 
-def _line_of(command: list[str], name: str) -> dict[str, float]:
+def _line_of(command: list[str], name: str) -> dict[str, Any]:
     done = subprocess.run(
         command,
         cwd=Path(__file__).parents[2],
@@ -70,17 +71,26 @@ def _line_of(command: list[str], name: str) -> dict[str, float]:
     )
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-async def fill(url: str, stream: str, subject: str, messages: int) -> None:
-    """Publish to ``subject`` (``{key}`` is replaced) and return when all of it is stored."""
+async def fill(
+    url: str, stream: str, subject: str, messages: int, keys: int = KEYS, partitions: int = 1
+) -> None:
+    """Publish to ``subject`` and return when all of it is stored.
+
+    ``{key}`` and ``{partition}`` in it are replaced.
+    """
     client = await nats.connect(url)
     context = client.jetstream()
-    await context.add_stream(name=stream, subjects=[subject.replace("{key}", "*")])
+    subjects = [subject.replace("{key}", "*").replace("{partition}", "*")]
+    await context.add_stream(name=stream, subjects=subjects, max_consumers=10_000)
     for number in range(messages):
-        await client.publish(subject.replace("{key}", f"k{number % KEYS}"), b"x" * PAYLOAD_BYTES)
+        to = subject.replace("{key}", f"k{number % keys}")
+        await client.publish(
+            to.replace("{partition}", str(number % partitions)), b"x" * PAYLOAD_BYTES
+        )
         if number % 10_000 == 9_999:
             await client.flush()
     await client.flush()
@@ -148,6 +158,43 @@ def lanes(options: argparse.Namespace, kind: str) -> Figures:
             found["natsio-pcgroups, 5 ms"] = peer
     ratio = found["group, 100 lanes"]["per_s"] / found["serial"]["per_s"]
     return {**found, "group / serial": round(ratio, 1)}
+
+
+def profile(options: argparse.Namespace, kind: str) -> Figures:
+    """Where a worker's time goes: the five functions with the most of their own, by cProfile."""
+    many = 2_000 if options.short else 100_000
+    waiting: Mapping[str, object] = {"handler-ms": 5, "max-lanes": 100}
+    runs = [
+        Run(name="no-op handler", kind="group", messages=many, arguments={}),
+        Run(name="100 lanes, 5 ms", kind="group", messages=many // 5, arguments=waiting),
+    ]
+    with filled(kind, many) as server:
+        return {
+            run.name: ", ".join(run.measure(server.url, "BENCH", number, "--profile")["profile"])
+            for number, run in enumerate(runs)
+        }
+
+
+SUBJECTS = ("idle.{partition}.{key}", "bench.{partition}.{key}")
+
+
+def memory(options: argparse.Namespace, kind: str) -> Figures:
+    """A worker that owns 1,000 partitions, without messages and with 100,000 keys in its lanes."""
+    partitions, keys = (10, 100) if options.short else (1_000, 100_000)
+    found: Figures = {}
+    with (
+        tempfile.TemporaryDirectory(prefix="millstream-bench-") as store,
+        Server(kind, store) as server,
+    ):
+        for number, held in enumerate((0, keys)):
+            asyncio.run(
+                fill(server.url, f"BENCH{number}", SUBJECTS[number], held, keys, partitions)
+            )
+            arguments = {"partitions": partitions, "key-rule": SUBJECTS[number]}
+            run = Run(name=f"{held} held", kind="hold", messages=held, arguments=arguments)
+            line = run.measure(server.url, f"BENCH{number}", number)
+            found[f"{held:,} in hand"] = f"{line['peak_bytes'] / 1e6:,.0f} MB resident at most"
+    return found
 
 
 def _natsio(server: Server, messages: int, handler_ms: float) -> dict[str, float] | None:
@@ -322,12 +369,14 @@ def _figures(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
 SECTIONS: dict[str, Callable[[argparse.Namespace, str], Figures]] = {
     "throughput": throughput,
     "lanes": lanes,
+    "profile": profile,
+    "memory": memory,
     "kafka": kafka,
     "moves": moves,
     "scale": scale,
     "crowd": crowd,
 }
-ON_A_SERVER = {"throughput", "lanes"}
+ON_A_SERVER = {"throughput", "lanes", "profile", "memory"}
 
 
 def main() -> int:
