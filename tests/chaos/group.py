@@ -33,7 +33,7 @@ from tests.chaos.chain import decode, expected
 from tests.chaos.faults import HEARTBEAT_TIMEOUT_S, PATIENCE_S, SINK, TAKEOVER_GROUPS, Faults, Kind
 from tests.chaos.feed import Feed
 from tests.chaos.ground import Ground, Layout
-from tests.chaos.group_cluster import Cluster
+from tests.chaos.group_cluster import TEXT_MAX, Cluster
 from tests.chaos.group_worker import FENCED, PLAIN
 from tests.chaos.target import KINDS, Target, opened
 from tests.helpers.servers import EMBEDDED
@@ -284,7 +284,8 @@ def main() -> int:
                 )
                 outcome = asyncio.run(work)
         outcomes.append(outcome)
-        print(f"seed {seed}, {layout}: {'held' if outcome.is_right else 'violated'}", flush=True)
+        said = "held" if outcome.is_right else f"violated {outcome.failure}"[:TEXT_MAX]
+        print(f"seed {seed}, {layout}: {said}", flush=True)
     if given.control:
         violations = sum(one.violations for one in outcomes)
         print(f"{given.server}, control arm {given.control}: {violations} violations, as it must")
