@@ -291,3 +291,33 @@ async def test_the_position_is_committed_with_the_records(
     committed = consumer.committed([TopicPartition(topic, 0)], 20)[0]
     consumer.close()
     assert committed.offset == report.positions["FLIGHTS"]
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("on_poison", ["stop", "skip"])
+async def test_a_record_over_the_topics_limit_is_named_and_what_is_before_it_is_there(
+    nats_server: Server, a_real_kafka: Kafka, topic: str, on_poison: str
+) -> None:
+    a_real_kafka.create_topic(topic, 1, {"max.message.bytes": "10000"})
+    route = shared_route(topic, on_poison=on_poison)
+    await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+    client = await nats.connect(nats_server.url)
+    try:
+        jetstream = client.jetstream()
+        for n in range(20):  # together over the limit, each below it
+            await jetstream.publish("flights.0.N1", b"%d" % n + b" " * 1_000)
+        large = await jetstream.publish("flights.0.N1", b"x" * 20_000)
+        await jetstream.publish("flights.0.N1", b"after")
+    finally:
+        await client.close()
+
+    if on_poison == "stop":
+        with pytest.raises(CannotReturn, match=rf"sequence {large.seq} .*Kafka refuses it"):
+            await back(a_real_kafka, nats_server, route)
+    else:
+        report = await back(a_real_kafka, nats_server, route)
+        assert (report.records, report.passed_over) == (21, 1)
+
+    values = [r.value or b"" for r in natives(all_records(a_real_kafka, topic), route)]
+    rest = [] if on_poison == "stop" else [b"after"]
+    assert [value.strip() for value in values] == [*(b"%d" % n for n in range(20)), *rest]

@@ -356,38 +356,40 @@ class BackBridge:
         try:
             await sink.store(records, positions)
         except Refused as refused:
-            stream, seq = self._named(records, refused)
-            trouble = NotReturnable(seq, f"Kafka refuses it: {refused.reason}")
-            if self.route.on_poison == "stop":
-                await self._store_before(sink, records, refused.place, positions)
-                raise self._cannot(trouble, stream) from refused
-            self._pass_over(stream, trouble)
-            raise SessionLost(f"sequence {seq} is left out") from refused
+            await self._on_refused(sink, records, positions, refused)
+            return
         self._saved_at = time.monotonic()
         self.progress.positions.update(positions)
         self.progress.records += len(records)
         self.progress.payload_bytes += sum([len(record.value or b"") for record in records])
         self.progress.transactions += 1
 
-    async def _store_before(
+    async def _on_refused(
         self,
         sink: KafkaSink,
         records: Sequence[Record],
-        place: int | None,
         positions: Mapping[int, Position],
+        refused: Refused,
     ) -> None:
-        """What came before a refused record, as promised; of one stream, for there order is one."""
-        if not place or len(positions) != 1:
-            return
-        slot, at = next(iter(positions.items()))
-        await self._store(
-            sink, records[:place], {slot: at._replace(next_seq=records[place].offset)}
-        )
+        """Store what is before a record that the broker refuses, then stop or pass over it."""
+        place = refused.place
+        if place is None:
+            raise BridgeError(f"topic {self.topic}: Kafka refuses a record: {refused.reason}")
+        record, slot = records[place], self._slot(records[place])
+        # Streams come one after the other; those behind the record's have nothing stored.
+        behind = {self._slot(it) for it in records[place:]}
+        before = {number: at for number, at in positions.items() if number not in behind}
+        before[slot] = positions[slot]._replace(next_seq=record.offset)
+        await self._store(sink, records[:place], before)
+        stream = positions[slot].stream
+        trouble = NotReturnable(record.offset, f"Kafka refuses it: {refused.reason}")
+        if self.route.on_poison == "stop":
+            raise self._cannot(trouble, stream) from refused
+        self._pass_over(stream, trouble)
+        raise SessionLost(f"sequence {record.offset} is left out") from refused
 
-    def _named(self, records: Sequence[Record], refused: Refused) -> tuple[str, int]:
-        record = records[refused.place if refused.place is not None else 0]
-        stream = self.route.stream.replace("{partition}", str(record.kafka_partition))
-        return stream, record.offset
+    def _slot(self, record: Record) -> int:
+        return record.kafka_partition if self.route.mode == "dense" else 0
 
     def _pass_over(self, stream: str, trouble: NotReturnable) -> None:
         self._skip.add((stream, trouble.seq))

@@ -14,7 +14,9 @@ after that the position is read, so nobody can move it any more.
 **What a failure means.** Kafka tells three kinds. Of a passing one the client tries again by
 itself. After one that only ends the transaction it is aborted, and `SessionLost` sends the caller
 back to the position. A final one ends the client; the next `open` makes a new one. A record that
-the broker refuses is named by its place in the batch, in `Refused`.
+the broker refuses is named by its place in the batch, in `Refused`. Kafka's limit for a record is
+really one for what travels together: when it is met, batches are kept below it from then on, and
+only a record that is refused after that is too large itself.
 
 Readers that do not ask for ``isolation.level=read_committed`` see records of aborted transactions,
 and so the same record twice; nothing written to Kafka can hide them from those.
@@ -26,6 +28,7 @@ committed, and fences nobody.
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -40,6 +43,7 @@ from confluent_kafka import (
 
 from ..errors import BridgeError, ConfigurationError, SessionLost, Unreachable
 from ..model import Record
+from .admin import KafkaAdmin, TopicConfig
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
@@ -53,7 +57,9 @@ TRANSACTION_TIMEOUT_MS = 15_000
 CLOSE_S = 1.0
 LOOK_S = 5.0
 """So long a Kafka may take to say that it is there; a transaction may take longer."""
+BATCH_BYTES = 512 << 10
 _FULL_QUEUE_S = 0.1
+_DELIVER_S = 0.2
 _SCHEMA = "millstream.back/1"
 
 
@@ -72,9 +78,9 @@ class Fenced(BridgeError):
 class Refused(Exception):
     """The broker does not take the record at this place of the batch; nothing is stored."""
 
-    def __init__(self, place: int | None, reason: str) -> None:
+    def __init__(self, place: int | None, reason: str, *, is_too_large: bool = False) -> None:
         super().__init__(reason)
-        self.place, self.reason = place, reason
+        self.place, self.reason, self.is_too_large = place, reason, is_too_large
 
 
 class KafkaSink:
@@ -97,6 +103,8 @@ class KafkaSink:
         self._consumer: Consumer | None = None
         self._refused: list[tuple[Message, KafkaError]] = []
         self._is_closed = False
+        self._options = dict(options or {})
+        self._batch_bytes = BATCH_BYTES
         self._common = {"bootstrap.servers": bootstrap, "client.id": name, **(options or {})}
 
     @property
@@ -121,7 +129,16 @@ class KafkaSink:
 
         Fenced, SessionLost (nothing is stored, or the answer was lost: read the position), Refused.
         """
-        await self._run(lambda: self._store(records, positions))
+        try:
+            await self._run(lambda: self._store(records, positions))
+        except Refused as refused:
+            if not refused.is_too_large or self._batch_bytes < BATCH_BYTES:
+                raise
+            self._batch_bytes = await self._limit()
+            await self._run(self._drop)
+            raise SessionLost(
+                f"topic {self.topic} takes batches of {self._batch_bytes} bytes"
+            ) from refused
 
     async def close(self) -> None:
         """Leave; what is not committed is aborted. May be called twice."""
@@ -134,6 +151,16 @@ class KafkaSink:
         except TimeoutError:
             logger.debug("the Kafka client is still waiting for somebody; left to itself")
         self._thread.stop()
+
+    async def _limit(self) -> int:
+        """The topic's limit, a little less; each record alone where it is not to be seen."""
+        admin = KafkaAdmin(self.bootstrap, options=self._options)
+        try:
+            found = (await admin.configs([self.topic])).get(self.topic)
+        finally:
+            await admin.close()
+        limit = found.number("max.message.bytes") if isinstance(found, TopicConfig) else -1
+        return min(BATCH_BYTES - 1, limit * 9 // 10) if limit > 0 else 1
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await self._thread.run(call)
@@ -174,7 +201,7 @@ class KafkaSink:
             "delivery.report.only.error": True,
             # A record over batch.size travels alone: only the broker's own limit counts.
             "message.max.bytes": 1_000_000_000,
-            "batch.size": 512 << 10,
+            "batch.size": self._batch_bytes,
             "linger.ms": 5,
             "retry.backoff.ms": 10,
             "allow.auto.create.topics": False,
@@ -207,7 +234,7 @@ class KafkaSink:
         try:
             producer.begin_transaction()
             self._produce(producer, records)
-            producer.flush(self._timeout_s)  # the commit would do it too, but tell no delivery
+            self._deliver(producer)
             producer.send_offsets_to_transaction(
                 [_place(self.topic, slot, at) for slot, at in positions.items()],
                 self._offsets().consumer_group_metadata(),
@@ -234,6 +261,15 @@ class KafkaSink:
                     break
                 except BufferError:
                     producer.poll(_FULL_QUEUE_S)
+
+    def _deliver(self, producer: Producer) -> None:
+        """Send what is queued. The commit would do it too, but tell of no record refused.
+
+        With one refused the transaction is lost, and what is queued behind it goes nowhere.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while producer.flush(_DELIVER_S) and not self._refused and time.monotonic() < deadline:
+            pass
 
     def _commit(self, producer: Producer) -> None:
         """Commit; asks again while the answer is late, as Kafka's protocol wants it."""
@@ -266,7 +302,8 @@ class KafkaSink:
             logger.debug("abort: %s", failure, extra={"event": "abort_failed"})
         if self._refused:
             message, reason = self._refused[0]
-            return Refused(_index(message, records), reason.str())
+            is_too_large = reason.code() == KafkaError.MSG_SIZE_TOO_LARGE
+            return Refused(_index(message, records), reason.str(), is_too_large=is_too_large)
         return SessionLost(f"transaction of {self.name}: {fault.str()}")
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
