@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -231,6 +232,39 @@ async def test_when_a_process_is_killed_another_goes_on(
     code, nobody = await status(server, "--route", route.name)
     assert code == 1
     assert nobody["missing"] == [route.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["chain", "shared"])
+async def test_a_process_that_was_paused_and_taken_over_from_does_no_harm(
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path, mode: str
+) -> None:
+    """SIGSTOP in the middle of a backfill: it wakes up with frames in hand, and is refused."""
+    mock.create_topic(topic, PARTITIONS)
+    route = a_route(topic, **MODES[mode])
+    server = real_nats_server
+
+    async with asyncio.timeout(150), process(mock, server, route, tmp_path, "a") as first:
+        produce(mock, topic, 0, 600)
+        while not (await status(server))[1]["routes"][0]["records"]:
+            pass
+        produce(mock, topic, 600, 29_400)
+        first.send_signal(signal.SIGSTOP)
+        try:
+            async with process(mock, server, route, tmp_path, "b"):
+                await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=60)
+                produce(mock, topic, 30_000, 30_000)
+                first.send_signal(signal.SIGCONT)
+                await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=60)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        # The one that was paused is a member again, and the only one.
+        produce(mock, topic, 60_000, 600)
+        await barrier(kafka=mock.bootstrap, nats=server.url, route=route, timeout_s=60)
+
+    stored = await stored_records(server.url, route)
+    assert offsets(stored) == {p: list(range(10_100)) for p in range(PARTITIONS)}
+    assert (await verify(kafka=mock.bootstrap, nats=server.url, route=route)).equal
 
 
 class FewMembers:

@@ -27,11 +27,12 @@ behind the gap if the route says so (``on_gap``); how many offsets that were is 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from ..errors import (
     ConfigurationError,
@@ -518,9 +519,10 @@ class _Reader:
         *,
         partition_count: int,
         look_for_partitions_s: float,
-        check_topic: Callable[[], Awaitable[None]],
+        check_topic: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
         self._check_topic = check_topic
+        self._checking: asyncio.Task[None] | None = None
         self._partition_count = partition_count
         self._look_for_partitions_s = look_for_partitions_s
         self._source = source
@@ -559,6 +561,9 @@ class _Reader:
 
     async def close(self) -> None:
         """Wait for the poll under way; it is short."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
         if self._polling is not None:
             # Waited for, not awaited: it may have been cancelled with whoever awaited it.
             await asyncio.wait({self._polling})
@@ -575,11 +580,17 @@ class _Reader:
         if now - self._looked_at >= LAG_EVERY_S:
             self._looked_at = now
             self.ends.update(await self._source.known_ends(list(self.read)))
+        if self._checking is not None and self._checking.done():
+            checked, self._checking = self._checking, None
+            with suppress(Unreachable):
+                checked.result()
         if now - self._checked_at < self._look_for_partitions_s:
             return
         self._checked_at = now
+        if self._checking is None:
+            # Beside the reading: it may take long while a broker is away.
+            self._checking = asyncio.create_task(self._check_topic(), name="topic id")
         with suppress(Unreachable):
-            await self._check_topic()
             count = await self._source.partition_count()
             if count != self._partition_count:
                 raise SessionLost(f"the topic has {count} partitions now")

@@ -8,8 +8,8 @@ for partitions:
 * a route under the chain has one writer, so the whole of it is one slot's. The other processes
   stand by.
 
-**What keeps a late process harmless.** A session is bound to the epochs it was begun under: they are
-asked for right before records are sent, and one that is over, or not sure any more, ends the
+**What keeps a late process harmless.** A session is bound to the epochs it was begun under: they
+are asked for right before records are sent, and one that is over, or not sure any more, ends the
 session, also if the slot came back under a higher one. Between the question and the write a process
 may still be paused. Then the stream refuses it, because its chain or its checkpoint has moved on
 (see `window` and `checkpoint`), or takes what its next owner would have sent, and refuses the next
