@@ -278,7 +278,7 @@ def profile(kafka: str, server: Server, topic: str) -> list[str]:
 
 async def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All arms, one after the other, ``runs`` times; medians."""
-    store = Path(args.store or folder)
+    store = args.store
     once: dict[str, Any] = {}
     rates: dict[str, list[float]] = {}
     memory: dict[str, int] = {}
@@ -366,7 +366,11 @@ def main() -> None:
     parser.add_argument("--peers", action="store_true")
     parser.add_argument("--peer-records", type=int, default=50_000)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="millstream-bench-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="millstream-bench-") as folder,
+        tempfile.TemporaryDirectory(prefix="millstream-bench-", dir=args.store) as store,
+    ):
+        args.store = Path(store)
         print(json.dumps(uvloop.run(measure(args, Path(folder)))))
 
 
