@@ -1,7 +1,8 @@
 """Kafka topics into NATS subjects: each record once, in order, with everything it had.
 
-`Bridge` moves a `Route`; `verify` proves that both sides hold the same; `barrier` waits until all
-that is in Kafka now is stored. `assess` looks at a cluster, `load_project` reads a project file.
+`Bridge` moves a `Route`, one of several processes with its share from `Members`; `verify` proves
+that both sides hold the same; `barrier` waits until all that is in Kafka now is stored. `assess`
+looks at a cluster, `load_project` reads a project file.
 `open_large_values` puts large records together, `ParkedRecords` has those that could not be moved,
 `BackBridge` is the way back to Kafka, `cut_over` and `roll_back` move a group's place.
 `copy_schemas` and `open_decoder` are for a schema registry's values.
@@ -20,6 +21,7 @@ from .model import BridgeReport, Record, Route
 from .moving.barrier import barrier
 from .moving.parked import ParkedRecords
 from .moving.runner import Bridge
+from .moving.sharing import Members
 from .project.assess import Assessment, assess
 from .project.file import Project, load_project
 from .proof.values import Difference, Proof
@@ -38,6 +40,7 @@ __all__ = [
     "ConfigurationError",
     "CutProof",
     "Difference",
+    "Members",
     "MockKafka",
     "NatsTarget",
     "ParkedRecords",

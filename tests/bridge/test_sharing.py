@@ -15,9 +15,13 @@ import pytest
 from millstream_bridge import Bridge, ConfigurationError, Route, barrier, verify
 from millstream_bridge.moving.runner import State
 from millstream_bridge.moving.sharing import Members, Share, slots_of
+from millstream_bridge.operation.status import SUBJECT as STATUS
+from millstream_bridge.project.permissions import Purpose, needs
+from millstream_coordinator.jetstream.permissions import Role, needs as group_needs
 from tests.bridge.moves import a_route, offsets, stored_records, until
 from tests.helpers.kafka import Kafka
-from tests.helpers.servers import Server
+from tests.helpers.require import need
+from tests.helpers.servers import Server, real_server
 
 PARTITIONS = 6
 MODES: Mapping[str, dict[str, Any]] = {
@@ -333,3 +337,32 @@ async def test_nothing_is_sent_for_what_was_lost_meanwhile(
     await run
 
     assert await stored_records(nats_server.url, a_route(topic)) == {}
+
+
+async def test_a_member_needs_the_rights_of_its_routes_and_of_the_group(
+    mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    """The bridge's list for `run`, the coordinator's for a leader, and the status subject."""
+    need("nats")
+    mock.create_topic(topic, PARTITIONS)
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": b"v"}])
+    route = a_route(topic, shared=True)
+    own = needs(Purpose.RUN, [route])
+    of_group = group_needs(Role.LEADER, "bridges")
+    publish = [*own.publish, *(it.pattern for it in of_group.publish)]
+    subscribe = [*own.subscribe, *(it.pattern for it in of_group.subscribe), STATUS]
+    config = tmp_path / "nats.conf"
+    config.write_text(
+        "authorization { user: run, password: p, permissions {"
+        f" publish: {json.dumps(publish)}, subscribe: {json.dumps(subscribe)},"
+        " allow_responses: true } }\n"
+    )
+
+    async with real_server(tmp_path / "nats", arguments=["-c", str(config)]) as server:
+        url = f"nats://run:p@{server.url.removeprefix('nats://')}"
+        async with Members(url, group="bridges", slots=PARTITIONS) as members:
+            bridge = Bridge(kafka=mock.bootstrap, nats=url, route=route, share=members.share(route))
+            run = asyncio.create_task(bridge.run())
+            await until(lambda: bridge.progress.records == 1 or run.done())
+            bridge.stop()
+            await run
