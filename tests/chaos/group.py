@@ -269,6 +269,8 @@ def main() -> int:
     for seed in range(given.seed, given.seed + given.seeds):
         count = given.faults // given.seeds
         layout = given.layout or layout_of(seed)
+        if given.control == PULLERS:
+            layout = Layout.TOKEN
         faults = schedule(count, random.Random(seed), layout)
         if given.only:
             faults = random.Random(seed).choices(given.only, k=count)
