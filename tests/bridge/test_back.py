@@ -259,6 +259,32 @@ async def test_a_position_kafka_forgot_is_found_in_the_records(
 
 
 @pytest.mark.kafka
+async def test_a_forgotten_position_is_asked_for_where_the_records_may_be_gone(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """In a compacted topic a newer record of its key may have replaced the newest of them."""
+    from confluent_kafka.admin import AdminClient
+
+    a_real_kafka.create_topic(topic, PARTITIONS, {"cleanup.policy": "compact"})
+    route = shared_route(topic)
+    await move_all(a_real_kafka.bootstrap, real_nats_server.url, route)
+    await publish(real_nats_server, range(7))
+    await back(a_real_kafka, real_nats_server, route)
+    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
+    gone = admin.delete_consumer_groups([f"millstream-back-{route.name}"])
+    await asyncio.to_thread(lambda: [one.result(20) for one in gone.values()])
+    await publish(real_nats_server, range(7, 9))
+
+    with pytest.raises(ConfigurationError, match="is compacted: say with which sequence") as error:
+        await back(a_real_kafka, real_nats_server, route)
+    newest = int(str(error.value).rsplit(" ", 1)[1].rstrip(")"))
+    report = await back(a_real_kafka, real_nats_server, route, from_seq=newest + 1)
+
+    assert report.records == 2
+    assert len(natives(all_records(a_real_kafka, topic), route)) == 9
+
+
+@pytest.mark.kafka
 async def test_a_stream_made_anew_is_not_taken_for_the_old_one(
     nats_server: Server, a_real_kafka: Kafka, topic: str
 ) -> None:

@@ -1,6 +1,6 @@
-"""SIGKILL of the way back, and of the NATS server, at random moments; then every record is counted.
+"""SIGKILL of the way back, the NATS server and Kafka at random moments; every record is counted.
 
-    python -m tests.chaos.back_kill --kills 50 --server-kills 10 [--server real]
+    python -m tests.chaos.back_kill --kills 50 --server-kills 10 --kafka-kills 5 [--server real]
 
 Real Kafka only: the mock shows what was never committed. A way back (a process of its own) lives
 for a random while, always with a backlog before it, and is killed. In the end each native message
@@ -25,7 +25,7 @@ from pathlib import Path
 import nats
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from tests.helpers.kafka import Kafka, real_kafka
+from tests.helpers.kafka import REAL as REAL_KAFKA, Kafka, KafkaNode
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
 PARTITIONS = 6
@@ -42,6 +42,7 @@ class Outcome:
 
     kills: int = 0
     server_kills: int = 0
+    kafka_kills: int = 0
     kills_in_flight: int = 0
     """Kills of a way back that had written something and had more to write."""
     published: int = 0
@@ -59,19 +60,29 @@ class Outcome:
 class Chaos:
     """One topic, one stream, and ways back that do not live long. ``seed`` chooses the moments."""
 
-    def __init__(self, kafka: Kafka, server: Server, folder: Path, topic: str, seed: int) -> None:
+    def __init__(
+        self,
+        kafka: Kafka,
+        server: Server,
+        folder: Path,
+        topic: str,
+        seed: int,
+        node: KafkaNode | None = None,
+    ) -> None:
+        """``node`` is the Kafka that may be killed."""
         self._kafka, self._server, self._folder, self._topic = kafka, server, folder, topic
+        self._node = node
         self._random = random.Random(seed)
         self.outcome = Outcome()
         self._lives = 0
 
-    async def run(self, kills: int, server_kills: int) -> Outcome:
+    async def run(self, kills: int, server_kills: int, kafka_kills: int = 0) -> Outcome:
         """So many kills of each, then the end and the count."""
         self._kafka.create_topic(self._topic, PARTITIONS)
         client = await nats.connect(self._server.url)
         await client.jetstream().add_stream(name=STREAM, subjects=["flights.>"])
         await client.close()
-        victims = ["back"] * kills + ["server"] * server_kills
+        victims = ["back"] * kills + ["server"] * server_kills + ["kafka"] * kafka_kills
         self._random.shuffle(victims)
         for victim in victims:
             await self._publish(BACKLOG)
@@ -102,6 +113,12 @@ class Chaos:
                 self.outcome.server_kills += 1
                 await self._server.restart()
                 await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
+            elif victim == "kafka":
+                assert self._node is not None
+                self._node.kill()
+                self.outcome.kafka_kills += 1
+                await asyncio.to_thread(self._node.start)
+                await asyncio.sleep(self._random.uniform(0, 10 * LIFE_S_MAX))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -111,7 +128,7 @@ class Chaos:
 
     async def _finish(self) -> None:
         process, _ = await self._start("--stop-at-end")
-        assert await process.wait() == 0
+        assert await process.wait() == 0, "the last way back did not end well"
 
     async def _start(self, *more: str) -> tuple[asyncio.subprocess.Process, Path]:
         self._lives += 1
@@ -193,16 +210,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--server-kills", type=int, default=10)
+    parser.add_argument("--kafka-kills", type=int, default=0)
     parser.add_argument("--server", choices=[EMBEDDED, REAL], default=REAL)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="millstream-chaos-") as folder,
-        real_kafka() as kafka,
         Server(args.server, Path(folder) / "nats") as server,
     ):
-        chaos = Chaos(kafka, server, Path(folder), TOPIC, args.seed)
-        outcome = asyncio.run(chaos.run(args.kills, args.server_kills))
+        (Path(folder) / "kafka").mkdir()
+        node = KafkaNode(Path(folder) / "kafka")
+        node.start()
+        try:
+            kafka = Kafka(kind=REAL_KAFKA, bootstrap=node.bootstrap)
+            chaos = Chaos(kafka, server, Path(folder), TOPIC, args.seed, node)
+            outcome = asyncio.run(chaos.run(args.kills, args.server_kills, args.kafka_kills))
+        finally:
+            node.kill()
     head = {"schema": "millstream.chaos.back/1", "server": args.server, "seed": args.seed}
     print(json.dumps(head | asdict(outcome)))
     return 0 if outcome.is_exact else 1

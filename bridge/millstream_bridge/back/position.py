@@ -7,17 +7,16 @@ Kafka keeps the position beside the data (`kafka.sink`). There are three cases:
 * **There never was one.** The stream has no consumer of the way back's name (`tail`): begin with
   the first message, or where the caller says.
 * **It is forgotten.** There was a way back, and Kafka dropped its offsets (nothing was committed
-  for a week), or keeps none (librdkafka's mock). The records themselves say where they came from:
-  the topic is read, and a message is not written again where its partition has a returned record of
-  the same or a higher sequence. That holds as long as the topic still has those records. Where none
-  is found in a partition that has lost its beginning, nothing can be known: it is refused, and the
-  caller has to say the sequence.
+  for a week), or keeps none (librdkafka's mock). The records themselves say where they came from,
+  and transactions follow the stream: behind the highest sequence that is in the topic nothing is,
+  before it everything. So the topic is read, as long as it still has those records: a partition
+  without one that has lost its beginning, or a compacted topic, may have lost the highest. That is
+  refused, and the caller has to say the sequence.
 
 A topic that is to become a copy gets no marks, so a forgotten position cannot be found there.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..errors import ConfigurationError
 from ..jetstream.connection import Connection, parse_answer
@@ -71,14 +70,6 @@ class StreamFacts:
                 f"the way back stands at sequence {position.next_seq} of stream {self.name},"
                 f" which ends at {self.last_seq}: say with which sequence to begin"
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Begin:
-    """``positions`` by slot; ``newest``: per Kafka partition, the highest sequence that is back."""
-
-    positions: Mapping[int, Position]
-    newest: Mapping[int, int] = field(default_factory=dict)
 
 
 async def newest_returned(source: KafkaSource, route_name: str) -> tuple[dict[int, int], list[int]]:

@@ -26,11 +26,12 @@ from dataclasses import dataclass, field
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
+from ..kafka.admin import KafkaAdmin, TopicConfig
 from ..kafka.sink import KafkaSink, Position, Refused
 from ..kafka.source import KafkaSource
 from ..model import Record, Route
 from ..records.mapping import Mapping as RouteMapping
-from .position import Begin, StreamFacts, newest_returned
+from .position import StreamFacts, newest_returned
 from .returning import Delivered, NotReturnable, Returning
 from .tail import Tail, has_consumer
 from .values import with_values
@@ -41,6 +42,8 @@ SAVE_S = 1.0
 RENEW_S = 3_600.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
 STOP_S = 2.0
+CONFIG_S = 1.5
+"""So long Kafka may take to tell a topic's settings; the mock cluster never does."""
 _WAIT_S = 0.2
 
 
@@ -200,11 +203,11 @@ class BackBridge:
             facts = {
                 slot: await StreamFacts.read(connection, name) for slot, name in streams.items()
             }
-            begin = await self._begin(sink, connection, facts)
+            positions = await self._begin(sink, connection, facts)
             if goal is not None and not goal:
                 goal.update({slot: it.last_seq for slot, it in facts.items()})
-            self.progress.positions = dict(begin.positions)
-            for slot, at in begin.positions.items():
+            self.progress.positions = dict(positions)
+            for slot, at in positions.items():
                 subject = self._subject(slot)
                 tails[slot] = await Tail.open(
                     connection, at.stream, subject, at.next_seq, name=self.name
@@ -212,10 +215,10 @@ class BackBridge:
             self.progress.sessions += 1
             self._from_seq = None
             if self._on_ready is not None:
-                self._on_ready(begin.positions)
+                self._on_ready(positions)
                 self._on_ready = None
             returning = Returning(self._mapping, partitions, everything=self.everything)
-            return await self._move(sink, connection, tails, returning, begin, goal)
+            return await self._move(sink, connection, tails, returning, goal)
         finally:
             for tail in tails.values():
                 tail.close()
@@ -223,7 +226,7 @@ class BackBridge:
 
     async def _begin(
         self, sink: KafkaSink, connection: Connection, facts: Mapping[int, StreamFacts]
-    ) -> Begin:
+    ) -> dict[int, Position]:
         """Where each stream is read from; fences, and writes down where a first run begins."""
         if self.progress.positions and sink.is_open:
             # Whoever took over may be why the session before ended. Taking over in turn would go on
@@ -234,46 +237,56 @@ class BackBridge:
         if start is not None:
             positions = {slot: it.at(start) for slot, it in facts.items()}
             await sink.store([], positions)
-            return Begin(positions=positions)
+            return positions
         for slot, position in remembered.items():
             facts[slot].check(position)
         positions = {
             slot: remembered.get(slot, it.at(max(1, it.first_seq))) for slot, it in facts.items()
         }
         if remembered:
-            return Begin(positions=positions)
+            return positions
         is_first = not any(
             [await has_consumer(connection, it.name, self.name) for it in facts.values()]
         )
-        newest = {} if is_first else await self._recall()
+        if not is_first:
+            positions = await self._recall(positions)
         await sink.store([], positions)
-        return Begin(positions=positions, newest=newest)
+        return positions
 
-    async def _recall(self) -> dict[int, int]:
-        """What is back already, from the records themselves. ConfigurationError: nobody knows."""
+    async def _recall(self, positions: Mapping[int, Position]) -> dict[int, Position]:
+        """Where the records themselves say it stands. ConfigurationError: they cannot."""
         if self.everything:
             raise ConfigurationError(
                 f"Kafka has forgotten where the way back {self.name} stands, and the records of"
                 f" topic {self.topic} do not say: say with which sequence to begin"
             )
         source = KafkaSource(self._kafka, self.topic, options=self._options)
+        admin = KafkaAdmin(self._kafka, options=self._options, timeout_s=CONFIG_S)
         try:
             newest, unsure = await newest_returned(source, self.route.name)
+            config = (await admin.configs([self.topic])).get(self.topic)
         finally:
             await source.close()
-        if unsure:
+            await admin.close()
+        reason = f"has lost the beginning of partition {unsure[0]}" if unsure else ""
+        if isinstance(config, TopicConfig) and config.is_compacted:
+            reason = "is compacted"
+        if reason:
             raise ConfigurationError(
                 f"Kafka has forgotten where the way back {self.name} stands, and topic {self.topic}"
-                f" has lost the beginning of partition {unsure[0]}: say with which sequence to"
-                f" begin (the newest record that is back is of sequence"
-                f" {max(newest.values(), default=0)})"
+                f" {reason}: say with which sequence to begin (the newest record that is back is of"
+                f" sequence {max(newest.values(), default=0)})"
             )
         logger.warning(
             "Kafka has forgotten where the way back %s stands; its records say it",
             self.name,
             extra={"event": "back_position_recalled"},
         )
-        return newest
+        found = dict(positions)
+        for slot, at in positions.items():
+            seen = [newest.get(slot, 0)] if self.route.mode == "dense" else newest.values()
+            found[slot] = at._replace(next_seq=max([at.next_seq, *(seq + 1 for seq in seen)]))
+        return found
 
     async def _move(
         self,
@@ -281,7 +294,6 @@ class BackBridge:
         connection: Connection,
         tails: Mapping[int, Tail],
         returning: Returning,
-        begin: Begin,
         goal: dict[int, int] | None,
     ) -> str:
         unsaved: dict[int, Position] = {}
@@ -293,7 +305,7 @@ class BackBridge:
                 if self.everything:
                     arrived[slot] = await with_values(connection, self._mapping, slot, messages)
                 position, trouble = self._convert(
-                    tails[slot].stream, arrived[slot], returning, begin, records
+                    tails[slot].stream, arrived[slot], returning, records
                 )
                 if position:
                     unsaved[slot] = self.progress.positions[slot]._replace(next_seq=position)
@@ -322,7 +334,6 @@ class BackBridge:
         stream: str,
         messages: Sequence[Delivered],
         returning: Returning,
-        begin: Begin,
         records: list[Record],
     ) -> tuple[int, NotReturnable | None]:
         """Append what goes back to ``records``; the position after it (0: none), and the trouble.
@@ -343,7 +354,7 @@ class BackBridge:
                 record = None
             if record is None:
                 self.progress.from_kafka += 1
-            elif record.offset > begin.newest.get(record.kafka_partition, 0):
+            else:
                 records.append(record)
             position = message.seq + 1
         return position, None
