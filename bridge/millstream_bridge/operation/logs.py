@@ -1,8 +1,8 @@
 """What a run logs as JSON: one object per line on standard error, for who collects logs.
 
 Each has ``at level logger message``, and what belongs to it: ``event``, ``route`` and the facts of
-the event, such as ``partition`` (see docs/reference/metrics-and-logs.md). Without JSON, warnings are lines for
-people. ``MILLSTREAM_LOG`` is the level of both.
+the event, such as ``partition`` (docs/reference/metrics-and-logs.md). Without JSON, warnings are
+lines for people. ``MILLSTREAM_LOG`` is the level of both.
 """
 
 import logging

@@ -67,7 +67,6 @@ def status_document(fleet: Fleet, bridge: Bridge, now_s: float) -> dict[str, Any
 @asynccontextmanager
 async def answering(fleet: Fleet, target: NatsTarget) -> AsyncIterator[None]:
     """Answer while the block runs. That it cannot be done stops nothing: it is logged."""
-
     connection: Client | None = None
     is_over = False
 
