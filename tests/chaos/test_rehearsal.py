@@ -1,4 +1,4 @@
-"""The short form of `tests.chaos.rehearsal`, on the embedded parts; `make rehearsal` is all of it."""
+"""The short form of `tests.chaos.rehearsal` (`make rehearsal`), on the embedded parts."""
 
 from pathlib import Path
 
