@@ -126,7 +126,7 @@ async def test_a_piece_that_is_gone_is_named(nats_server: Server, mock: Kafka, t
 @pytest.mark.parametrize("spoil", ["digest", "size", "missing"])
 async def test_a_value_that_is_not_the_one_stored_is_refused(spoil: str) -> None:
     reference = Reference(3, DIGEST_OF_ABC, chunks=1)
-    value = {"digest": b"abd", "size": b"abcd", "missing": b""}[spoil]
+    value = {"digest": b"xyz", "size": b"abcd", "missing": b""}[spoil]
 
     with pytest.raises(HeaderError, match="not the one"):
         reference.check(value)
