@@ -1,4 +1,4 @@
-"""The short form of `tests.chaos.rehearsal` (`make rehearsal`), on the embedded parts."""
+"""The short form of `tests.chaos.rehearsal`: embedded parts; `make rehearsal` is all of it."""
 
 from pathlib import Path
 
