@@ -166,8 +166,8 @@ class Checkers(Observer):
         self._records: dict[int, PartitionRecord] = {}
         self._over_at: dict[tuple[int, int], float] = {}
         """(partition, epoch) → when a higher epoch was written."""
-        self._reset_marks: set[int] = set()
-        """Marks of partitions an operator had go on from elsewhere."""
+        self._parked: set[Entry] = set()
+        """Keys that were parked once."""
         self._heard: dict[tuple[str, str], tuple[int, bytes | None]] = {}
         """(who heard, which key) → revision and value of its newest news: ``ctl``, ``part.<n>``."""
         self._is_lost: set[int] = set()
@@ -264,11 +264,10 @@ class Checkers(Observer):
             lane = (member.name, message.partition, message.epoch, message.key)
             if lane in self._running and lane not in mine:
                 self.fail(f"key {message.key!r} has two handler calls at one time in {member.name}")
-            # What is delivered again while its key is parked (a letter whose ack was lost, or all
-            # behind a reset) waits in its lane while the letters are replayed, and comes then.
-            place = self.place_of(message)
-            is_again = place in self.lettered or message.mark in self._reset_marks
-            is_repeat = place in self.handled and is_again
+            # What was handled and is delivered again while its key is parked (progress was lost, or
+            # is reset) waits in its lane while the letters are replayed, and comes after them.
+            is_parked = (message.mark, message.key) in self._parked
+            is_repeat = is_parked and self.place_of(message) in self.handled
             if message.seq < self._begun.get(lane, 0) and not is_repeat:
                 self.fail(f"key {message.key!r}: {message.seq} began after {self._begun[lane]}")
             mine.add(lane)
@@ -336,6 +335,8 @@ class Checkers(Observer):
             self.lettered.add(place)
             if command.reason is not LetterReason.PARK:
                 self.put_aside.add(place)
+            elif command.message.key is not None:
+                self._parked.add((command.message.mark, command.message.key))
         ours = [
             one for one in letters if self.place_of(one.message) == self.place_of(command.message)
         ]
@@ -463,7 +464,6 @@ class Checkers(Observer):
         """Note that an operator has a partition go on behind a floor."""
         self._expected.pop(partition, None)
         mark = partition % self.levels[0]
-        self._reset_marks.add(mark)
         for seq in self.published[level or self.levels[0], partition].seqs:
             if seq > floor:
                 break

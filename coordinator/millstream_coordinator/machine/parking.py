@@ -21,7 +21,8 @@ A **replay** is asked for by an operator, who writes the key's token into ``repl
 So a key's messages come in order however often it was parked. A letter whose calls fail
 ``max_attempts`` times ends the replay: the key stays parked. A crash, or a drain, leaves the
 request where it is; the next owner goes on with the letters that are left. A letter whose call
-returned and that was not deleted is handled again: a fenced sink refuses it.
+returned and that was not deleted is handled again, and so is, after the letters, what was handled
+before them and is delivered again because its progress was lost: a fenced sink refuses both.
 """
 
 from collections.abc import Callable, Generator
