@@ -62,6 +62,23 @@ def test_a_leader_that_came_back_and_leads_again_is_followed_again() -> None:
     plane.until(lambda: third.machine.is_leader, 3.0)
 
 
+def test_a_leader_that_is_heard_again_before_anybody_took_the_key_goes_on() -> None:
+    plane = Plane()
+    first, second, third = plane.settle("a", "b", "c")
+    first.disconnect()
+    _only(plane, None)
+    plane.until(lambda: "a" in third.machine.election.dead and "a" in second.machine.election.dead)
+
+    first.reconnect()
+    plane.until(lambda: not second.machine.election.dead and not third.machine.election.dead)
+    plane.loses = lambda _process, _command: False
+    plane.run(5.0)
+
+    assert plane.leader is first
+    assert not second.told(MemberDead)
+    assert not third.told(MemberDead)
+
+
 def _leader_key(plane: Plane) -> LeaderRecord | None:
     return plane.read(LeaderRecord, LEADER_KEY)
 

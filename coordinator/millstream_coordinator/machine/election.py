@@ -69,6 +69,15 @@ class Election:
             self._listening_to = leader.member
             self.context.out.append(Listen(member=leader.member))
 
+    def heard(self, member: str, instance: str, deaf_s: float) -> None:
+        """Note a heartbeat; one of a leader found dead calls off what has not succeeded so far."""
+        self.detector.heard(member, instance, self.context.now, deaf_s)
+        verdict, leader = self.dead.get(member), self.context.book.leader
+        if verdict is None or verdict.instance != instance or self.detector.is_deaf(deaf_s):
+            return
+        if leader is not None and (leader.member, leader.instance) == (member, instance):
+            self.on_leader()
+
     def withdraw(self) -> None:
         """Take no key any more: this member is on its way out."""
         self.context.may_lead = False

@@ -339,9 +339,7 @@ class GroupMachine:
         if self.leader is not None:
             self.leader.on_heard(event.member, event.instance, event.deaf_s)
         else:
-            self.election.detector.heard(
-                event.member, event.instance, self.context.now, event.deaf_s
-            )
+            self.election.heard(event.member, event.instance, event.deaf_s)
 
     def _on_connection_lost(self) -> None:
         self.context.is_connected = False
