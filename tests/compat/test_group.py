@@ -78,7 +78,7 @@ async def test_a_deleted_consumer_fences_its_owner(
         group=name,
         member="m",
         instance="i",
-        config=ConfigRecord(partitions=1, stream=name.upper(), filter=None),
+        config=ConfigRecord(partitions=4, stream=name.upper(), filter=None),
     )
     told: list[object] = []
     port = JetStreamPort(server.url, settings, KeyRule.parse(f"{name}.*.{{key}}"))
