@@ -77,3 +77,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     for link in links(page):
         target = (page.parent / link.partition("#")[0]).resolve()
         assert not link.partition("#")[0] or target.exists(), link
+
+
+def test_the_readme_leads_to_every_page() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+
+    for page in sorted(DOCS.rglob("*.md")):
+        assert f"]({page.relative_to(DOCS.parent).as_posix()})" in readme
