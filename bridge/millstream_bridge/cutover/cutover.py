@@ -333,16 +333,7 @@ class _CutOver:
         """What the group's records say now, and whether the Kafka group was used meanwhile."""
         sides = self._sides
         after = await sides.takeover.positions()
-        cuts = [
-            replace(
-                cut,
-                after=after.get(cut.partition),
-                obstacle=None
-                if after.get(cut.partition) == cut.next_seq
-                else f"written as {cut.next_seq}, read back as {after.get(cut.partition)}",
-            )
-            for cut in proof.partitions
-        ]
+        cuts = [cut.read_back(cut.next_seq, after.get(cut.partition)) for cut in proof.partitions]
         now = await sides.kafka_group(self._kafka_group)
         obstacles = list(proof.obstacles)
         if not self._is_empty(now) or now.positions != found.positions:

@@ -5,7 +5,7 @@ same fields; a sequence or offset that is not there is null.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .places import Edge
@@ -33,6 +33,11 @@ class PartitionCut:
     before: int | None = None
     after: int | None = None
     obstacle: str | None = None
+
+    def read_back(self, written: int, found: int | None) -> "PartitionCut":
+        """With what the target says afterwards; an obstacle where that is not what was written."""
+        obstacle = None if found == written else f"written as {written}, read back as {found}"
+        return replace(self, after=found, obstacle=obstacle)
 
     def as_json(self) -> dict[str, Any]:
         """As the proof's document has it."""

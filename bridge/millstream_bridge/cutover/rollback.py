@@ -212,16 +212,7 @@ class _RollBack:
         sides = self._sides
         now = await sides.kafka_group(self._kafka_group)
         after = now.of_topic(sides.route.topic)
-        cuts = [
-            replace(
-                cut,
-                after=after.get(cut.partition),
-                obstacle=None
-                if after.get(cut.partition) == cut.offset
-                else f"written as {cut.offset}, read back as {after.get(cut.partition)}",
-            )
-            for cut in proof.partitions
-        ]
+        cuts = [cut.read_back(cut.offset, after.get(cut.partition)) for cut in proof.partitions]
         again = await sides.takeover.progress()
         obstacles = list(proof.obstacles)
         if again != progress:
