@@ -9,11 +9,12 @@ from confluent_kafka import Consumer, KafkaError
 from millstream_bridge import Bridge
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.cutover.rollback import roll_back
-from millstream_bridge.model import Route
+from millstream_bridge.model import Record, Route
 from millstream_coordinator import Group, Message
 from tests.bridge.moves import move_all, until
-from tests.bridge.test_back import PARTITIONS, fill, publish
+from tests.bridge.test_back import PARTITIONS, fill, natives, publish
 from tests.bridge.test_cutover import commit, cut, handled_by
+from tests.bridge.topics import all_records
 from tests.helpers.kafka import REAL, Kafka
 from tests.helpers.servers import Server
 
@@ -209,3 +210,45 @@ async def test_a_group_with_workers_is_waited_for(
     assert "has 1 members" in refused.problems[0]
     assert rolling.result().problems == []
     assert {it.partition: it.after for it in rolling.result().partitions} == {0: 4, 1: 4, 2: 4}
+
+
+@pytest.mark.kafka
+async def test_what_is_published_while_the_group_works_is_in_kafka_before_its_end_is_waited_for(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """And what is published until it leaves is brought back then: nobody waits for the rest."""
+    kafka = a_real_kafka
+    route = await cut_over_all(kafka, nats_server, topic)
+    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
+    seen: list[int] = []
+    told: list[str] = []
+
+    @worker.handler(key=route.subject)
+    async def note(message: Message) -> None:
+        seen.append(message.seq)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await publish(nats_server, range(10))
+        await until(lambda: len(seen) == 19)
+        options: dict[str, Any] = {"apply": True, "bring_back": True, "wait_s": 30}
+        rolling = tasks.create_task(
+            roll(kafka, nats_server, route, topic, **options, on_event=told.append),
+            name="rollback",
+        )
+        await until(lambda: any("has 1 members" in it for it in told))
+        before = await asyncio.to_thread(all_records, kafka, topic)
+        await publish(nats_server, range(10, 16))
+        await until(lambda: len(seen) == 25)
+        await worker.stop()
+        await running
+
+    after = await asyncio.to_thread(all_records, kafka, topic)
+    assert rolling.result().problems == []
+    assert values_of(natives(before, route)) == sorted(b"native %d" % n for n in range(10))
+    assert values_of(natives(after, route)) == sorted(b"native %d" % n for n in range(16))
+    assert await asyncio.to_thread(rest_of, kafka, topic, topic) == []
+
+
+def values_of(records: list[Record]) -> list[bytes]:
+    return sorted(record.value or b"" for record in records)

@@ -223,6 +223,7 @@ class _CutOver:
                 on_event(f"all but the last step is done; {why_not_empty(found)}")
                 is_told = True
             await asyncio.sleep(_LOOK_S)
+            await self._sides.index.extend()
 
     def _offsets(self, found: KafkaGroup) -> tuple[dict[int, int], list[str]]:
         """Where the group stands in each partition, and why that cannot be said of some."""

@@ -98,6 +98,15 @@ class StreamIndex:
         """Per stream, the last sequence that was looked at."""
         self.facts: dict[str, StreamFacts] = {}
 
+    @property
+    def natives_end(self) -> dict[str, int]:
+        """Per stream, the last message that was published straight to NATS, as far as was read."""
+        ends: dict[str, int] = {}
+        for it in self.partitions.values():
+            if it.natives:
+                ends[it.stream] = max(ends.get(it.stream, 0), it.natives[-1])
+        return ends
+
     async def extend(self) -> None:
         """Read on to each stream's end of now. ConfigurationError, ConnectionLost, OutOfOrder."""
         for stream in dict.fromkeys(it.stream for it in self.partitions.values()):

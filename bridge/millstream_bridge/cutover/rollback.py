@@ -1,24 +1,27 @@
 """The way home: a Kafka group is set to where a coordinator group has got to.
 
-1. The route's streams are read once, while the group may still be at work.
+1. The route's streams are read, while the group may still be at work. Messages that were published
+   straight to NATS must be in Kafka: with ``bring_back`` a way back begins now to bring them there,
+   else one must be running.
 2. The coordinator group must have **no members**: `wait_s` is how long to wait for the last to
    leave. A member that leaves writes down what it has handled; one that was killed did not, and its
-   group has to run and stop once more.
-3. Per partition, what is handled is a floor and ranges beyond it. Messages that were published
-   straight to NATS must be in Kafka: with ``bring_back`` they are brought there now, else a running
-   way back is waited for. Their offsets are read from the topic.
+   group has to run and stop once more. From here on nobody reads, and what is left is short: what
+   was published since is read and brought back.
+3. Per partition, what is handled is a floor and ranges beyond it. The offsets of what was brought
+   back are read from the topic.
 4. Each partition's place is computed (`places`): the first offset that is not handled. Records that
    Kafka has and the forward bridge has not moved are not handled, too.
 5. If every place is exact and the Kafka group is empty, its offsets are set and read back.
 
 Steps 1 to 4 change nothing in either group; they are the dry run, in which nothing is brought back
-either. What was moved stays in the stream, and the coordinator group where it stands: should the
-team change its mind again, a cut-over moves it on.
+either. What was brought back before a refusal stays in Kafka, once and marked. What was moved stays
+in the stream, and the coordinator group where it stands: should the team change its mind again, a
+cut-over moves it on.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -33,6 +36,7 @@ from .returns import Returns, read_returns
 from .takeover import Handled, Progress
 
 _LOOK_S = 0.2
+_LOOK_BACK_S = 0.02
 
 
 async def roll_back(
@@ -65,18 +69,41 @@ async def roll_back(
         key_rule=key_rule,
         kafka_options=kafka_options,
     ) as sides:
-
-        async def bring() -> None:
-            bridge = BackBridge(kafka=kafka, nats=nats, route=route, kafka_options=kafka_options)
-            await bridge.run(stop_at_end=True)
-
+        bridge = BackBridge(kafka=kafka, nats=nats, route=route, kafka_options=kafka_options)
         work = _RollBack(sides, kafka_group, is_stopped=is_stopped, timeout_s=timeout_s)
         return await work.run(
             apply=apply,
             wait_s=wait_s,
-            bring=bring if bring_back and apply else None,
+            bridge=bridge if bring_back and apply else None,
             on_event=on_event,
         )
+
+
+class _WayBack:
+    """The way back at work beside a rollback; runs from here to `end`."""
+
+    def __init__(self, bridge: BackBridge) -> None:
+        self._bridge = bridge
+        self._work = asyncio.create_task(bridge.run(), name=bridge.name)
+
+    def has_brought(self, ends: Mapping[str, int]) -> bool:
+        """Whether each stream's messages up to a sequence are in Kafka; raises what ended it."""
+        if self._work.done():
+            self._work.result()
+        positions = self._bridge.progress.positions.values()
+        return bool(positions) and all(it.next_seq > ends.get(it.stream, 0) for it in positions)
+
+    async def until_brought(self, ends: Mapping[str, int]) -> None:
+        """Wait for that, as long as it takes."""
+        while not self.has_brought(ends):  # noqa: ASYNC110 - ends with the way back, too
+            await asyncio.sleep(_LOOK_BACK_S)
+
+    async def end(self) -> None:
+        """Let the transaction under way end; an error of the way back is of no interest now."""
+        self._bridge.stop()
+        await asyncio.wait({self._work})
+        if not self._work.cancelled():
+            self._work.exception()
 
 
 class _RollBack:
@@ -93,22 +120,29 @@ class _RollBack:
         *,
         apply: bool,
         wait_s: float,
-        bring: Callable[[], Awaitable[None]] | None,
+        bridge: BackBridge | None,
         on_event: Callable[[str], None],
     ) -> CutProof:
         started = time.monotonic()
         sides = self._sides
         await sides.index.extend()
-        progress = await self._until_left(wait_s, on_event)
-        empty_at = time.monotonic()
-        found = await sides.kafka_group(self._kafka_group)
-        obstacles = list(progress.obstacles)
-        if not is_empty(found, is_stopped=self._is_stopped):
-            obstacles.append(why_not_empty(found))
-        if bring is not None and not obstacles:
+        way_back: _WayBack | None = None
+        if bridge is not None and await self._may_bring(wait_s):
             on_event("bringing back what was published straight to NATS")
-            await bring()
-        await sides.index.extend()
+            way_back = _WayBack(bridge)
+        try:
+            progress = await self._until_left(wait_s, way_back, on_event)
+            empty_at = time.monotonic()
+            found = await sides.kafka_group(self._kafka_group)
+            obstacles = list(progress.obstacles)
+            if not is_empty(found, is_stopped=self._is_stopped):
+                obstacles.append(why_not_empty(found))
+            await sides.index.extend()
+            if way_back is not None and not obstacles:
+                await way_back.until_brought(sides.index.natives_end)
+        finally:
+            if way_back is not None:
+                await way_back.end()
         cuts = await self._cuts_when_back(progress.handled, found, on_event)
         proof = CutProof(
             what="rollback",
@@ -127,17 +161,34 @@ class _RollBack:
             proof = replace(proof, standstill_s=time.monotonic() - empty_at)
         return replace(proof, seconds=time.monotonic() - started)
 
-    async def _until_left(self, wait_s: float, on_event: Callable[[str], None]) -> Progress:
-        deadline = time.monotonic() + wait_s
-        is_told = False
+    async def _may_bring(self, wait_s: float) -> bool:
+        """Whether the groups are, or may come to be, such that what is brought back is of use."""
+        found = await self._sides.kafka_group(self._kafka_group)
+        if not is_empty(found, is_stopped=self._is_stopped):
+            return False
+        return wait_s > 0 or not (await self._sides.takeover.progress()).obstacles
+
+    async def _until_left(
+        self, wait_s: float, way_back: _WayBack | None, on_event: Callable[[str], None]
+    ) -> Progress:
+        """The group's progress once it has no members; ``wait_s`` counts from when that is told.
+
+        It is told once what had been published straight to NATS before is in Kafka.
+        """
+        sides = self._sides
+        before = sides.index.natives_end  # not what is published since: that may never end
+        deadline: float | None = None
         while True:
-            progress = await self._sides.takeover.progress()
-            if not progress.obstacles or time.monotonic() >= deadline:
+            progress = await sides.takeover.progress()
+            if not progress.obstacles or wait_s <= 0:
                 return progress
-            if not is_told:
-                on_event(progress.obstacles[0])
-                is_told = True
+            if deadline is None and (way_back is None or way_back.has_brought(before)):
+                on_event(f"all but the last step is done; {progress.obstacles[0]}")
+                deadline = time.monotonic() + wait_s
+            if deadline is not None and time.monotonic() >= deadline:
+                return progress
             await asyncio.sleep(_LOOK_S)
+            await sides.index.extend()
 
     async def _cuts_when_back(
         self,
