@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,27 +115,53 @@ async def test_barrier_exits_with_1_when_time_is_up(
     assert "partition 0: 0 of 1" in waited.stderr
 
 
-@pytest.mark.parametrize("end", ["sigterm", "sigint", "stdin"])
-async def test_run_says_when_it_is_ready_and_ends_cleanly(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path, end: str
+def told_to_end(process: subprocess.Popen[str], end: str) -> tuple[str, str]:
+    """End it in one way; what it said on standard output and on standard error.
+
+    Its standard input stays open when it is not the way: ``communicate`` would close it at once.
+    """
+    assert process.stdin is not None
+    if end == "stdin":
+        process.stdin.close()
+        process.stdin = None
+    else:
+        process.send_signal(signal.Signals[end])
+    process.wait(timeout=20)
+    return process.communicate()
+
+
+@pytest.mark.parametrize(("end", "code"), [("SIGTERM", 0), ("SIGINT", 130), ("stdin", 0)])
+@pytest.mark.parametrize(
+    ("command", "begins"),
+    [
+        ("run", "is ready and goes on after 0 offsets stored before\n"),
+        ("back", "is ready and begins with FLIGHTS sequence 1\n"),
+    ],
+)
+async def test_a_long_command_says_when_it_is_ready_and_ends_cleanly(
+    nats_server: Server,
+    mock: Kafka,
+    topic: str,
+    tmp_path: Path,
+    command: str,
+    begins: str,
+    end: str,
+    code: int,
 ) -> None:
     mock.create_topic(topic, 1)
     mock.produce(topic, [{"partition": 0, "value": b"%d" % n} for n in range(100)])
     file = tmp_path / "ready.json"
     common = arguments(mock, nats_server, topic)
+    if command == "back":
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic))
 
-    with started("run", *common, "--ready-file", str(file), "--end-with-stdin") as process:
+    with started(command, *common, "--ready-file", str(file), "--end-with-stdin") as process:
         facts = await ready(file, process)
-        if end == "stdin":
-            assert process.stdin is not None
-            process.stdin.close()
-            process.stdin = None
-        else:
-            process.send_signal(signal.SIGTERM if end == "sigterm" else signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        out, said = told_to_end(process, end)
 
-    assert process.returncode == 0
-    assert "is ready and goes on after 0 offsets stored before\n" in said
+    assert process.returncode == code
+    assert begins in said
+    assert ": stopped; " in out
     assert facts == {
         "pid": process.pid,
         "kafka": mock.bootstrap,
@@ -146,7 +171,10 @@ async def test_run_says_when_it_is_ready_and_ends_cleanly(
     }
 
 
-async def test_kafka_mock_serves_its_topics_until_its_input_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("end", "code"), [("SIGTERM", 0), ("SIGINT", 130), ("stdin", 0)])
+async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
+    tmp_path: Path, end: str, code: int
+) -> None:
     file = tmp_path / "ready.json"
     topics = ["--topic", "flights:3", "--topic", "other:1"]
 
@@ -155,12 +183,9 @@ async def test_kafka_mock_serves_its_topics_until_its_input_ends(tmp_path: Path)
         Kafka(kind="mock", bootstrap=facts["kafka"]).produce(
             "flights", [{"partition": 2, "value": b"v"}]
         )
-        assert process.stdin is not None
-        process.stdin.close()
-        process.stdin = None
-        out, _ = process.communicate(timeout=20)
+        out, _ = told_to_end(process, end)
 
-    assert process.returncode == 0
+    assert process.returncode == code
     assert facts == {"pid": process.pid, "kafka": facts["kafka"]}
     assert facts["kafka"] in out
 
@@ -202,28 +227,36 @@ def test_wrong_usage_is_one_line_and_its_exit_code(
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("end", ["sigterm", "stdin"])
-def test_a_run_that_waits_for_a_dead_kafka_ends_at_once_when_told_to(end: str) -> None:
-    """Its first question to Kafka would take five seconds to give up."""
+@pytest.mark.parametrize(
+    ("command", "end", "code"),
+    [
+        ("run", "SIGTERM", 0),
+        ("run", "SIGINT", 130),
+        ("run", "stdin", 0),
+        ("back", "SIGINT", 130),
+        ("back", "stdin", 0),
+    ],
+)
+def test_a_command_that_waits_for_a_dead_kafka_ends_at_once_when_told_to(
+    tmp_path: Path, command: str, end: str, code: int
+) -> None:
+    """Its first question to Kafka would give up after five seconds, with another exit code."""
     silent = socket.create_server(("127.0.0.1", 0))
     address = "{}:{}".format(*silent.getsockname())
-    route = ("--topic", "t", "--stream", "S", "--subject", SUBJECT)
+    project = tmp_path / "project.toml"
+    project.write_text(
+        f'[kafka]\nbootstrap = "{address}"\n[nats]\nurl = "nats://127.0.0.1:1"\n'
+        f'[[route]]\ntopics = "t.*"\nstream = "{{topic}}"\nsubject = "{{topic}}.{SUBJECT}"\n'
+    )
+    words = (command, "--project", str(project), "--end-with-stdin")
 
-    with silent, started("run", "--kafka", address, *route, "--end-with-stdin") as process:
+    with silent, started(*words) as process:
         silent.settimeout(20)
         peer, _ = silent.accept()  # it has come as far as asking
         with peer:
-            begun = time.monotonic()
-            if end == "stdin":
-                assert process.stdin is not None
-                process.stdin.close()
-                process.stdin = None
-            else:
-                process.terminate()
-            process.communicate(timeout=20)
+            told_to_end(process, end)
 
-    assert process.returncode == 0
-    assert time.monotonic() - begun < 4
+    assert process.returncode == code
 
 
 def test_without_a_command_the_help_is_shown_and_nothing_done() -> None:

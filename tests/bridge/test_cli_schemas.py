@@ -4,6 +4,8 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.bridge.moves import until
 from tests.bridge.test_cli import run, started
 from tests.bridge.test_schemas import ADDRESS
@@ -11,7 +13,10 @@ from tests.helpers.registry import stand_in_registry
 from tests.helpers.servers import embedded_server
 
 
-async def test_schemas_are_copied_and_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+async def test_schemas_are_copied_and_followed(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     async with embedded_server(tmp_path / "nats") as server:
         with stand_in_registry() as registry:
             registry.register("a", ADDRESS)
@@ -30,9 +35,9 @@ async def test_schemas_are_copied_and_followed(tmp_path: Path) -> None:
                 registry.register("b", ADDRESS)
                 assert process.stdout is not None
                 await until(lambda: sum("/config/b" in line for line in registry.asked) > 1)
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(number)
                 out, _ = process.communicate(timeout=30)
-            assert process.returncode == 0
+            assert process.returncode == code
             assert "1 new in bucket" in out
 
     away = run("schemas", "--registry", registry.url, "--nats", server.url)

@@ -153,8 +153,9 @@ async def test_the_command_shows_both_records_side_by_side(
     )
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 async def test_online_the_command_tells_each_round_until_stopped(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     fill(mock, topic, 1, 10)
     await move_all(mock.bootstrap, nats_server.url, a_route(topic))
@@ -164,9 +165,9 @@ async def test_online_the_command_tells_each_round_until_stopped(
     with started("verify", *words, "--report", str(report)) as process:
         assert process.stderr is not None
         first = await asyncio.to_thread(process.stderr.readline)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         await until(lambda: process.poll() is not None)
 
-    assert process.returncode == 0
+    assert process.returncode == code
     assert f"{topic} → FLIGHTS equal: 10 records since the last round" in first
     assert json.loads(report.read_text())["mode"] == "online"

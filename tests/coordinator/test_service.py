@@ -20,7 +20,8 @@ from millstream_coordinator.errors import (
 from millstream_coordinator.events import GroupEvent, Joined, Left
 from millstream_coordinator.model import ConfigRecord, Message
 from millstream_coordinator.operation import admin, service as service_module
-from millstream_coordinator.operation.connect import connected, unless_stopped
+from millstream_coordinator.operation.connect import connected
+from millstream_coordinator.operation.process import unless_stopped
 from millstream_coordinator.operation.service import NewGroup, Service
 from millstream_coordinator.operation.settings import CoordinatorSettings
 from millstream_coordinator.operation.target import Target

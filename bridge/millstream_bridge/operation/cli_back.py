@@ -1,13 +1,14 @@
 """``millstream bridge back``: what was published straight to NATS goes to Kafka."""
 
 import asyncio
-import signal
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from millstream_coordinator.operation.process import Stopper, unless_stopped
 
 from ..back.runner import BackBridge, BackReport
 from ..errors import ConfigurationError
@@ -16,7 +17,7 @@ from ..model import Route
 from ..project.file import Project
 from ..project.routes import current_routes
 from .console import AsJson, EndWithStdin, ReadyFile, ReportFile, command, project_document, say
-from .process import call_at_end_of_stdin, run_loop, write_ready, write_report
+from .process import run_loop, write_ready, write_report
 
 
 def register(app: typer.Typer) -> None:
@@ -54,21 +55,27 @@ def register(app: typer.Typer) -> None:
         isolation.level=read_committed see each record once. A second one of the same route takes
         over, and the first ends.
         """
-        reports = run_loop(
+        reports, code = run_loop(
             _run(project, to_topic, everything, from_seq, stop_at_end, ready_file, end_with_stdin)
         )
-        documents = [back_summary(it) for it in reports]
-        summary = project_document("back", documents) if project.is_file else documents[0]
-        write_report(report, summary)
-        if as_json:
-            say(summary, "")
-            return
-        for it in reports:
-            typer.echo(
-                f"back {it.stream} → {it.topic}: {it.ended}; {it.records} records written in"
-                f" {it.seconds:.1f} s ({it.records_per_second:,.0f}/s), {it.from_kafka} were there"
-                f" already, {it.passed_over} passed over"
-            )
+        if reports:
+            documents = [back_summary(it) for it in reports]
+            summary = project_document("back", documents) if project.is_file else documents[0]
+            write_report(report, summary)
+            if as_json:
+                say(summary, "")
+            else:
+                for it in reports:
+                    typer.echo(_line(it))
+        raise typer.Exit(code)
+
+
+def _line(report: BackReport) -> str:
+    return (
+        f"back {report.stream} → {report.topic}: {report.ended}; {report.records} records written"
+        f" in {report.seconds:.1f} s ({report.records_per_second:,.0f}/s), {report.from_kafka} were"
+        f" there already, {report.passed_over} passed over"
+    )
 
 
 def back_summary(report: BackReport) -> dict[str, Any]:
@@ -98,9 +105,21 @@ async def _run(
     stop_at_end: bool,
     ready_file: Path | None,
     end_with_stdin: bool,
-) -> list[BackReport]:
-    """All routes at once; ready when all are. The first error ends them all."""
-    routes = await current_routes(project)
+) -> tuple[list[BackReport], int]:
+    """All routes at once; ready when all are. The first error ends them all.
+
+    The reports, none if it was stopped before it knew its routes, and the exit code.
+    """
+    bridges: list[BackBridge] = []
+
+    def stop() -> None:
+        for bridge in bridges:
+            bridge.stop()
+
+    stopper = Stopper(stop, end_with_stdin=end_with_stdin)
+    routes = await unless_stopped(stopper.stopping, current_routes(project))
+    if routes is None:
+        return [], stopper.code
     if len(routes) > 1 and (to_topic is not None or from_seq is not None):
         raise ConfigurationError(
             f"--to-topic and --from-seq are of one route, and there are {len(routes)}: add --route"
@@ -117,7 +136,7 @@ async def _run(
             one = {"routes": facts} if project.is_file else facts[0]
             write_ready(ready_file, {"kafka": project.kafka, "nats": str(project.nats), **one})
 
-    bridges = [
+    bridges += [
         BackBridge(
             kafka=project.kafka,
             nats=project.nats,
@@ -131,18 +150,9 @@ async def _run(
         for route in routes
     ]
 
-    def stop() -> None:
-        for bridge in bridges:
-            bridge.stop()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-    if end_with_stdin:
-        call_at_end_of_stdin(lambda: loop.call_soon_threadsafe(stop))
     work = [asyncio.create_task(it.run(stop_at_end=stop_at_end), name=it.name) for it in bridges]
     try:
-        return await asyncio.gather(*work)
+        return await asyncio.gather(*work), stopper.code
     finally:
         for task in work:
             task.cancel()

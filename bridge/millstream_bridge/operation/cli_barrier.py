@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
+from millstream_coordinator.operation.process import CHECK_FAILED
+
 from ..model import Positions, Route
 from ..moving.barrier import barrier as wait
 from ..project.file import Project
 from ..project.routes import current_routes
-from .console import CHECK_FAILED, AsJson, command, fail, project_document, say, text_keys
+from .console import AsJson, command, fail, project_document, say, text_keys
 from .process import run_loop
 
 

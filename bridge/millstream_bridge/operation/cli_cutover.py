@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
+from millstream_coordinator.operation.process import CHECK_FAILED
+
 from ..cutover.cutover import Uncommitted, cut_over
 from ..cutover.proof import CutProof
 from ..errors import ConfigurationError
 from ..model import Route
 from ..project.file import GroupMove, Project
 from ..project.routes import current_routes
-from .console import CHECK_FAILED, AsJson, ReportFile, command, project_document, say, show_table
+from .console import AsJson, ReportFile, command, project_document, say, show_table
 from .process import run_loop, write_report
 
 KafkaGroup = Annotated[

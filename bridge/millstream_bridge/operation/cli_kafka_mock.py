@@ -1,15 +1,16 @@
 """``millstream bridge kafka-mock``: a Kafka without Java, for tests and demos."""
 
-import signal
-import threading
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from millstream_coordinator.operation.process import Stopper
+
 from ..errors import ConfigurationError
 from ..kafka.mock import MockKafka
 from .console import EndWithStdin, ReadyFile, errors
-from .process import call_at_end_of_stdin, write_ready
+from .process import run_loop, write_ready
 
 
 def register(app: typer.Typer) -> None:
@@ -25,15 +26,19 @@ def register(app: typer.Typer) -> None:
         """Serve librdkafka's mock cluster on 127.0.0.1 until told to end; all is in memory."""
         with errors():
             topics = dict(_topic(text) for text in topic)
-            ended = threading.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: ended.set())
-            if end_with_stdin:
-                call_at_end_of_stdin(ended.set)
-            with MockKafka(topics, brokers=brokers) as mock:
-                write_ready(ready_file, {"kafka": mock.bootstrap})
-                typer.echo(f"mock Kafka is ready at {mock.bootstrap}")
-                ended.wait()
+            code = run_loop(_serve(topics, brokers, ready_file, end_with_stdin=end_with_stdin))
+        raise typer.Exit(code)
+
+
+async def _serve(
+    topics: dict[str, int], brokers: int, ready_file: Path | None, *, end_with_stdin: bool
+) -> int:
+    stopper = Stopper(end_with_stdin=end_with_stdin)
+    with MockKafka(topics, brokers=brokers) as mock:
+        write_ready(ready_file, {"kafka": mock.bootstrap})
+        typer.echo(f"mock Kafka is ready at {mock.bootstrap}")
+        await stopper.stopping.wait()
+    return stopper.code
 
 
 def _topic(text: str) -> tuple[str, int]:

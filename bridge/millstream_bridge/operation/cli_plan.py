@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
+from millstream_coordinator.operation.process import CHECK_FAILED, DONE
+
 from ..errors import ConfigurationError
 from ..project.assess import SAMPLE_RECORDS, assess
 from ..project.drift import Drift, check as find_drift
 from ..project.file import load_project
 from ..project.plan import plan_text
-from .console import CHECK_FAILED, DONE, AsJson, ReportFile, command_without_route, say
+from .console import AsJson, ReportFile, command_without_route, say
 from .process import run_loop, write_report
 from .settings import KafkaSettings, load_kafka
 

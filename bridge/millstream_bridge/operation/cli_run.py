@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from millstream_coordinator.operation.process import Stopper
 
 from ..kafka.admin import KafkaAdmin
 from ..model import BridgeReport, Route
@@ -27,7 +28,7 @@ from .console import (
 from .fleet import Fleet, Outcome
 from .live import Live
 from .logs import log_json as log_as_json
-from .process import call_at_end_of_stdin, run_loop, write_ready, write_report
+from .process import run_loop, write_ready, write_report
 from .status import answering
 from .web import serving
 
@@ -109,7 +110,7 @@ def register(app: typer.Typer) -> None:
         )
         if log_json:
             log_as_json()
-        outcomes = run_loop(_run(project, options))
+        outcomes, code = run_loop(_run(project, options))
         errors = [it.error for it in outcomes if it.error is not None]
         if errors and not project.is_file:
             raise errors[0]
@@ -124,6 +125,7 @@ def register(app: typer.Typer) -> None:
                         typer.echo(_line(it.report))
         if errors:
             raise errors[0]
+        raise typer.Exit(code)
 
 
 def _summary(project: Project, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -175,8 +177,8 @@ def run_summary(report: BridgeReport) -> dict[str, Any]:
     }
 
 
-async def _run(project: Project, options: _Options) -> list[Outcome]:
-    loop = asyncio.get_running_loop()
+async def _run(project: Project, options: _Options) -> tuple[list[Outcome], int]:
+    """How each route ended, and the exit code if none failed."""
     facts: dict[str, Any] = {"kafka": project.kafka, "nats": str(project.nats)}
 
     def on_ready(routes: list[Route]) -> None:
@@ -193,17 +195,14 @@ async def _run(project: Project, options: _Options) -> list[Outcome]:
             typer.echo(line, err=True)
 
     fleet = Fleet(project, tell=tell, on_ready=on_ready, group=options.group, member=options.member)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, fleet.stop)
-    if options.end_with_stdin:
-        call_at_end_of_stdin(lambda: loop.call_soon_threadsafe(fleet.stop))
+    stopper = Stopper(fleet.stop, end_with_stdin=options.end_with_stdin)
     async with AsyncExitStack() as stack:
         if options.http is not None:
             facts["http"] = await stack.enter_async_context(serving(fleet, options.http))
         await stack.enter_async_context(answering(fleet, project.nats))
         if not options.log_json:
             await stack.enter_async_context(_shown(project, fleet))
-        return await fleet.run(stop_at_end=options.stop_at_end)
+        return await fleet.run(stop_at_end=options.stop_at_end), stopper.code
 
 
 @asynccontextmanager

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from millstream_coordinator.operation.process import DONE, Stopper
 
 from ..jetstream.target import NatsTarget
 from ..project.file import load_project
@@ -69,20 +70,21 @@ def register(app: typer.Typer) -> None:
                 if not follow or copied.written or copied.configs:
                     say(_document(copied) if as_json else None, _line(copied))
 
-            run_loop(_copy(source, target, every if follow else None, tell))
+            code = run_loop(_copy(source, target, every if follow else None, tell))
+        raise typer.Exit(code)
 
 
-async def _copy(registry: Registry, nats: NatsTarget, every_s: float | None, tell: Any) -> None:
+async def _copy(registry: Registry, nats: NatsTarget, every_s: float | None, tell: Any) -> int:
     if every_s is None:
         tell(await copy_schemas(registry=registry, nats=nats))
-        return
+        return DONE
     following = asyncio.create_task(
         follow_schemas(registry=registry, nats=nats, every_s=every_s, on_pass=tell)
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, following.cancel)
+    stopper = Stopper(following.cancel)
     with suppress(asyncio.CancelledError):
         await following
+    return stopper.code
 
 
 def _document(copied: Copied) -> dict[str, Any]:

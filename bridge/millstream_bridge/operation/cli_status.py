@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from millstream_coordinator.operation.process import CHECK_FAILED
+
 from ..jetstream.target import NatsTarget
 from ..project.file import load_project
-from .console import CHECK_FAILED, AsJson, ReportFile, errors, say, show_table
+from .console import AsJson, ReportFile, errors, say, show_table
 from .process import run_loop, write_report
 from .status import ask
 

@@ -2,13 +2,14 @@
 
 import asyncio
 import base64
-import signal
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from millstream_coordinator.operation.process import CHECK_FAILED, Stopper, unless_stopped
 
 from ..errors import ConfigurationError
 from ..model import Record, Route
@@ -18,7 +19,6 @@ from ..proof.ledger import canonical
 from ..proof.values import Difference, Proof, Side
 from ..proof.verify import ROUND_S, verify as prove, verify_online
 from .console import (
-    CHECK_FAILED,
     AsJson,
     ReportFile,
     command,
@@ -122,20 +122,19 @@ def _verify_online(
     """A line for each round; ends with exit 1 at the first difference, or when told to."""
     last: dict[str, Proof] = {}
     try:
-        run_loop(_rounds(project, every_s, timeout_s, last, quiet=as_json))
+        code = run_loop(_rounds(project, every_s, timeout_s, last, quiet=as_json))
     except TimeoutError as error:
         fail(str(error), CHECK_FAILED, error)
     if last:
         _tell(project, [last[topic] for topic in sorted(last)], report, as_json=as_json)
+    raise typer.Exit(code)
 
 
 async def _rounds(
     project: Project, every_s: float, timeout_s: float, last: dict[str, Proof], *, quiet: bool
-) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
+) -> int:
+    """The exit code if nothing differs."""
+    stopper = Stopper()
 
     async def follow(route: Route) -> None:
         proofs = verify_online(
@@ -154,9 +153,9 @@ async def _rounds(
                 if not proof.equal:
                     return
 
-    routes = await current_routes(project)
+    routes = await unless_stopped(stopper.stopping, current_routes(project)) or []
     followed: set[asyncio.Task[Any]] = {asyncio.create_task(follow(it)) for it in routes}
-    stop: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
+    stop: asyncio.Task[Any] = asyncio.create_task(stopper.stopping.wait())
     try:
         await asyncio.wait({*followed, stop}, return_when=asyncio.FIRST_COMPLETED)
         for task in followed:
@@ -166,6 +165,7 @@ async def _rounds(
         for task in (*followed, stop):
             task.cancel()
         await asyncio.wait({*followed, stop})
+    return stopper.code
 
 
 # ---- the report ----------------------------------------------------------------------------------

@@ -14,11 +14,11 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from millstream_coordinator.operation.process import INTERRUPTED
+
 from ..errors import BridgeError
 from ..model import Positions
 from .settings import project_of
-
-DONE, CHECK_FAILED, USAGE_ERROR, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Write pid and addresses here, as JSON, when ready.")

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
+from millstream_coordinator.operation.process import unless_stopped
+
 from ..errors import BridgeError, ConfigurationError
 from ..kafka.admin import KafkaAdmin
 from ..model import BridgeReport, Positions, Route
@@ -79,16 +81,9 @@ class Fleet:
             raise ConfigurationError(
                 "--stop-at-end does not go with --group: one process cannot know the end of all"
             )
-        finding = asyncio.create_task(current_routes(self._project), name="routes")
-        stopped = asyncio.create_task(self._stopping.wait(), name="stop")
-        try:
-            await asyncio.wait({finding, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            if not finding.done():
-                return []
-            routes = finding.result()
-        finally:
-            finding.cancel()
-            stopped.cancel()
+        routes = await unless_stopped(self._stopping, current_routes(self._project))
+        if routes is None:
+            return []
         self._waiting = {route.topic for route in routes}
         async with self._membership(routes), asyncio.TaskGroup() as tasks:
             runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]

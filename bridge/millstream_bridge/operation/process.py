@@ -1,16 +1,19 @@
-"""What a command owes its surroundings: a loop to run on, files written whole, an end when told."""
+"""What a command owes its surroundings: a loop to run on, and files written whole.
+
+When and with which exit code a long command ends is told in the coordinator's ``process``, whose
+`Stopper` they share.
+"""
 
 import asyncio
-import json
 import logging
 import os
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+from millstream_coordinator import GroupError
+from millstream_coordinator.operation.process import write_by_rename
 
 from ..errors import ConfigurationError
 
@@ -32,37 +35,16 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
-def write_ready(path: Path | None, facts: dict[str, Any]) -> None:
-    """Say in ``path``, if one is wanted, that the process is ready."""
-    if path is not None:
-        write_by_rename(path, {"pid": os.getpid(), **facts})
+def write_ready(path: Path | None, facts: Mapping[str, object]) -> None:
+    """Say in ``path``, if one is wanted, that the process is ready. ConfigurationError."""
+    write_report(path, {"pid": os.getpid(), **facts})
 
 
-def write_report(path: Path | None, summary: dict[str, Any]) -> None:
-    """Write a report to ``path``, if one is wanted."""
-    if path is not None:
-        write_by_rename(path, summary)
-
-
-def write_by_rename(path: Path, content: dict[str, Any]) -> None:
-    """A reader sees the whole file or none. ConfigurationError: it cannot be written."""
+def write_report(path: Path | None, report: Mapping[str, object]) -> None:
+    """Write a report to ``path``, if one is wanted. ConfigurationError: that cannot be done."""
+    if path is None:
+        return
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content) + "\n")
-        Path(name).replace(path)
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def call_at_end_of_stdin(call: Callable[[], object]) -> None:
-    """A parent that is gone, however it went, closes the pipe that is our standard input."""
-
-    def watch() -> None:
-        with suppress(OSError):
-            while os.read(0, 4096):
-                pass
-        with suppress(RuntimeError):
-            call()
-
-    threading.Thread(target=watch, name="stdin", daemon=True).start()
+        write_by_rename(path, report)
+    except GroupError as error:
+        raise ConfigurationError(str(error)) from error

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ..errors import ServerUnreachable
 from ..jetstream.permissions import Role, config_text, needs
-from .connect import connected, unless_stopped
+from .connect import connected
 from .console import (
     AsJson,
     Cells,
@@ -38,7 +38,7 @@ from .overview import (
     list_groups,
     read_overview,
 )
-from .process import CHECK_FAILED, DONE, USAGE_ERROR, Stopper, say
+from .process import CHECK_FAILED, DONE, USAGE_ERROR, Stopper, say, unless_stopped
 from .settings import CoordinatorSettings
 from .target import Target
 

@@ -8,12 +8,12 @@ import typer
 
 from ..jetstream.permissions import SERVICE, Needs, check
 from ..jetstream.wire import without_password
-from .connect import connected, unless_stopped
+from .connect import connected
 from .console import check_group, command, exit_with, fail, option
 from .logs import event_line, log_lines
 from .metrics import ServiceMetrics
 from .micro import Micro
-from .process import USAGE_ERROR, Stopper, say, write_ready
+from .process import USAGE_ERROR, Stopper, say, unless_stopped, write_ready
 from .service import NewGroup, Service
 from .settings import CoordinatorSettings, http_address
 from .target import TIMEOUT_S

@@ -1,4 +1,4 @@
-"""An operator's connection: bounded at first, patient afterwards; what waits can be told to end.
+"""An operator's connection: bounded at first, patient afterwards.
 
 What a connection needs (TLS, credentials, nkeys) comes from the settings; users of the library
 bring a connection of their own.
@@ -6,9 +6,9 @@ bring a connection of their own.
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -16,10 +16,6 @@ from nats.aio.client import Client
 from ..errors import GroupError, ServerUnreachable
 from ..jetstream.wire import without_password
 from .settings import CoordinatorSettings
-
-T = TypeVar("T")
-
-_CANCEL_AGAIN_S = 0.05
 
 
 @asynccontextmanager
@@ -79,25 +75,6 @@ def _identity(settings: CoordinatorSettings) -> dict[str, Any]:
             raise GroupError(f"certificate {file} cannot be used: {error}") from error
         options["tls"] = context
     return options
-
-
-async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
-    """What ``work`` returns; None if ``stopping`` is set before: then it was cancelled.
-
-    For what waits for a server, which may never answer. Raises what ``work`` raises.
-    """
-    with one_error():
-        async with asyncio.TaskGroup() as tasks:
-            working = tasks.create_task(work, name="work")
-            told = tasks.create_task(stopping.wait(), name="wait for the end")
-            await asyncio.wait([working, told], return_when=asyncio.FIRST_COMPLETED)
-            told.cancel()
-            while not working.done():
-                # More than once: wait_for of Python 3.11, which the client uses, drops a
-                # cancellation that comes at the same moment as its result.
-                working.cancel()
-                await asyncio.wait([working], timeout=_CANCEL_AGAIN_S)
-    return None if working.cancelled() else working.result()
 
 
 @contextmanager

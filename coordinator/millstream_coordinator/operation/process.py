@@ -12,11 +12,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..errors import GroupError
+
+T = TypeVar("T")
 
 DONE = 0
 CHECK_FAILED = 1
@@ -24,14 +27,19 @@ USAGE_ERROR = 2
 UNREACHABLE = 3
 INTERRUPTED = 130
 
+_CANCEL_AGAIN_S = 0.05
+
 
 class Stopper:
     """Why and when a process ends. ``stopping`` is set by whatever comes first."""
 
-    def __init__(self, *, end_with_stdin: bool = False) -> None:
-        """Listen from now on; must be made on the loop."""
+    def __init__(
+        self, on_stop: Callable[[], object] | None = None, *, end_with_stdin: bool = False
+    ) -> None:
+        """Listen from now on; must be made on the loop. ``on_stop`` is called once."""
         self.stopping = asyncio.Event()
         self.code = DONE
+        self._on_stop = on_stop
         loop = asyncio.get_running_loop()
         _on_signal(loop, signal.SIGTERM, lambda: self.stop(DONE))
         _on_signal(loop, signal.SIGINT, lambda: self.stop(INTERRUPTED))
@@ -39,18 +47,45 @@ class Stopper:
             _on_end_of_stdin(lambda: loop.call_soon_threadsafe(self.stop, DONE))
 
     def stop(self, code: int) -> None:
-        """End with this exit code; the last one told counts."""
+        """End with this exit code; the first one told counts."""
+        if self.stopping.is_set():
+            return
         self.code = code
         self.stopping.set()
+        if self._on_stop is not None:
+            self._on_stop()
+
+
+async def unless_stopped(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What ``work`` returns; None if ``stopping`` is set before: then it was cancelled.
+
+    For what waits for a server, which may never answer. Raises what ``work`` raises.
+    """
+    working = asyncio.create_task(work, name="work")
+    told = asyncio.create_task(stopping.wait(), name="wait for the end")
+    try:
+        await asyncio.wait([working, told], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        told.cancel()
+        while not working.done():
+            # More than once: wait_for of Python 3.11, which the client uses, drops a
+            # cancellation that comes at the same moment as its result.
+            working.cancel()
+            await asyncio.wait([working], timeout=_CANCEL_AGAIN_S)
+    return None if working.cancelled() else working.result()
 
 
 def write_ready(path: Path | None, facts: Mapping[str, object]) -> None:
     """Say in ``path``, if one is wanted, that the process is ready. GroupError if that fails."""
-    if path is None:
-        return
+    if path is not None:
+        write_by_rename(path, {"pid": os.getpid(), **facts})
+
+
+def write_by_rename(path: Path, document: Mapping[str, object]) -> None:
+    """Write a JSON document; a reader sees all of it or none. GroupError if that fails."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        part.write_text(json.dumps({"pid": os.getpid(), **facts}) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(document) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise GroupError(f"cannot write {path}: {error.strerror or error}") from error

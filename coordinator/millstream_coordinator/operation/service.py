@@ -36,7 +36,8 @@ from ..machine.agreement import differences
 from ..model import ConfigRecord, Message
 from ..partitioning.key import KeyRule
 from ..worker import Group
-from .connect import one_error, unless_stopped
+from .connect import one_error
+from .process import unless_stopped
 from .settings import CoordinatorSettings
 from .target import Target, group_names
 
