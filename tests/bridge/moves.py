@@ -95,6 +95,21 @@ def offsets(records: AbcMapping[int, Sequence[Record]]) -> dict[int, list[int]]:
     return {p: [record.offset for record in of_p] for p, of_p in sorted(records.items())}
 
 
+async def until_moved(
+    bridges: Sequence[Bridge], partitions: int, end: int, timeout_s: float = 60.0
+) -> None:
+    """Wait until some bridge knows of each partition that all below offset ``end`` is stored.
+
+    The sum of their records does not tell: what was stored without an answer is never counted.
+    """
+
+    def is_moved() -> bool:
+        known = [bridge.progress.positions for bridge in bridges]
+        return all(max(it.get(p, 0) for it in known) >= end for p in range(partitions))
+
+    await until(is_moved, timeout_s=timeout_s)
+
+
 async def until(
     is_true: Callable[[], bool], pause_s: float = 0.01, timeout_s: float = 60.0
 ) -> None:

@@ -19,6 +19,7 @@ from tests.bridge.moves import (
     stored_messages,
     stored_records,
     until,
+    until_moved,
 )
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
@@ -104,7 +105,7 @@ async def test_two_live_bridges_store_each_record_once_and_in_order(
             tasks.create_task(bridge.run(), name="bridge")
         for _ in range(10):
             await asyncio.to_thread(mock.produce, topic, some_records(40, PARTITIONS))
-        await until(lambda: sum(bridge.progress.records for bridge in bridges) >= 400)
+        await until_moved(bridges, PARTITIONS, 100)
         for bridge in bridges:
             bridge.stop()
 

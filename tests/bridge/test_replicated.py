@@ -8,7 +8,7 @@ import pytest
 from nats.aio.client import Client
 
 from millstream_bridge import Bridge, verify
-from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.bridge.moves import a_route, move_all, offsets, stored_records, until, until_moved
 from tests.helpers.cluster import NatsCluster
 from tests.helpers.kafka import Kafka
 from tests.helpers.require import need
@@ -62,7 +62,7 @@ async def test_rivals_strays_and_a_lost_leader_neither_stop_the_stream_nor_cost_
                 leader = await cluster.leader_of(client, stream)
                 leader.kill()
                 await leader.restart()
-        await until(lambda: sum(one.progress.records for one in bridges) >= 2_700, timeout_s=90)
+        await until_moved(bridges, PARTITIONS, 900, timeout_s=90)
         for bridge in bridges:
             bridge.stop()
 

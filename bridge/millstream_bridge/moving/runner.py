@@ -97,6 +97,8 @@ class State(StrEnum):
 class Progress:
     """Live figures of a run; read it at any time, from the loop's thread.
 
+    ``records`` and ``payload_bytes`` are what the server acknowledged to this run: what it stored
+    without being able to say so is in ``positions`` only, from the next session on.
     Of the partitions that this process moves: ``ends`` are the highest ends known, ``read`` how far
     they were read, ``newest_ms`` the timestamps of the newest records read, ``epochs`` under which
     membership gave them. ``missed`` counts offsets that Kafka no longer had.
