@@ -54,29 +54,27 @@ async def test_a_group_moves_there_and_home_by_commands_with_proofs(
     assert {cut["after"] for cut in moved["partitions"].values()} == {4}
 
 
+def write_project(file: Path, kafka: Kafka, server: Server, topic: str, *groups: str) -> None:
+    """Two routes, of which only the first has its stream, and the groups: 'kafka group routes'."""
+    text = f'[kafka]\nbootstrap = "{kafka.bootstrap}"\n[nats]\nurl = "{server.url}"\n'
+    for name, stream, subject in ((topic, "FLIGHTS", "flights"), ("other", "OTHER", "other")):
+        text += (
+            f'[[route]]\ntopic = "{name}"\nstream = "{stream}"\nshared = true\n'
+            f'subject = "{subject}.{{partition}}.{{key}}"\n'
+        )
+    for group in groups:
+        old, new, *routes = group.split()
+        text += f'[[group]]\nkafka = "{old}"\ngroup = "{new}"\nroutes = {json.dumps(routes)}\n'
+    file.write_text(text)
+
+
 async def test_a_project_moves_its_groups(
     nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
     await fill(mock, nats_server, topic)
     commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
     project = tmp_path / "millstream.toml"
-    project.write_text(
-        f"""
-        [kafka]
-        bootstrap = "{mock.bootstrap}"
-        [nats]
-        url = "{nats_server.url}"
-        [[route]]
-        topic = "{topic}"
-        stream = "FLIGHTS"
-        subject = "flights.{{partition}}.{{key}}"
-        shared = true
-        [[group]]
-        kafka = "old"
-        group = "new"
-        routes = ["{topic}"]
-        """
-    )
+    write_project(project, mock, nats_server, topic, f"old new {topic}")
 
     done = run("cutover", "--project", str(project), "--group-is-stopped", "--yes", "--json")
 
@@ -85,6 +83,46 @@ async def test_a_project_moves_its_groups(
     assert found["schema"] == "millstream.bridge.cutover-project/1"
     (route,) = found["routes"]
     assert (route["kafka_group"], route["group"], route["applied"]) == ("old", "new", True)
+
+
+async def test_what_was_moved_before_an_error_is_written_down(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    await fill(mock, nats_server, topic)
+    mock.create_topic("other", 1)
+    commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
+    project, report = tmp_path / "millstream.toml", tmp_path / "report.json"
+    write_project(project, mock, nats_server, topic, f"old new {topic}", "old2 new2 other")
+
+    done = run(
+        *("cutover", "--project", str(project), "--group-is-stopped", "--yes"),
+        *("--report", str(report)),
+    )
+
+    assert done.returncode == 2
+    assert "stream OTHER" in done.stderr
+    assert "done and read back" in done.stdout
+    (moved,) = json.loads(report.read_text())["routes"]
+    assert (moved["kafka_group"], moved["applied"]) == ("old", True)
+
+
+async def test_no_group_is_moved_if_one_has_no_route_of_its_own(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    await fill(mock, nats_server, topic)
+    mock.create_topic("other", 1)
+    commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
+    project, report = tmp_path / "millstream.toml", tmp_path / "report.json"
+    write_project(project, mock, nats_server, topic, f"old new {topic}", "old2 new2")
+
+    done = run(
+        *("cutover", "--project", str(project), "--group-is-stopped", "--yes"),
+        *("--report", str(report)),
+    )
+
+    assert done.returncode == 2
+    assert "group new2 would read 2 routes" in done.stderr
+    assert (done.stdout, report.exists()) == ("", False)
 
 
 async def test_without_a_group_the_missing_option_is_named(

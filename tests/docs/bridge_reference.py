@@ -23,7 +23,7 @@ from millstream_bridge.project.permissions import Purpose, needs
 DOCS = Path(__file__).parents[2] / "bridge" / "docs"
 WIDTH = 92
 COMMON = (
-    *("--project", "--route", "--kafka", "--nats", "--topic ", "--stream", "--subject"),
+    *("--project", "--route", "--kafka", "--nats", "--topic", "--stream", "--subject"),
     *("--shared", "--null-key", "--creds", "--nkey", "--tlsca", "--tlscert", "--tlskey"),
     "--js-domain",
 )
@@ -56,7 +56,7 @@ def _options(text: str) -> tuple[str, str]:
     target = own
     for line in lines:
         if line.startswith("  -"):
-            is_common = is_of_route and line.strip().startswith(COMMON)
+            is_common = is_of_route and line.split()[0] in COMMON
             target = common if is_common else own
             if line.strip().startswith("--help"):
                 target = []
@@ -71,7 +71,7 @@ def all_commands() -> str:
     parts = []
     for name in command_names():
         own, _ = _options(help_text(name))
-        text = re.sub(r"\n{2,}", "\n\n", own).strip().removesuffix("\nOptions:")
+        text = re.sub(r"\n{2,}", "\n\n", re.sub(r"^Options:\n(?=\n)", "", own, flags=re.MULTILINE))
         parts.append(f"## {name}\n\n```text\n{text.strip()}\n```")
     return "\n\n".join(parts)
 

@@ -29,6 +29,18 @@ def test_what_a_page_takes_from_the_code_is_what_the_code_says(page: str, name: 
     )
 
 
+@pytest.mark.parametrize("name", bridge_reference.command_names())
+def test_each_commands_help_ends_with_examples_of_it_that_use_options_it_has(name: str) -> None:
+    text, _, examples = bridge_reference.help_text(name).partition("Examples:")
+
+    lines = [line.partition(" # ")[0].split() for line in examples.strip().splitlines()]
+    assert lines
+    for line in lines:
+        assert " ".join(line).startswith(f"millstream bridge {name}")
+        used = {word for word in line if word.startswith("--")}
+        assert used <= set(re.findall(r"--[\w-]+", text))
+
+
 def test_every_key_of_a_route_and_of_nats_is_in_a_table_and_no_other() -> None:
     routes = PROJECT.partition("## `[[route]]`")[2].partition("\n## ")[0]
     nats = PROJECT.partition("## `[nats]`")[2].partition("\n## ")[0]

@@ -4,9 +4,11 @@ from typing import Annotated, Any
 
 import typer
 
+from millstream_coordinator.operation.texts import show_table
+
 from ..project.assess import SAMPLE_RECORDS, Assessment, assess as look
 from ..project.findings import findings
-from .console import AsJson, ReportFile, command_without_route, say, show_table
+from .console import AsJson, ReportFile, command_without_route, say
 from .process import run_loop, write_report
 from .settings import load_kafka
 
@@ -14,7 +16,14 @@ from .settings import load_kafka
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command_without_route(app, "assess")
+    @command_without_route(
+        app,
+        "assess",
+        examples="""
+            assess --kafka broker:9092
+            assess --kafka broker:9092 --nats nats://n1:4222 --topics 'orders.*' --sample -1
+        """,
+    )
     def assess(
         given: dict[str, Any],
         topics: Annotated[str, typer.Option(help="Pattern of whole topic names.")] = ".*",

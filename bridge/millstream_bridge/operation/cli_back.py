@@ -23,7 +23,14 @@ from .process import run_loop, write_ready, write_report
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command(app, "back")
+    @command(
+        app,
+        "back",
+        examples="""
+            back --project project.toml
+            back --project project.toml --route orders --to-topic orders.copy --everything
+        """,
+    )
     def back(
         project: Project,
         to_topic: Annotated[

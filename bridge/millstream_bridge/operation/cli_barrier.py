@@ -18,7 +18,13 @@ from .process import run_loop
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command(app, "barrier")
+    @command(
+        app,
+        "barrier",
+        examples="""
+            barrier --project project.toml --timeout 30
+        """,
+    )
     def barrier(
         project: Project,
         timeout: Annotated[float, typer.Option(help="Seconds to wait.", min=0.0)] = 60.0,

@@ -6,17 +6,18 @@ from typing import Annotated
 import typer
 
 from millstream_coordinator.operation.process import Stopper
+from millstream_coordinator.operation.texts import help_end
 
 from ..errors import ConfigurationError
 from ..kafka.mock import MockKafka
-from .console import EndWithStdin, ReadyFile, errors
+from .console import PROGRAM, EndWithStdin, ReadyFile, errors
 from .process import run_loop, write_ready
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("kafka-mock")
+    @app.command("kafka-mock", epilog=help_end(PROGRAM, "kafka-mock --topic flights:4"))
     def kafka_mock(
         topic: Annotated[list[str], typer.Option(help="NAME:PARTITIONS; may be given again.")],
         brokers: Annotated[int, typer.Option(help="How many brokers.", min=1, max=100)] = 1,

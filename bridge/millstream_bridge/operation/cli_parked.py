@@ -8,6 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from millstream_coordinator.operation.texts import show_table
+
 from ..errors import ConfigurationError, ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..model import Route
@@ -15,7 +17,7 @@ from ..moving.parked import ParkedRecords
 from ..project.file import Project
 from ..project.routes import current_routes
 from ..records.mapping import Mapping
-from .console import AsJson, command, say, show_table
+from .console import AsJson, command, say
 from .parked_document import SCHEMA, document, edited, summary
 from .process import run_loop
 
@@ -38,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _register_look(parked: typer.Typer) -> None:
-    @command(parked, "ls")
+    @command(parked, "ls", examples="parked ls --project project.toml")
     def ls(project: Project, as_json: AsJson = False) -> None:
         """List the parked records of every route, by partition and offset."""
         found = run_loop(_list(project))
@@ -62,7 +64,11 @@ def _register_look(parked: typer.Typer) -> None:
             ],
         )
 
-    @command(parked, "show")
+    @command(
+        parked,
+        "show",
+        examples="parked show 3 1042 --project project.toml --route orders > record.json",
+    )
     def show(project: Project, partition: Partition, offset: Offset) -> None:
         """Print one record whole, as JSON: why it is here, key, value, headers, timestamp."""
         found = run_loop(
@@ -72,7 +78,11 @@ def _register_look(parked: typer.Typer) -> None:
 
 
 def _register_change(parked: typer.Typer) -> None:
-    @command(parked, "repair")
+    @command(
+        parked,
+        "repair",
+        examples="parked repair 3 1042 --project project.toml --route orders --from record.json",
+    )
     def repair(
         project: Project,
         partition: Partition,
@@ -97,7 +107,14 @@ def _register_change(parked: typer.Typer) -> None:
         )
         typer.echo(f"repaired: partition {partition} offset {offset}")
 
-    @command(parked, "replay")
+    @command(
+        parked,
+        "replay",
+        examples="""
+            parked replay 3 1042 --project project.toml --route orders    # changes nothing
+            parked replay 3 1042 --project project.toml --route orders --yes
+        """,
+    )
     def replay(
         project: Project,
         partition: Partition,
@@ -120,7 +137,9 @@ def _register_change(parked: typer.Typer) -> None:
         }
         say(report if as_json else None, line)
 
-    @command(parked, "drop")
+    @command(
+        parked, "drop", examples="parked drop 3 1042 --project project.toml --route orders --yes"
+    )
     def drop(project: Project, partition: Partition, offset: Offset, yes: Yes = False) -> None:
         """Forget a parked record for good; its mark stays in the stream."""
         run_loop(_with_route(project, lambda desk, _: _drop(desk, partition, offset, dry=not yes)))

@@ -14,7 +14,14 @@ from .process import run_loop
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command(app, "permissions")
+    @command(
+        app,
+        "permissions",
+        examples="""
+            permissions --project project.toml
+            permissions --project project.toml --for verify
+        """,
+    )
     def permissions(
         project: Project,
         purpose: Annotated[

@@ -20,7 +20,14 @@ from .settings import KafkaSettings, load_kafka
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command_without_route(app, "plan")
+    @command_without_route(
+        app,
+        "plan",
+        examples="""
+            plan --kafka broker:9092 --nats nats://n1:4222 --topics 'orders.*' --out project.toml
+            plan --check project.toml
+        """,
+    )
     def plan(
         given: dict[str, Any],
         topics: Annotated[str, typer.Option(help="Pattern of whole topic names.")] = ".*",

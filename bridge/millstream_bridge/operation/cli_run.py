@@ -51,7 +51,14 @@ class _Options:
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command(app, "run")
+    @command(
+        app,
+        "run",
+        examples="""
+            run --project project.toml --http 127.0.0.1:9465
+            run --project project.toml --group movers    # the same in several processes
+        """,
+    )
     def run(
         project: Project,
         stop_at_end: Annotated[

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from millstream_coordinator.operation.process import DONE, Stopper
+from millstream_coordinator.operation.texts import help_end
 
 from ..jetstream.target import NatsTarget
 from ..project.file import load_project
 from ..schemas.copying import EVERY_S, Copied, copy_schemas, follow_schemas
 from ..schemas.registry import Registry
 from ..schemas.schema import BUCKET
-from .console import AsJson, errors, say
+from .console import PROGRAM, AsJson, errors, say
 from .process import run_loop
 
 _PASSWORD, _TOKEN = "MILLSTREAM_BRIDGE_REGISTRY_PASSWORD", "MILLSTREAM_BRIDGE_REGISTRY_TOKEN"
@@ -24,7 +25,12 @@ _PASSWORD, _TOKEN = "MILLSTREAM_BRIDGE_REGISTRY_PASSWORD", "MILLSTREAM_BRIDGE_RE
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("schemas")
+    @app.command(
+        "schemas",
+        epilog=help_end(
+            PROGRAM, "schemas --registry http://registry:8081 --project project.toml --follow"
+        ),
+    )
     def schemas(
         registry: Annotated[
             str,

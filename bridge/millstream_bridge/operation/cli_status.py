@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from millstream_coordinator.operation.process import CHECK_FAILED
+from millstream_coordinator.operation.texts import help_end, show_table
 
 from ..jetstream.target import NatsTarget
 from ..project.file import load_project
-from .console import AsJson, ReportFile, errors, say, show_table
+from .console import PROGRAM, AsJson, ReportFile, errors, say
 from .process import run_loop, write_report
 from .status import ask
 
@@ -22,7 +23,7 @@ DEFAULT_NATS = "nats://127.0.0.1:4222"
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("status")
+    @app.command("status", epilog=help_end(PROGRAM, "status --project project.toml"))
     def status(
         project: Annotated[
             Path | None,

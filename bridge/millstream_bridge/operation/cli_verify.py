@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from millstream_coordinator.operation.process import CHECK_FAILED, Stopper, unless_stopped
+from millstream_coordinator.operation.texts import show_table
 
 from ..errors import ConfigurationError
 from ..model import Record, Route
@@ -25,7 +26,6 @@ from .console import (
     fail,
     project_document,
     say,
-    show_table,
 )
 from .process import run_loop, write_report
 
@@ -44,7 +44,15 @@ _APART = {
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @command(app, "verify")
+    @command(
+        app,
+        "verify",
+        examples="""
+            verify --project project.toml
+            verify --project project.toml --sample 20
+            verify --project project.toml --online --every 60
+        """,
+    )
     def verify(
         project: Project,
         sample: Annotated[

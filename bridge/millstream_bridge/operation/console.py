@@ -15,10 +15,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from millstream_coordinator.operation.process import INTERRUPTED
+from millstream_coordinator.operation.texts import help_end
 
 from ..errors import BridgeError
 from ..model import Positions
 from .settings import project_of
+
+PROGRAM = "millstream bridge"
 
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Write pid and addresses here, as JSON, when ready.")
@@ -84,21 +87,25 @@ _SIDES: dict[str, Any] = {it: _PROJECT[it] for it in ("kafka", "nats", *CREDENTI
 Register = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def command(app: typer.Typer, name: str) -> Register:
-    """Make a function ``f(project, …)`` a command of ``app``.
+def command(app: typer.Typer, name: str, *, examples: str) -> Register:
+    """Make a function ``f(project, …)`` a command of ``app``; ``examples`` end its help.
 
     The project is that of ``--project FILE``, or the one route that the other options describe.
     """
-    return _command(app, name, _PROJECT, project_of)
+    return _command(app, name, examples, _PROJECT, project_of)
 
 
-def command_without_route(app: typer.Typer, name: str) -> Register:
+def command_without_route(app: typer.Typer, name: str, *, examples: str) -> Register:
     """Make a function ``f(given, …)`` a command of ``app``; ``given`` is for `load_kafka`."""
-    return _command(app, name, _SIDES, dict)
+    return _command(app, name, examples, _SIDES, dict)
 
 
 def _command(
-    app: typer.Typer, name: str, options: Mapping[str, Any], first: Callable[..., object]
+    app: typer.Typer,
+    name: str,
+    examples: str,
+    options: Mapping[str, Any],
+    first: Callable[..., object],
 ) -> Register:
     """``first`` makes the function's first argument of the options."""
 
@@ -119,7 +126,7 @@ def _command(
         run.__doc__ = function.__doc__
         run.__name__ = function.__name__
         run.__annotations__ = {it.name: it.annotation for it in parameters}
-        app.command(name)(run)
+        app.command(name, epilog=help_end(PROGRAM, examples))(run)
         return function
 
     return register
@@ -145,7 +152,7 @@ class errors:  # noqa: N801 - reads as a statement
 
 def fail(text: str, code: int, cause: BaseException | None = None) -> NoReturn:
     """One line on standard error, and the exit code."""
-    typer.echo(f"millstream bridge: {' '.join(text.split())}", err=True)
+    typer.echo(f"{PROGRAM}: {' '.join(text.split())}", err=True)
     raise typer.Exit(code) from cause
 
 
@@ -157,27 +164,6 @@ def say(summary: dict[str, Any] | None, line: str) -> None:
 def project_document(command: str, routes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """The report of a command on a project: that of each route, and what they come to."""
     return {"schema": f"millstream.bridge.{command}-project/1", **more, "routes": list(routes)}
-
-
-def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on a terminal, plain aligned lines elsewhere."""
-    from rich.console import Console  # noqa: PLC0415 - 0.1 s that only tables need
-    from rich.markup import escape  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    console = Console()
-    if not console.is_terminal:
-        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-        for row in (columns, *rows):
-            cells = [one.ljust(width) for one, width in zip(row, widths, strict=True)]
-            typer.echo("  ".join(cells).rstrip())
-        return
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    console.print(table)
 
 
 def text_keys(positions: Positions) -> dict[str, int]:

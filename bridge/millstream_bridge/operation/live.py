@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from millstream_coordinator.operation.texts import table
+
 from ..errors import BridgeError
 from ..kafka.admin import KafkaAdmin
 from ..model import Watermarks
@@ -123,18 +125,15 @@ class Live:
 
     def table(self, rows_max: int) -> "Table":
         """What is drawn; of many partitions those that are furthest behind."""
-        from rich.table import Table  # noqa: PLC0415
-
         rows = self.rows(time.monotonic())
-        table = Table(*_COLUMNS, box=None, pad_edge=False)
-        shown = rows
+        shown, caption = rows, None
         if len(rows) > rows_max > 0:
             lag = _COLUMNS.index("LAG")
             shown = sorted(rows, key=lambda row: -int(row[lag].replace(",", "")))[:rows_max]
-            table.caption = f"{len(rows) - rows_max} partitions that are less behind are not shown"
-        for row in shown:
-            table.add_row(*row)
-        return table
+            caption = f"{len(rows) - rows_max} partitions that are less behind are not shown"
+        drawn = table(_COLUMNS, shown)
+        drawn.caption = caption
+        return drawn
 
 
 def eta_text(seconds: float | None) -> str:

@@ -11,7 +11,6 @@ from .console import (
     DryRun,
     GroupName,
     Yes,
-    cell,
     change,
     command,
     confirm,
@@ -19,11 +18,11 @@ from .console import (
     exit_with,
     fail,
     show_json,
-    show_table,
 )
 from .letters import Choice, Letter, list_letters, read_letter
 from .process import DONE, USAGE_ERROR
 from .settings import CoordinatorSettings
+from .texts import cell, show_table
 
 COLUMNS = ("LETTER", "PARTITION", "KEY", "MESSAGE", "REASON", "ATTEMPTS", "GIVEN UP", "ERROR")
 

@@ -18,17 +18,12 @@ from ..jetstream.permissions import Role, config_text, needs
 from .connect import connected
 from .console import (
     AsJson,
-    Cells,
     GroupName,
-    cell,
     command,
     connected_to,
     exit_with,
     fail,
-    lines,
     show_json,
-    show_table,
-    table,
 )
 from .history import Event, describe as describe_event, follow, read_history
 from .overview import (
@@ -41,6 +36,7 @@ from .overview import (
 from .process import CHECK_FAILED, DONE, USAGE_ERROR, Stopper, say, unless_stopped
 from .settings import CoordinatorSettings
 from .target import Target
+from .texts import Cells, cell, lines, show_table, table
 
 GROUP_COLUMNS = ("GROUP", "STREAM", "PARTITIONS", "MEMBERS", "LEADER", "STATE")
 PARTITION_COLUMNS = (

@@ -1,17 +1,17 @@
-"""What the commands have in common at their edge: options, tables, errors, questions.
+"""What the commands have in common at their edge: options, errors, questions.
 
 A command is a function of settings and its own parameters, made one with `command`: that adds the
 options every command has (where the server is, who we are), reads the settings, and hands them in.
 
-People get tables on a terminal and aligned plain lines elsewhere; programs get one JSON document
-with ``--json``. An error is one line on standard error and an exit code (`process`).
+People get lines and tables (`texts`); programs get one JSON document with ``--json``. An error is
+one line on standard error and an exit code (`process`).
 """
 
 import asyncio
 import inspect
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -19,9 +19,6 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from ..errors import GroupError, ServerUnreachable
 from ..naming import check_name
@@ -30,16 +27,10 @@ from .connect import connected
 from .process import CHECK_FAILED, DONE, INTERRUPTED, UNREACHABLE, USAGE_ERROR
 from .settings import CoordinatorSettings, load
 from .target import Target
+from .texts import help_end
 from .waiting import Pending, wait
 
-Cells = tuple[str, ...]
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-NUMBERS = frozenset(
-    {"PARTITION", "CURRENT", "END", "LAG", "EPOCH", "PID", "CAPACITY", "PARTITIONS", "MEMBERS"}
-    | {"LETTER", "MESSAGE", "ATTEMPTS", "BYTES"}
-)
-"""Columns of numbers, on the right in a table."""
 
 
 def option(kind: object, text: str, *names: str, env: list[str] | None = None, **more: Any) -> Any:
@@ -109,10 +100,7 @@ def command(
         run.__doc__ = function.__doc__
         run.__name__ = function.__name__
         run.__annotations__ = {it.name: it.annotation for it in parameters}
-        epilog = "Examples:\n\n\b\n" + "\n".join(
-            f"  millstream coordinator {line}" for line in examples.strip().splitlines()
-        )
-        app.command(name, epilog=epilog)(run)
+        app.command(name, epilog=help_end("millstream coordinator", examples))(run)
         return function
 
     return register
@@ -222,15 +210,6 @@ def show_json(document: object) -> None:
     typer.echo(json.dumps(document, indent=2))
 
 
-def show_table(columns: Cells, rows: Sequence[Cells]) -> None:
-    """A table on a terminal, plain aligned lines elsewhere."""
-    console = Console()
-    if console.is_terminal:
-        console.print(table(columns, rows))
-    else:
-        typer.echo("\n".join(lines([columns, *rows])))
-
-
 def show_changes(outcome: Outcome) -> None:
     """What an operation did or would do, for people."""
     for change in outcome.changes:
@@ -239,34 +218,3 @@ def show_changes(outcome: Outcome) -> None:
         is_about_letters = outcome.operation.startswith("dlq.")
         why = "there are no such letters" if is_about_letters else "it is so already"
         typer.echo(f"nothing to change: {why}")
-
-
-def cell(value: object) -> str:
-    """What is not there is ``-``, as in Kafka's own listing."""
-    return "-" if value is None or value == "" else str(value)
-
-
-def table(columns: Cells, rows: Sequence[Cells]) -> Table:
-    """Rows as rich draws them: two spaces between columns, or one where the terminal is narrow."""
-    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
-    is_narrow = sum(widths) + 2 * len(widths) > Console().width
-    drawn = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0) if is_narrow else (0, 1))
-    for column in columns:
-        drawn.add_column(
-            column,
-            justify="right" if column in NUMBERS else "left",
-            overflow="fold",
-            min_width=len(column),
-        )
-    for row in rows:
-        drawn.add_row(*map(escape, row))
-    return drawn
-
-
-def lines(rows: Sequence[Cells]) -> list[str]:
-    """Columns as wide as their widest cell, two spaces between."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(one.ljust(width) for one, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]

@@ -1,0 +1,148 @@
+"""What cutover and rollback have in common: which groups move, their options, their proofs."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from millstream_coordinator.operation.process import CHECK_FAILED
+from millstream_coordinator.operation.texts import show_table
+
+from ..cutover.proof import CutProof
+from ..errors import ConfigurationError
+from ..model import Route
+from ..project.file import GroupMove, Project
+from ..project.routes import current_routes
+from .console import project_document, say
+from .process import run_loop, write_report
+
+KafkaGroup = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The Kafka group; by default those of the project."),
+]
+Group = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The coordinator group; by default of the same name."),
+]
+KeyRule = Annotated[
+    str | None,
+    typer.Option(help="The group's key rule, where the subject template cannot be one."),
+]
+IsStopped = Annotated[
+    bool,
+    typer.Option(
+        "--group-is-stopped", help="Your word for it, where Kafka does not tell (the mock)."
+    ),
+]
+Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what would be done.")]
+Wait = Annotated[float, typer.Option(help="Seconds to wait for the group's last member to leave.")]
+
+
+def move_groups(
+    project: Project,
+    what: str,
+    moves: Sequence[GroupMove],
+    move: Callable[[Route, GroupMove], Awaitable[CutProof]],
+    report: Path | None,
+    *,
+    as_json: bool,
+    yes: bool,
+) -> None:
+    """Move one group after another, write the proofs down, show them; exit 1 if one is not exact.
+
+    What was moved before an error is written down and shown too.
+    """
+    proofs: list[CutProof] = []
+
+    async def each() -> None:
+        routes = await current_routes(project)
+        pairs = [(_route_of(routes, it), it) for it in moves]  # all are sound before one is moved
+        for route, it in pairs:
+            proofs.append(await move(route, it))
+
+    try:
+        run_loop(each())
+    finally:
+        if proofs:
+            documents = [proof.as_json() for proof in proofs]
+            summary = project_document(what, documents) if project.is_file else documents[0]
+            write_report(report, summary)
+            if as_json:
+                say(summary, "")
+            else:
+                for proof in proofs:
+                    _show(proof, yes=yes)
+    if not all(proof.is_exact for proof in proofs):
+        raise typer.Exit(CHECK_FAILED)
+
+
+def _show(proof: CutProof, *, yes: bool) -> None:
+    typer.echo(
+        f"{proof.what}: Kafka group {proof.kafka_group} ({proof.kafka_group_state}) on topic"
+        f" {proof.topic} | group {proof.group}"
+    )
+    columns = ("PARTITION", "LOW", "HIGH", "OFFSET", "HANDLED LAST", "NEXT SEQ", "OPEN FIRST")
+    rows = []
+    for cut in proof.partitions:
+        edges = (cut.records, cut.natives)
+        last = max((it.last for it in edges if it.last), key=lambda place: place[0], default=None)
+        first = min((it.first for it in edges if it.first), key=lambda it: it[0], default=None)
+        rows.append(
+            (
+                *map(str, (cut.partition, cut.low, cut.high, cut.offset)),
+                _place(last),
+                str(cut.next_seq),
+                _place(first),
+            )
+        )
+    if rows:
+        show_table(columns, rows)
+    for problem in proof.problems:
+        typer.echo(f"not exact: {problem}")
+    if proof.applied and proof.is_exact:
+        typer.echo(f"done and read back; nobody read for {proof.standstill_s or 0:.1f} s")
+    elif proof.is_exact:
+        typer.echo("exact; nothing was changed" + ("" if yes else ": --yes does it"))
+    else:
+        typer.echo("something was in the way" if proof.applied else "refused; nothing was changed")
+
+
+def _place(place: tuple[int, int | None] | None) -> str:
+    if place is None:
+        return "-"
+    seq, offset = place
+    return f"seq {seq} (native)" if offset is None else f"seq {seq} (offset {offset})"
+
+
+def moves_of(project: Project, kafka_group: str | None, group: str | None) -> list[GroupMove]:
+    """Which groups move: the one that is named, or all of the project. ConfigurationError: none."""
+    if kafka_group is None and group is not None:
+        kafka_group = group
+    if kafka_group is None:
+        if not project.groups:
+            raise ConfigurationError(
+                "--kafka-group is missing, and there is no [[group]] in a project"
+            )
+        return list(project.groups)
+    known = next((it for it in project.groups if it.kafka == kafka_group), None)
+    if known is not None and group in (None, known.group):
+        return [known]
+    return [GroupMove(kafka=kafka_group, group=group or kafka_group, routes=())]
+
+
+def _route_of(routes: Sequence[Route], move: GroupMove) -> Route:
+    """The route a group reads. ConfigurationError: not one, or several for one group.
+
+    A coordinator group reads one topic; a Kafka group of several becomes one group for each.
+    """
+    found = [route for route in routes if not move.routes or route.name in move.routes]
+    if not found:
+        raise ConfigurationError(f"group {move.group}: none of the routes is its")
+    if len(found) > 1:
+        names = ", ".join(route.name for route in found)
+        raise ConfigurationError(
+            f"group {move.group} would read {len(found)} routes ({names}); a coordinator group"
+            " reads one: write a [[group]] of its own name for each"
+        )
+    return found[0]
