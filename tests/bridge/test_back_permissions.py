@@ -4,26 +4,18 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import nats
 import pytest
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclBinding,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
 
 from millstream_bridge import BridgeError
 from millstream_bridge.back.runner import BackBridge
 from millstream_bridge.project.permissions import Purpose, needs
 from tests.bridge.moves import a_route
-from tests.bridge.test_permissions import make_topic
+from tests.bridge.test_permissions import make_topic, permit, secured  # noqa: F401 - a fixture
 from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
 from tests.helpers.servers import Server, real_server
@@ -78,44 +70,11 @@ async def test_each_subject_is_needed_and_named(mock: Kafka, tmp_path: Path, mis
     assert ":p@" not in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
-    need("kafka")
-    node = KafkaNode(tmp_path_factory.mktemp("kafka"), secured=True)
-    node.start()
-    try:
-        yield node
-    finally:
-        node.kill()
-
-
-def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
-    operations = {"Read": AclOperation.READ, "Write": AclOperation.WRITE}
-    kinds = {
-        "topic": ResourceType.TOPIC,
-        "group": ResourceType.GROUP,
-        "transactional id": ResourceType.TRANSACTIONAL_ID,
-    }
-    rules = [
-        AclBinding(
-            kinds[kind],
-            name,
-            ResourcePatternType.LITERAL,
-            f"User:{KafkaNode.BRIDGE}",
-            "*",
-            operations[operation],
-            AclPermissionType.ALLOW,
-        )
-        for kind, name, operation in lines
-    ]
-    admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
-    for done in admin.create_acls(rules).values():
-        done.result(20)
-
-
 @pytest.mark.kafka
 async def test_the_listed_operations_are_enough_on_kafka(
-    secured: KafkaNode, topic: str, nats_server: Server
+    secured: KafkaNode,  # noqa: F811
+    topic: str,
+    nats_server: Server,
 ) -> None:
     make_topic(secured, topic)
     await fill(nats_server.url)

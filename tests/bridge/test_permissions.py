@@ -146,10 +146,16 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
 def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
     operations = {
         "Read": AclOperation.READ,
+        "Write": AclOperation.WRITE,
+        "Write": AclOperation.WRITE,
         "Describe": AclOperation.DESCRIBE,
         "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
     }
-    kinds = {"topic": ResourceType.TOPIC, "group": ResourceType.GROUP}
+    kinds = {
+        "topic": ResourceType.TOPIC,
+        "group": ResourceType.GROUP,
+        "transactional id": ResourceType.TRANSACTIONAL_ID,
+    }
     rules = [
         AclBinding(
             kinds[kind],
