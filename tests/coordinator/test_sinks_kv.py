@@ -4,12 +4,11 @@ import asyncio
 from typing import Any
 
 import nats
-import nats.errors
 import pytest
 from nats.aio.client import Client
-from nats.js import JetStreamContext
-from nats.js.api import PubAck, RawStreamMsg
 
+from millstream_coordinator.jetstream.api import Api, RequestFailed, Stored
+from millstream_coordinator.ports import Failure
 from millstream_coordinator.sinks.contract import (
     BadMark,
     SinkContended,
@@ -110,19 +109,19 @@ async def test_many_tasks_lose_no_effect(client: Client, name: str) -> None:
     assert sorted(await content(sinks[0])) == expected
 
 
-class Meddling(JetStreamContext):
-    """A client in whose streams somebody changes each entry after it was read."""
+class Meddling(Api):
+    """A server on which somebody changes each entry after it was read."""
 
-    async def get_msg(self, stream_name: str, *args: Any, **options: Any) -> RawStreamMsg:
+    async def last(self, stream: str, subject: str) -> Stored | None:
         try:
-            return await super().get_msg(stream_name, *args, **options)
+            return await super().last(stream, subject)
         finally:
-            await self.publish(options["subject"], b'["meddled"]')
+            await self.publish(subject, b'["meddled"]', {})
 
 
 async def test_an_entry_that_never_stands_still_is_given_up(client: Client, name: str) -> None:
     await KvSink.open(client, name)
-    sink = KvSink(Meddling(client), name, attempts_max=3)
+    sink = KvSink(Meddling(client, 5.0), name, attempts_max=3)
 
     with pytest.raises(SinkContended, match="changed 3 times"):
         await sink.apply(Delivery(), appended("1"))
@@ -130,28 +129,28 @@ async def test_an_entry_that_never_stands_still_is_given_up(client: Client, name
     assert await content(sink) == ["meddled"]
 
 
-class Deaf(JetStreamContext):
-    """A client that stops hearing confirmations once ``is_deaf`` is set; its writes arrive."""
+class Deaf(Api):
+    """A server whose confirmations are not heard once ``is_deaf`` is set; what is sent arrives."""
 
     is_deaf = False
 
-    async def publish(self, *args: Any, **options: Any) -> PubAck:
-        ack = await super().publish(*args, **options)
+    async def publish(self, subject: str, *args: Any, **options: Any) -> int:
+        seq = await super().publish(subject, *args, **options)
         if self.is_deaf:
-            raise nats.errors.TimeoutError
-        return ack
+            raise RequestFailed(Failure.TIMEOUT, subject)
+        return seq
 
 
 async def test_an_effect_whose_confirmation_was_lost_is_found_and_counted_once(
     client: Client, name: str
 ) -> None:
     await KvSink.open(client, name)
-    jetstream = Deaf(client)
-    sink = KvSink(jetstream, name)
-    jetstream.is_deaf = True
+    api = Deaf(client, 5.0)
+    sink = KvSink(api, name)
+    api.is_deaf = True
     with pytest.raises(SinkUnavailable):
         await sink.apply(Delivery(seq=1), appended("1"))
-    jetstream.is_deaf = False
+    api.is_deaf = False
 
     verdicts = [await sink.apply(Delivery(seq=1), appended("again")) for _ in range(2)]
 

@@ -22,6 +22,7 @@ from nats.aio.client import Client
 
 from ..errors import GroupError, PermissionMissing, ServerUnreachable
 from ..ports import Failure
+from .link import Link, LinkBroken
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
@@ -87,6 +88,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A message as its stream holds it."""
+
+    seq: int
+    headers: dict[str, str]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """What the reply subject of a consumer's message says."""
 
@@ -147,6 +157,7 @@ class Api:
     def __init__(self, connection: Client, timeout_s: float, prefix: str = API_PREFIX) -> None:
         """``prefix``: see `api_prefix`."""
         self.connection = connection
+        self.link = Link(connection)
         self.prefix = prefix
         self._timeout_s = timeout_s
         self._one_question = asyncio.Lock()
@@ -175,20 +186,23 @@ class Api:
     ) -> bytes:
         """Send one request; raises RequestFailed for anything but an answer.
 
-        An answer that comes over another connection than the request went out on is no answer:
-        what the request found may be gone.
+        It ends with the connection it went out on, and that nobody responds is no answer over
+        another: what the request found may be gone.
         """
-        connection = self.connection
-        if not connection.is_connected:
+        link = self.link
+        if not link.is_up:
             raise RequestFailed(Failure.DISCONNECTED, subject)
-        generation = connection.stats["reconnects"]
+        reconnects = link.reconnects
         try:
-            reply = await connection.request(
-                subject, payload, timeout=timeout_s or self._timeout_s, headers=headers
-            )
-            pass_cancellation()
+            async with link.held():
+                reply = await self.connection.request(
+                    subject, payload, timeout=timeout_s or self._timeout_s, headers=headers
+                )
+                pass_cancellation()
+        except LinkBroken as error:
+            raise RequestFailed(Failure.DISCONNECTED, subject) from error
         except nats.errors.NoRespondersError as error:
-            if connection.stats["reconnects"] != generation or not connection.is_connected:
+            if link.is_broken_since(reconnects):
                 raise RequestFailed(Failure.DISCONNECTED, subject) from error
             raise RequestFailed(Failure.NO_RESPONDERS, subject) from error
         except nats.errors.TimeoutError as error:
@@ -246,14 +260,25 @@ class Api:
 
     async def read(self, bucket: str, key: str) -> Entry:
         """Read a key's newest value from the stream's leader."""
-        subject = f"$KV.{bucket}.{key}"
+        found = await self.last(f"KV_{bucket}", f"$KV.{bucket}.{key}")
+        if found is None:
+            return Entry(None, 0)
+        return Entry(None if marks_deletion(found.headers) else found.data, found.seq)
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """Read a subject's last message from the stream's leader; None if there is none."""
         try:
-            answer = await self.call(f"STREAM.MSG.GET.KV_{bucket}", {"last_by_subj": subject})
+            answer = await self.call(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
         except RequestFailed as error:
             if error.code == MESSAGE_NOT_FOUND:
-                return Entry(None, 0)
+                return None
             raise
-        return _entry(answer["message"])
+        message = answer["message"]
+        return Stored(
+            int(message["seq"]),
+            parse_headers(base64.b64decode(message.get("hdrs", ""))),
+            base64.b64decode(message.get("data", "")),
+        )
 
     async def read_all(self, bucket: str, prefix: str = "") -> dict[str, bytes]:
         """Read the keys that begin with ``prefix`` and have a value, some at a time, by name.
@@ -320,7 +345,7 @@ class Api:
                 return names
 
 
-def marks_deletion(headers: dict[str, str] | None) -> bool:
+def marks_deletion(headers: Mapping[str, str] | None) -> bool:
     """Whether a bucket's message says that the key is not there any more."""
     return headers is not None and ("KV-Operation" in headers or "Nats-Marker-Reason" in headers)
 
@@ -333,12 +358,6 @@ def parse_headers(block: bytes) -> dict[str, str]:
         if found:
             headers.setdefault(name.decode("latin-1"), value.strip().decode("utf-8", "replace"))
     return headers
-
-
-def _entry(message: dict[str, Any]) -> Entry:
-    headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
-    data = base64.b64decode(message.get("data", ""))
-    return Entry(None if marks_deletion(headers) else data, int(message["seq"]))
 
 
 def _result(payload: bytes, subject: str) -> dict[str, Any]:

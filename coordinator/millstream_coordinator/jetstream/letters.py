@@ -191,17 +191,13 @@ class Letters:
     async def _last(self, subject: str) -> tuple[dict[str, str], int]:
         """Read the headers and the sequence of the last letter; nothing and 0: there is none."""
         try:
-            answer = await self._api.call(
-                f"STREAM.MSG.GET.{self.stream}", {"last_by_subj": subject}
-            )
+            found = await self._api.last(self.stream, subject)
         except RequestFailed as error:
-            if error.code == STREAM_NOT_FOUND:
-                await self._make()
-            elif error.code != MESSAGE_NOT_FOUND:
+            if error.code != STREAM_NOT_FOUND:
                 raise
-            return {}, 0
-        message = answer["message"]
-        return parse_headers(base64.b64decode(message.get("hdrs", ""))), int(message["seq"])
+            await self._make()
+            found = None
+        return ({}, 0) if found is None else (found.headers, found.seq)
 
     async def _make(self) -> None:
         config = letters_config(self._settings.group, self._streams.num_replicas)

@@ -50,23 +50,21 @@ room for until then, and a batch that finds no room is tried again after a momen
 """
 
 import asyncio
-import base64
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import nats.errors
 from nats.aio.client import Client
 
 from ..jetstream.api import (
-    MESSAGE_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     Api,
     RequestFailed,
+    Stored,
     api_prefix,
-    parse_headers,
     pass_cancellation,
 )
 from ..naming import check_name
@@ -77,6 +75,8 @@ from .contract import (
     BadMark,
     SinkContended,
     SinkCounters,
+    SinkDisconnected,
+    SinkError,
     SinkUnavailable,
     SinkUnfit,
     StaleEpoch,
@@ -94,7 +94,7 @@ from .mark import (
     entry_key,
     entry_of_key,
 )
-from .outlet import TIMEOUT_S, Outlet, Output, is_literal
+from .outlet import TIMEOUT_S, Outlet, Output, is_literal, unavailable
 
 EPOCH_HEADER: Final = "Millstream-Epoch"
 """On a partition's fence: the highest epoch it has seen."""
@@ -122,7 +122,8 @@ class Step:
 Effect = Sequence[Output] | Callable[[bytes | None], Step]
 """Outputs that leave the state as it is; or from the state before (None: there is none) to a Step.
 
-A function is called again when another batch came between: it must have no effects of its own.
+A function is called again when another batch came between or the connection broke: it must have no
+effects of its own.
 """
 
 
@@ -220,7 +221,7 @@ class BatchSink:
         self.counters.attempts += 1
         where = entry_key(message)
         subject = f"{self.prefix}.key.{where}"
-        reason = ""
+        failure: SinkError = SinkContended(self.name, where, self._attempts_max)
         for attempt in range(self._attempts_max):
             try:
                 fence = await self._raised(message.partition, message.epoch)
@@ -238,14 +239,16 @@ class BatchSink:
                 self._remembered.pop(subject, None)
                 self._fences.pop(message.partition, None)
             except _NotStored as error:
-                reason = str(error)
+                failure = SinkUnavailable(self.name, str(error))
                 await asyncio.sleep(pause_s(attempt))
+            except SinkDisconnected as error:
+                failure = error
+                if not await self._api.link.until_up(TIMEOUT_S):
+                    break
             else:
                 self.counters.applied += 1
                 return Verdict.APPLY
-        if reason:
-            raise SinkUnavailable(self.name, reason)
-        raise SinkContended(self.name, where, self._attempts_max)
+        raise failure
 
     async def state(self, key: bytes) -> bytes | None:
         """A key's state now, read from the server; None if there is none."""
@@ -329,7 +332,7 @@ class BatchSink:
         """
         connection = self._api.connection
         if not connection.is_connected:
-            raise SinkUnavailable(self.name, "the connection is down")
+            raise SinkDisconnected(self.name, "the connection is down")
         batch_id = secrets.token_hex(11)
         try:
             for place, (subject, data, headers) in enumerate(members, 1):
@@ -348,7 +351,7 @@ class BatchSink:
             raise SinkUnavailable(self.name, str(error) or type(error).__name__) from error
         except RequestFailed as error:
             if error.reason is not Failure.REFUSED:
-                raise SinkUnavailable(self.name, str(error)) from error
+                raise unavailable(self.name, error) from error
             if error.code in WRONG_LAST_SEQUENCE:
                 raise _Conflict from error
             if error.code in _NOT_STORED:
@@ -374,7 +377,7 @@ class BatchSink:
             except RequestFailed as error:
                 if error.code in WRONG_LAST_SEQUENCE:
                     raise _Conflict from error
-                raise SinkUnavailable(self.name, error.detail) from error
+                raise unavailable(self.name, error) from error
             fence = _Fence(epoch, seq)
         self._fences[partition] = fence
         return fence
@@ -401,21 +404,12 @@ class BatchSink:
         self._remember(subject, entry)
         return entry
 
-    async def _read(self, subject: str) -> "_Stored | None":
+    async def _read(self, subject: str) -> Stored | None:
         """The last message on a subject, from the stream's leader. Raises SinkUnavailable."""
-        body = {"last_by_subj": subject}
         try:
-            answer = await self._api.call(f"STREAM.MSG.GET.{self._outlet.stream}", body)
+            return await self._api.last(self._outlet.stream, subject)
         except RequestFailed as error:
-            if error.code == MESSAGE_NOT_FOUND:
-                return None
-            raise SinkUnavailable(self.name, error.detail) from error
-        found: dict[str, Any] = answer["message"]
-        return _Stored(
-            seq=int(found["seq"]),
-            headers=parse_headers(base64.b64decode(found.get("hdrs", ""))),
-            data=base64.b64decode(found.get("data", "")),
-        )
+            raise unavailable(self.name, error) from error
 
     def _remember(self, subject: str, entry: Entry) -> None:
         self._remembered[subject] = entry
@@ -428,15 +422,6 @@ class BatchSink:
 
     def _rollup(self) -> dict[str, str]:
         return {"Nats-Rollup": "sub"} if self._outlet.allows_rollup else {}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
-    """A message as the stream holds it."""
-
-    seq: int
-    headers: dict[str, str]
-    data: bytes
 
 
 _STATELESS = "Millstream-Stateless"

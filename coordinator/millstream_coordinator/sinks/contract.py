@@ -33,7 +33,8 @@ _PAUSE_MIN_S, _PAUSE_MAX_S = 0.002, 0.25
 Update = Callable[[bytes | None], bytes | None]
 """The value before (None: there is none) to the value after (None: delete it, the mark stays).
 
-Called again when another write came between, so it must have no effects of its own.
+Called again when another write came between or the connection broke, so it must have no effects of
+its own.
 """
 
 
@@ -47,6 +48,10 @@ class SinkUnavailable(SinkError):
     def __init__(self, sink: str, reason: str) -> None:
         super().__init__(f"sink {sink!r} is unavailable: {reason}")
         self.sink, self.reason = sink, reason
+
+
+class SinkDisconnected(SinkUnavailable):
+    """The connection to the sink is down, or went before the answer."""
 
 
 class SinkContended(SinkError):

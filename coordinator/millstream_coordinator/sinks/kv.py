@@ -15,14 +15,16 @@ is the value's own compare-and-set; `mark` says what that leaves open.
 
 from typing import Self
 
+import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
-from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
 
+from ..jetstream.api import Api
 from .contract import SinkCounters, SinkUnavailable, Update
 from .mark import Entry, Fenced, Verdict, entry_key, entry_of_key
-from .marked import CLIENT_ERRORS, MarkedSubjects, Write, reason_of
+from .marked import MarkedSubjects, Write
+from .outlet import TIMEOUT_S
 
 
 class KvSink:
@@ -34,7 +36,7 @@ class KvSink:
 
     def __init__(
         self,
-        jetstream: JetStreamContext,
+        api: Api,
         bucket: str,
         *,
         attempts_max: int = 16,
@@ -43,7 +45,7 @@ class KvSink:
         self.name = f"kv:{bucket}"
         self.counters = SinkCounters()
         self.bucket = bucket
-        self.entries = MarkedSubjects(jetstream, f"KV_{bucket}", self.name, remembered_max)
+        self.entries = MarkedSubjects(api, f"KV_{bucket}", self.name, remembered_max)
         self._attempts_max = attempts_max
 
     @classmethod
@@ -66,9 +68,15 @@ class KvSink:
                 await jetstream.create_key_value(
                     KeyValueConfig(bucket=bucket, replicas=replicas, storage=storage)
                 )
-        except CLIENT_ERRORS as error:
-            raise SinkUnavailable(f"kv:{bucket}", reason_of(error)) from error
-        return cls(jetstream, bucket, attempts_max=attempts_max, remembered_max=remembered_max)
+        except (nats.errors.Error, nats.js.errors.Error, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise SinkUnavailable(f"kv:{bucket}", reason) from error
+        return cls(
+            Api(connection, TIMEOUT_S),
+            bucket,
+            attempts_max=attempts_max,
+            remembered_max=remembered_max,
+        )
 
     async def apply(self, message: Fenced, update: Update, /) -> Verdict:
         """See `Sink`. Raises StaleEpoch, SinkUnavailable, SinkContended or BadMark."""

@@ -16,26 +16,26 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import nats.errors
-import nats.js.errors
-from nats.js import JetStreamContext
-from nats.js.api import Header
-
-from ..jetstream.api import WRONG_LAST_SEQUENCE, marks_deletion
+from ..jetstream.api import (
+    STREAM_NOT_FOUND,
+    WRONG_LAST_SEQUENCE,
+    Api,
+    RequestFailed,
+    marks_deletion,
+)
 from ..partitioning.key import key_headers
 from .contract import (
     BadMark,
     SinkContended,
     SinkCounters,
+    SinkDisconnected,
+    SinkError,
     SinkUnavailable,
     Unconfirmed,
     admits,
 )
 from .mark import MARK_HEADER, Entry, Fenced, Verdict, decode_marks, encode_marks
-
-STREAM_NOT_FOUND = 10059
-CLIENT_ERRORS = (nats.errors.Error, nats.js.errors.Error, OSError)
-"""What nats-py raises when a request was not carried out."""
+from .outlet import TIMEOUT_S, unavailable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +50,8 @@ class Write:
 class MarkedSubjects:
     """Reads and writes entries of one stream; one object serves any number of tasks."""
 
-    def __init__(
-        self, jetstream: JetStreamContext, stream: str, sink: str, remembered_max: int
-    ) -> None:
-        self.jetstream = jetstream
+    def __init__(self, api: Api, stream: str, sink: str, remembered_max: int) -> None:
+        self._api = api
         self._stream = stream
         self._sink = sink
         self._remembered: OrderedDict[str, Entry] = OrderedDict()
@@ -73,37 +71,43 @@ class MarkedSubjects:
         Raises StaleEpoch, SinkUnavailable, SinkContended or BadMark.
         """
         counters.attempts += 1
+        failure: SinkError = SinkContended(self._sink, subject, attempts_max)
         for _ in range(attempts_max):
-            # What failed its compare-and-set is remembered no more.
-            entry = self._remembered.get(subject) or await self.load(subject)
-            mark = entry.marks.get(message.mark)
-            if self._unconfirmed.found(subject, message, mark):
-                counters.applied += 1
-                return Verdict.APPLY
-            if not admits(message, mark, counters):
-                return Verdict.REPEAT
-            if await self._store(subject, entry, message, effect(entry)):
-                counters.applied += 1
-                return Verdict.APPLY
-        raise SinkContended(self._sink, subject, attempts_max)
+            try:
+                # What failed its compare-and-set is remembered no more.
+                entry = self._remembered.get(subject) or await self.load(subject)
+                mark = entry.marks.get(message.mark)
+                if self._unconfirmed.found(subject, message, mark):
+                    counters.applied += 1
+                    return Verdict.APPLY
+                if not admits(message, mark, counters):
+                    return Verdict.REPEAT
+                if await self._store(subject, entry, message, effect(entry)):
+                    counters.applied += 1
+                    return Verdict.APPLY
+            except SinkDisconnected as error:
+                failure = error
+                if not await self._api.link.until_up(TIMEOUT_S):
+                    break
+        raise failure
 
     async def load(self, subject: str) -> Entry:
         """Read a subject's entry from the stream's leader. Raises SinkUnavailable, BadMark."""
         try:
-            stored = await self.jetstream.get_msg(self._stream, subject=subject)
-        except nats.js.errors.NotFoundError as error:
-            if error.err_code == STREAM_NOT_FOUND:
+            stored = await self._api.last(self._stream, subject)
+        except RequestFailed as error:
+            if error.code == STREAM_NOT_FOUND:
                 raise SinkUnavailable(self._sink, "its stream is gone") from error
+            raise unavailable(self._sink, error) from error
+        if stored is None:
             return Entry()
-        except CLIENT_ERRORS as error:
-            raise SinkUnavailable(self._sink, reason_of(error)) from error
-        text = (stored.headers or {}).get(MARK_HEADER, "")
+        text = stored.headers.get(MARK_HEADER, "")
         try:
             marks = decode_marks(text)
         except ValueError as error:
             raise BadMark(self._sink, subject, text) from error
-        value = None if marks_deletion(stored.headers) else stored.data or b""
-        entry = Entry(value, marks, stored.seq or 0)
+        value = None if marks_deletion(stored.headers) else stored.data
+        entry = Entry(value, marks, stored.seq)
         self._remember(subject, entry)
         return entry
 
@@ -114,24 +118,21 @@ class MarkedSubjects:
             **write.headers,
             **key_headers(message.key),
             MARK_HEADER: encode_marks(marks),
-            Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(before.revision),
         }
         self._remembered.pop(subject, None)
         try:
-            ack = await self.jetstream.publish(subject, write.data, headers=headers)
-        except nats.js.errors.APIError as error:
-            if error.err_code in WRONG_LAST_SEQUENCE:
-                return False
-            raise SinkUnavailable(self._sink, reason_of(error)) from error
+            seq = await self._api.publish(subject, write.data, headers, expected=before.revision)
         except asyncio.CancelledError:
             self._unconfirmed.add(subject, message)
             raise
-        except CLIENT_ERRORS as error:
+        except RequestFailed as error:
+            if error.code in WRONG_LAST_SEQUENCE:
+                return False
             # It may be stored all the same: the next attempt at this message finds out.
             self._unconfirmed.add(subject, message)
-            raise SinkUnavailable(self._sink, reason_of(error)) from error
+            raise unavailable(self._sink, error) from error
         self._unconfirmed.forget(subject, message)
-        self._remember(subject, Entry(write.value, marks, ack.seq))
+        self._remember(subject, Entry(write.value, marks, seq))
         return True
 
     def _remember(self, subject: str, entry: Entry) -> None:
@@ -139,8 +140,3 @@ class MarkedSubjects:
         self._remembered.move_to_end(subject)
         while len(self._remembered) > self._remembered_max:
             self._remembered.popitem(last=False)
-
-
-def reason_of(error: Exception) -> str:
-    """What to tell of a client's error."""
-    return str(error) or type(error).__name__

@@ -6,12 +6,20 @@ from typing import Any, Self
 
 from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
 from ..model import Retention
-from .contract import BadEffect, SinkUnavailable, SinkUnfit
+from ..ports import Failure
+from .contract import BadEffect, SinkDisconnected, SinkUnavailable, SinkUnfit
 
 TIMEOUT_S = 5.0
 """How long the server may take to answer."""
 OWN_HEADERS = ("nats-batch-", "nats-expected-", "nats-rollup", "millstream-mark")
 """Lower-case beginnings of the headers that only a sink may set."""
+
+
+def unavailable(sink: str, error: RequestFailed) -> SinkUnavailable:
+    """What a request that failed says about the sink."""
+    if error.reason is Failure.DISCONNECTED:
+        return SinkDisconnected(sink, str(error))
+    return SinkUnavailable(sink, str(error))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

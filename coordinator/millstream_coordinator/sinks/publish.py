@@ -26,7 +26,6 @@ from collections.abc import Callable
 from typing import Self
 
 from nats.aio.client import Client
-from nats.js import JetStreamContext
 
 from ..jetstream.api import Api, api_prefix
 from ..partitioning.key import to_token
@@ -46,7 +45,7 @@ class PublishSink:
 
     def __init__(
         self,
-        jetstream: JetStreamContext,
+        api: Api,
         outlet: Outlet,
         subject: str | SubjectOfKey,
         *,
@@ -60,7 +59,7 @@ class PublishSink:
         self._subject = subject
         self._size_max = size_max
         self._attempts_max = attempts_max
-        self._entries = MarkedSubjects(jetstream, outlet.stream, self.name, remembered_max)
+        self._entries = MarkedSubjects(api, outlet.stream, self.name, remembered_max)
 
     @classmethod
     async def open(
@@ -94,7 +93,7 @@ class PublishSink:
         elif outlet.transform_source is not None:
             raise SinkUnfit(name, f"stream {stream!r} transforms subjects")
         return cls(
-            connection.jetstream(domain=domain),
+            api,
             outlet,
             subject,
             size_max=connection.max_payload,

@@ -1,0 +1,82 @@
+"""Whether a connection is up, and what waits for an answer on it ends when it breaks.
+
+nats-py tells only one callback, the user's own, that a connection broke, and lets a request wait to
+its end for an answer that cannot come. A worker's lane would stand still for as long. So the
+connection is looked at while something waits, and never else: each request costs a timeout that is
+not set.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from nats.aio.client import Client
+
+_CHECK_INTERVAL_S = 0.05
+
+
+class LinkBroken(Exception):
+    """The connection on which something was asked is gone; the answer cannot come."""
+
+
+class Link:
+    """One connection's comings and goings, for what asks on it in one event loop."""
+
+    def __init__(self, connection: Client) -> None:
+        self._connection = connection
+        self._waiting: dict[asyncio.Timeout, int] = {}
+        """What waits for an answer, and how often the connection had come back before it asked."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def is_up(self) -> bool:
+        return self._connection.is_connected
+
+    @property
+    def reconnects(self) -> int:
+        """How often the connection has come back."""
+        return self._connection.stats["reconnects"]
+
+    async def until_up(self, timeout_s: float) -> bool:
+        """Wait until the connection is there; False if it is not within ``timeout_s``."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        while not self.is_up:
+            if loop.time() >= deadline or self._connection.is_closed:
+                return False
+            await asyncio.sleep(_CHECK_INTERVAL_S)
+        return True
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """End the block with LinkBroken when the connection breaks, also if it came back since."""
+        scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                if self._timer is None:
+                    self._look_again()
+                self._waiting[scope] = self.reconnects
+                yield
+        except TimeoutError as error:
+            if scope.expired():
+                raise LinkBroken from error
+            raise
+        finally:
+            self._waiting.pop(scope, None)
+
+    def is_broken_since(self, reconnects: int) -> bool:
+        """Whether it is not the connection any more that had come back so often."""
+        return not self.is_up or self.reconnects != reconnects
+
+    def _look_again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_S, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        for scope, reconnects in list(self._waiting.items()):
+            if self.is_broken_since(reconnects):
+                del self._waiting[scope]
+                scope.reschedule(now)
+        if self._waiting:
+            self._look_again()
