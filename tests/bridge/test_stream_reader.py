@@ -1,6 +1,7 @@
 """Reading a stream to its end: all of it, whatever statuses come in between."""
 
 import json
+import re
 
 import pytest
 
@@ -48,6 +49,46 @@ async def test_a_filter_and_a_first_sequence_are_kept_to(nats_server: Server) ->
         await connection.close()
 
     assert read == list(range(50, 101, 2))
+
+
+@pytest.mark.parametrize(
+    ("subject", "is_all_asked_for"),
+    [("s.>", True), ("s.*", False), ("s.*.odd", True), ("s.last", False), ("s.1.odd", False)],
+)
+async def test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped(
+    nats_server: Server, subject: str, *, is_all_asked_for: bool
+) -> None:
+    connection = await Connection.open(nats_server.url, name="test")
+    kinds = [b"s.0.odd", b"s.1.odd", b"s.2.odd", b"s.%07d"]
+    count = 4 * BATCH_MESSAGES
+    body = {"name": "S", "subjects": ["s.>"]}
+    await connection.request("$JS.API.STREAM.CREATE.S", json.dumps(body).encode())
+    subjects = [kinds[n % 4].replace(b"%07d", b"%07d" % n) for n in range(count - 1)]
+    connection.write(b"".join(b"PUB %b 6\r\n%06d\r\n" % (it, 0) for it in subjects))
+    await connection.request("s.last", b"finish")
+    subjects.append(b"s.last")
+    asked: list[str] = []
+    request = connection.request
+
+    async def note(subject: str, payload: bytes = b"", *, timeout_s: float = 5.0) -> Message:
+        asked.append(subject)
+        return await request(subject, payload, timeout_s=timeout_s)
+
+    connection.request = note  # type: ignore[method-assign]
+    try:
+        read = [
+            (seq, message.subject)
+            async for messages in read_stream(connection, "S", subject, last_seq=count)
+            for seq, message in messages
+        ]
+    finally:
+        await connection.close()
+
+    wanted = re.compile(subject.replace("*", "[^.]+").replace(">", ".+"))
+    numbered = [(seq, it.decode()) for seq, it in enumerate(subjects, 1)]
+    assert read == [it for it in numbered if wanted.fullmatch(it[1])]
+    created = [it.removeprefix("$JS.API.CONSUMER.CREATE.S.") for it in asked if "CREATE" in it]
+    assert ("." not in created[-1]) is is_all_asked_for
 
 
 async def test_a_subject_without_messages_is_read_as_nothing(nats_server: Server) -> None:

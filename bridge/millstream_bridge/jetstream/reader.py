@@ -5,9 +5,15 @@ request is over when its messages have come or a status says so; the next is sen
 reply subject of its own, because a status may follow the last message (409 Batch Completed, when
 bytes are left over) and must not be taken for the next request's. What is still to come is told by
 the server with every message, so an end is never guessed. The order is the stream's.
+
+Where a wildcard matches small messages of a few thousand subjects, nats-server 2.15.1 takes 90 µs
+of a core for each, and 2 µs where it need not look for them. So where most of a stream is wanted
+all of it is asked for, and the rest dropped here.
 """
 
 import asyncio
+import functools
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -21,6 +27,9 @@ BATCH_MESSAGES = 5_000
 BATCH_BYTES = 16 << 20
 _EXPIRES_S = 5.0
 _LOOK_S = 0.25
+_MOST = 0.5
+"""The share of a stream from which on all of it is read."""
+_SUBJECTS = 65_536
 _LIFETIME_NS = 30_000_000_000
 
 
@@ -35,7 +44,7 @@ async def read_stream(
     if first_seq > last_seq:
         return
     api = connection.api_prefix
-    name, pending = await _make_consumer(connection, stream, subject, first_seq)
+    name, pending, is_wanted = await _make_consumer(connection, stream, subject, first_seq)
     inbox = connection.new_inbox()
     feed = _Feed(inbox, pending, lambda: connection.denied)
     sid = connection.subscribe(f"{inbox}.*", feed.take, feed.take_run)
@@ -60,21 +69,49 @@ async def read_stream(
             is_done = feed.is_done(last_seq)
             if not is_done:
                 ask()  # the next ones come while these are used
-            yield messages
+            if is_wanted is not None:
+                messages = [it for it in messages if is_wanted(it[1].subject)]
+            if messages:
+                yield messages
     finally:
         if connection.is_open:
             connection.unsubscribe(sid)
-            await connection.request(f"{api}.CONSUMER.DELETE.{stream}.{name}")
+            await _delete(connection, stream, name)
 
 
 async def _make_consumer(
     connection: Connection, stream: str, subject: str, first_seq: int
+) -> tuple[str, int, Callable[[str], object] | None]:
+    """The consumer's name, how many messages it has to deliver, and what tells the wanted ones.
+
+    None: all are.
+    """
+    name, pending = await _create(connection, stream, f".{subject}", first_seq)
+    if pending <= BATCH_MESSAGES:
+        return name, pending, None
+    unfiltered, of_all = await _create(connection, stream, "", first_seq)
+    if pending < _MOST * of_all:
+        await _delete(connection, stream, unfiltered)
+        return name, pending, None
+    await _delete(connection, stream, name)
+    return unfiltered, of_all, _matcher(subject)
+
+
+def _matcher(subject: str) -> Callable[[str], object]:
+    """True of the subjects that a wildcard subject matches; the same ones come again."""
+    forms = {"*": r"[^.]+", ">": r".+"}
+    pattern = r"\.".join(forms.get(it, re.escape(it)) for it in subject.split("."))
+    return functools.lru_cache(_SUBJECTS)(re.compile(pattern, re.DOTALL).fullmatch)
+
+
+async def _create(
+    connection: Connection, stream: str, subject: str, first_seq: int
 ) -> tuple[str, int]:
-    """The consumer's name, and how many messages it has to deliver."""
+    """A consumer's name, and how many messages it has to deliver; ``subject`` has a dot first."""
     name = f"millstream-{secrets.token_hex(6)}"
     config = {
         "name": name,
-        "filter_subject": subject,
+        **({"filter_subject": subject[1:]} if subject else {}),
         "ack_policy": "none",
         "deliver_policy": "by_start_sequence",
         "opt_start_seq": first_seq,
@@ -86,13 +123,17 @@ async def _make_consumer(
     body = {"stream_name": stream, "config": config, "action": "create"}
     answer = parse_answer(
         await connection.request(
-            f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}.{subject}",
+            f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}{subject}",
             msgspec.json.encode(body),
         )
     )
     if error := answer.get("error"):
         raise ConfigurationError(f"stream {stream}: {error.get('description')}")
     return name, int(answer["num_pending"])
+
+
+async def _delete(connection: Connection, stream: str, name: str) -> None:
+    await connection.request(f"{connection.api_prefix}.CONSUMER.DELETE.{stream}.{name}")
 
 
 class _Feed:
