@@ -53,11 +53,11 @@ async def cut(kafka: Kafka, server: Server, route: Route, group: str, **options:
 
 
 async def handled_by(
-    server: Server, route: Route, group: str, count: int
+    server: Server, route: Route, group: str, count: int, *, partitions: int = PARTITIONS
 ) -> list[tuple[int, bytes]]:
     """What a worker of the coordinator group is given, until there is nothing more."""
     seen: list[tuple[int, bytes]] = []
-    worker = Group(server.url, stream=route.stream, name=group, partitions=PARTITIONS)
+    worker = Group(server.url, stream=route.stream, name=group, partitions=partitions)
 
     @worker.handler(key=route.subject)
     async def note(message: Message) -> None:

@@ -147,7 +147,6 @@ def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
     operations = {
         "Read": AclOperation.READ,
         "Write": AclOperation.WRITE,
-        "Write": AclOperation.WRITE,
         "Describe": AclOperation.DESCRIBE,
         "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
     }

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from millstream_bridge import Route
 from millstream_bridge.operation.cli import app
+from millstream_bridge.project.file import GroupMove
 from millstream_bridge.project.permissions import Purpose, needs
 
 DOCS = Path(__file__).parents[2] / "bridge" / "docs"
@@ -27,6 +28,7 @@ COMMON = (
     *("--shared", "--null-key", "--creds", "--nkey", "--tlsca", "--tlscert", "--tlskey"),
     "--js-domain",
 )
+GROUP = GroupMove(kafka="billing", group="billing", routes=())
 ROUTE = Route(topic="flights", stream="FLIGHTS", subject="flights.{partition}.{key}")
 
 
@@ -84,7 +86,8 @@ def common_options() -> str:
 
 def permissions(purpose: Purpose) -> str:
     """What a user needs on either side."""
-    found = needs(purpose, [ROUTE])
+    is_move = purpose in (Purpose.CUTOVER, Purpose.ROLLBACK)
+    found = needs(purpose, [ROUTE], groups=[GROUP] if is_move else [])
     kafka = "\n".join(f"{operation} on {kind} {name}" for kind, name, operation in found.kafka)
     return f"```text\n{found.config_text()}```\n\n```text\n{kafka}\n```"
 

@@ -8,19 +8,27 @@ and tests run it with exactly these.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+from millstream_coordinator import naming
 
 from ..back.runner import way_back_name
 from ..model import PARTITION_FIELD, Route
 from ..records.mapping import Mapping, covers
+from .file import GroupMove
+
+JETSTREAM_API: Final = "$JS.API"
 
 
 class Purpose(StrEnum):
-    """What the user does: move records there or back, or look at both sides."""
+    """What the user does: move records there or back, look at both sides, or move groups."""
 
     RUN = "run"
     BACK = "back"
     VERIFY = "verify"
     ASSESS = "assess"
+    CUTOVER = "cutover"
+    ROLLBACK = "rollback"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,37 +53,44 @@ def needs(
     purpose: Purpose,
     routes: Sequence[Route],
     *,
-    api_prefix: str = "$JS.API",
+    groups: Sequence[GroupMove] = (),
+    api_prefix: str = JETSTREAM_API,
     inbox_prefix: str = "_INBOX",
 ) -> Needs:
     """What all of ``routes`` need together.
 
-    ``verify`` is for `verify` and `barrier`; ``assess`` for `assess` and `plan`. A dense route
-    makes and reads as many streams as there are partitions, so any stream's name stands for them.
+    ``verify`` is for `verify` and `barrier`; ``assess`` for `assess` and `plan`; ``rollback`` with
+    ``--bring-back``. ``groups`` are those of a cut-over or rollback. A dense route makes and reads
+    as many streams as there are partitions, so any stream's name stands for them.
     """
     publish: list[str] = []
     kafka: list[tuple[str, str, str]] = []
     for route in routes:
-        if purpose is Purpose.RUN:
-            publish += _of_run(route, api_prefix)
-        elif purpose is Purpose.BACK:
-            publish += _of_back(route, api_prefix)
-        elif purpose is Purpose.VERIFY:
-            publish += _of_verify(route, api_prefix)
-        else:
-            publish.append(f"{api_prefix}.STREAM.INFO.{_stream(route)}")
         kafka.append(("topic", route.topic, "Read"))
-        if purpose is Purpose.ASSESS:
-            kafka.append(("topic", route.topic, "DescribeConfigs"))
-        if purpose is Purpose.BACK:
-            name = way_back_name(route)
-            kafka += [
-                ("topic", route.topic, "Write"),
-                ("group", name, "Read"),
-                ("transactional id", name, "Write"),
-            ]
+        match purpose:
+            case Purpose.RUN:
+                publish += _of_run(route, api_prefix)
+            case Purpose.BACK:
+                publish += _of_back(route, api_prefix)
+                kafka += _kafka_of_back(route)
+            case Purpose.VERIFY:
+                publish += _of_verify(route, api_prefix)
+            case Purpose.ASSESS:
+                publish.append(f"{api_prefix}.STREAM.INFO.{_stream(route)}")
+                kafka.append(("topic", route.topic, "DescribeConfigs"))
+            case Purpose.CUTOVER:
+                publish += _of_look(_stream(route), api_prefix)
+                kafka.append(("group", way_back_name(route), "Describe"))
+            case Purpose.ROLLBACK:
+                publish += _of_look(_stream(route), api_prefix) + _of_back(route, api_prefix)
+                kafka += _kafka_of_back(route)
+        for move in groups:
+            if not move.routes or route.name in move.routes:
+                publish += _of_group(purpose, move.group, _stream(route), api_prefix)
     if purpose is Purpose.ASSESS:
         kafka.append(("group", "*", "Describe"))
+    operation = "Describe" if purpose is Purpose.CUTOVER else "Read"
+    kafka += [("group", move.kafka, operation) for move in groups]
     distinct = list(dict.fromkeys(publish))
     return Needs(
         publish=tuple(
@@ -116,16 +131,49 @@ def _of_verify(route: Route, api: str) -> list[str]:
     streams = [_stream(route)]
     if route.large == "object-store":
         streams.append(f"OBJ_MILLSTREAM_LARGE_{route.name}")
+    return [pattern for stream in streams for pattern in _of_look(stream, api)]
+
+
+def _of_look(stream: str, api: str) -> list[str]:
+    """To read a stream and what it says of itself."""
     return [
-        pattern
-        for stream in streams
-        for pattern in (
-            f"{api}.STREAM.INFO.{stream}",
-            f"{api}.STREAM.MSG.GET.{stream}",
-            f"{api}.CONSUMER.CREATE.{stream}.>",
-            f"{api}.CONSUMER.MSG.NEXT.{stream}.*",
-            f"{api}.CONSUMER.DELETE.{stream}.*",
-        )
+        f"{api}.STREAM.INFO.{stream}",
+        f"{api}.STREAM.MSG.GET.{stream}",
+        f"{api}.CONSUMER.CREATE.{stream}.>",
+        f"{api}.CONSUMER.MSG.NEXT.{stream}.*",
+        f"{api}.CONSUMER.DELETE.{stream}.*",
+    ]
+
+
+def _of_group(purpose: Purpose, group: str, stream: str, api: str) -> list[str]:
+    """To read a coordinator group's records, and for a cut-over to make it or to move it."""
+    bucket = naming.bucket(group)
+    patterns = [
+        f"{api}.STREAM.INFO.KV_{bucket}",
+        f"{api}.STREAM.MSG.GET.KV_{bucket}",
+        f"{api}.STREAM.INFO.{naming.dead_letter_stream(group)}",
+        f"{api}.CONSUMER.INFO.{stream}.*",
+        f"{api}.CONSUMER.CREATE.{stream}",  # it does without, two seconds later
+    ]
+    if purpose is Purpose.CUTOVER:
+        keys = "" if api == JETSTREAM_API else f"{api}."
+        patterns += [
+            f"{api}.INFO",
+            f"{api}.STREAM.NAMES",
+            f"{api}.CONSUMER.NAMES.{stream}",
+            f"{api}.STREAM.CREATE.KV_{bucket}",
+            f"{keys}$KV.{bucket}.{naming.CONFIG_KEY}",
+            f"{keys}$KV.{bucket}.{naming.PARTITION_PREFIX}*",
+        ]
+    return patterns
+
+
+def _kafka_of_back(route: Route) -> list[tuple[str, str, str]]:
+    name = way_back_name(route)
+    return [
+        ("topic", route.topic, "Write"),
+        ("group", name, "Read"),
+        ("transactional id", name, "Write"),
     ]
 
 
