@@ -5,6 +5,7 @@ import asyncio
 import nats
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from millstream_bridge import ConfigurationError, Route
 from millstream_bridge.back.runner import BackBridge, BackReport, CannotReturn
@@ -55,6 +56,13 @@ async def fill(kafka: Kafka, server: Server, topic: str, records: int = 12) -> R
     route = shared_route(topic)
     await move_all(kafka.bootstrap, server.url, route)
     return route
+
+
+def forget_position(kafka: Kafka, route: Route) -> None:
+    """As Kafka does when nothing was committed for a week."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for gone in admin.delete_consumer_groups([f"millstream-back-{route.name}"]).values():
+        gone.result(20)
 
 
 def natives(records: list[Record], route: Route) -> list[Record]:
@@ -241,15 +249,10 @@ async def test_a_second_one_takes_over_and_the_first_ends(
 async def test_a_position_kafka_forgot_is_found_in_the_records(
     nats_server: Server, a_real_kafka: Kafka, topic: str
 ) -> None:
-    """As when nothing was committed for a week."""
-    from confluent_kafka.admin import AdminClient
-
     route = await fill(a_real_kafka, nats_server, topic)
     await publish(nats_server, range(7))
     await back(a_real_kafka, nats_server, route)
-    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
-    gone = admin.delete_consumer_groups([f"millstream-back-{route.name}"])
-    await asyncio.to_thread(lambda: [one.result(20) for one in gone.values()])
+    await asyncio.to_thread(forget_position, a_real_kafka, route)
     await publish(nats_server, range(7, 15))
 
     report = await back(a_real_kafka, nats_server, route)
@@ -263,16 +266,12 @@ async def test_a_forgotten_position_is_asked_for_where_the_records_may_be_gone(
     real_nats_server: Server, a_real_kafka: Kafka, topic: str
 ) -> None:
     """In a compacted topic a newer record of its key may have replaced the newest of them."""
-    from confluent_kafka.admin import AdminClient
-
     a_real_kafka.create_topic(topic, PARTITIONS, {"cleanup.policy": "compact"})
     route = shared_route(topic)
     await move_all(a_real_kafka.bootstrap, real_nats_server.url, route)
     await publish(real_nats_server, range(7))
     await back(a_real_kafka, real_nats_server, route)
-    admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
-    gone = admin.delete_consumer_groups([f"millstream-back-{route.name}"])
-    await asyncio.to_thread(lambda: [one.result(20) for one in gone.values()])
+    await asyncio.to_thread(forget_position, a_real_kafka, route)
     await publish(real_nats_server, range(7, 9))
 
     with pytest.raises(ConfigurationError, match="is compacted: say with which sequence") as error:

@@ -163,21 +163,17 @@ class Tail:
 
 async def delete_consumer(connection: Connection, stream: str, name: str) -> bool:
     """Delete a consumer; whether there was one. ConfigurationError, ConnectionLost."""
-    answer = parse_answer(
-        await connection.request(f"{connection.api_prefix}.CONSUMER.DELETE.{stream}.{name}")
-    )
-    error = answer.get("error")
-    if not error:
-        return True
-    if int(error.get("err_code", 0)) == _CONSUMER_NOT_FOUND:
-        return False
-    raise ConfigurationError(f"stream {stream}: {error.get('description')}")
+    return await _ask_consumer(connection, "DELETE", stream, name)
 
 
 async def has_consumer(connection: Connection, stream: str, name: str) -> bool:
     """Whether there is a consumer of this name. ConfigurationError, ConnectionLost."""
+    return await _ask_consumer(connection, "INFO", stream, name)
+
+
+async def _ask_consumer(connection: Connection, verb: str, stream: str, name: str) -> bool:
     answer = parse_answer(
-        await connection.request(f"{connection.api_prefix}.CONSUMER.INFO.{stream}.{name}")
+        await connection.request(f"{connection.api_prefix}.CONSUMER.{verb}.{stream}.{name}")
     )
     error = answer.get("error")
     if not error:

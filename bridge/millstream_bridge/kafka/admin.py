@@ -4,7 +4,6 @@ The client blocks, so it has a thread of its own. librdkafka's mock cluster list
 and the positions of a named group; it does not answer for configurations, and lists no groups.
 """
 
-import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -26,10 +25,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # theirs, not 
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..model import Positions, Watermarks
+from .clients import admin_settings, client_logger
 from .worker_thread import WorkerThread
-
-_client_logger = logging.getLogger(f"{__name__}.librdkafka")
-_client_logger.setLevel(logging.CRITICAL)
 
 _TOPIC_SOURCE = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
 _DENIED = frozenset(
@@ -133,12 +130,7 @@ class KafkaAdmin:
         self._timeout_s = timeout_s
         self._thread = WorkerThread("kafka admin")
         self._client: AdminClient | None = None
-        self._config: dict[str, Any] = {
-            "bootstrap.servers": bootstrap,
-            "client.id": "millstream-bridge",
-            "error_cb": lambda _: None,
-            **(options or {}),
-        }
+        self._config = admin_settings(bootstrap, options)
 
     async def topics(self) -> dict[str, Topic]:
         """Every topic this user may see, by name."""
@@ -182,7 +174,7 @@ class KafkaAdmin:
     def _admin(self) -> AdminClient:
         if self._client is None:
             try:
-                self._client = AdminClient(self._config, logger=_client_logger)
+                self._client = AdminClient(self._config, logger=client_logger)
             except KafkaException as error:
                 raise ConfigurationError(f"Kafka client: {_text(error)}") from error
         return self._client

@@ -8,7 +8,6 @@ Older brokers (before 3.1) and librdkafka's mock cluster give no ids; then there
 
 import logging
 from collections.abc import Mapping
-from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import (
@@ -16,11 +15,10 @@ from confluent_kafka.admin import (
 )
 
 from ..errors import Unreachable
+from .clients import admin_settings, client_logger
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
-_client_logger = logging.getLogger(f"{__name__}.librdkafka")
-_client_logger.setLevel(logging.CRITICAL)
 
 _MOCK = "mockCluster"
 _SILENT = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
@@ -44,12 +42,7 @@ class TopicIdentity:
         self._thread = WorkerThread("kafka topic")
         self._client: AdminClient | None = None
         self._has_ids = True
-        self._config: dict[str, Any] = {
-            "bootstrap.servers": bootstrap,
-            "client.id": "millstream-bridge",
-            "error_cb": lambda _: None,
-            **(options or {}),
-        }
+        self._config = admin_settings(bootstrap, options)
 
     async def id(self) -> str | None:
         """The topic's id; None where Kafka has or tells none. Unreachable: it does not answer."""
@@ -63,7 +56,7 @@ class TopicIdentity:
     def _id(self) -> str | None:
         try:
             if self._client is None:
-                self._client = AdminClient(self._config, logger=_client_logger)
+                self._client = AdminClient(self._config, logger=client_logger)
                 listed = self._client.list_topics(self._topic, timeout=self._timeout_s)
                 # It takes its time to say that it does not know.
                 self._has_ids = not str(listed.cluster_id).startswith(_MOCK)

@@ -25,7 +25,6 @@ librdkafka's mock cluster takes transactions, but keeps no offsets from them, sh
 committed, and fences nobody.
 """
 
-import asyncio
 import json
 import logging
 import time
@@ -44,11 +43,10 @@ from confluent_kafka import (
 from ..errors import BridgeError, ConfigurationError, SessionLost, Unreachable
 from ..model import Record
 from .admin import KafkaAdmin, TopicConfig
+from .clients import client_logger
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
-_client_logger = logging.getLogger(f"{__name__}.librdkafka")
-_client_logger.setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
@@ -145,12 +143,7 @@ class KafkaSink:
         if self._is_closed:
             return
         self._is_closed = True
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._run(self._close)
-        except TimeoutError:
-            logger.debug("the Kafka client is still waiting for somebody; left to itself")
-        self._thread.stop()
+        await self._thread.end(self._close, CLOSE_S)
 
     async def _limit(self) -> int:
         """The topic's limit, a little less; each record alone where it is not to be seen."""
@@ -188,7 +181,7 @@ class KafkaSink:
                 "isolation.level": "read_committed",
                 "allow.auto.create.topics": False,
             }
-            self._consumer = self._made(lambda: Consumer(settings, logger=_client_logger))
+            self._consumer = self._made(lambda: Consumer(settings, logger=client_logger))
         return self._consumer
 
     def _open(self, slots: Sequence[int]) -> dict[int, Position]:
@@ -208,7 +201,7 @@ class KafkaSink:
             "on_delivery": self._on_delivery,
             "error_cb": _ignore,
         }
-        producer = self._made(lambda: Producer(settings, logger=_client_logger))
+        producer = self._made(lambda: Producer(settings, logger=client_logger))
         try:
             producer.init_transactions(self._timeout_s)
             places = [TopicPartition(self.topic, slot) for slot in slots]

@@ -9,7 +9,6 @@ librdkafka's mock cluster is the same client against another bootstrap. It has n
 abort and always answers -1 when a timestamp is looked up; neither is asked of it here.
 """
 
-import asyncio
 import logging
 import threading
 import time
@@ -29,12 +28,10 @@ from confluent_kafka import (
 from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError, Unreachable
 from ..model import Positions, Record, TimestampType, Watermarks
 from ..ports import Polled
+from .clients import CLIENT_ID, client_logger
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
-_client_logger = logging.getLogger(f"{__name__}.librdkafka")
-# Its complaints of every connection attempt are of use to who debugs it; set the level for them.
-_client_logger.setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
@@ -70,7 +67,7 @@ class KafkaSource:
         self._config: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "group.id": f"millstream-bridge-{topic}",
-            "client.id": "millstream-bridge",
+            "client.id": CLIENT_ID,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "enable.partition.eof": True,
@@ -115,12 +112,7 @@ class KafkaSource:
             return
         self._is_closed = True
         self._pause.set()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._run(self._close)
-        except TimeoutError:
-            logger.debug("the Kafka client is still waiting for somebody; left to itself")
-        self._thread.stop()
+        await self._thread.end(self._close, CLOSE_S)
 
     async def _run(self, call: Callable[[], T]) -> T:
         return await self._thread.run(call)
@@ -136,7 +128,7 @@ class KafkaSource:
         if self._consumer is None:
             try:
                 self._consumer = Consumer(
-                    {**self._config, "error_cb": self._on_error}, logger=_client_logger
+                    {**self._config, "error_cb": self._on_error}, logger=client_logger
                 )
             except KafkaException as error:
                 raise ConfigurationError(f"Kafka client: {_text(error)}") from error

@@ -6,10 +6,13 @@ or whose parent is gone, must not wait for that.
 """
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -33,6 +36,15 @@ class WorkerThread:
     def stop(self) -> None:
         """End after the calls that were made before."""
         self._calls.put(None)
+
+    async def end(self, last: Callable[[], object], wait_s: float) -> None:
+        """Make a last call and end; a call that takes longer than ``wait_s`` is left to itself."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.run(last)
+        except TimeoutError:
+            logger.debug("the Kafka client is still waiting for somebody; left to itself")
+        self.stop()
 
     def _work(self) -> None:
         while (item := self._calls.get()) is not None:
