@@ -124,7 +124,8 @@ DELAY_S = 0.002
 
 @dataclass(slots=True)
 class _Bucket:
-    revision: int = 0
+    begins_at: int
+    revision: int
     values: dict[str, tuple[bytes | None, int, float | None]] = field(default_factory=dict)
     """Key → value (None: deleted), revision, when it runs out."""
 
@@ -405,11 +406,13 @@ class MemoryServer:
             if name not in self._buckets:
                 # Revisions grow from one bucket to the next, as the adapter has it: an old one
                 # must never hit by chance.
-                self._buckets[name] = _Bucket(int(self.now() * 1e6))
+                last = int(self.now() * 1e6)
+                self._buckets[name] = _Bucket(begins_at=last + 1, revision=last)
             client.bucket = self._buckets[name]
             client.send(
                 Prepared(
                     id=command.id,
+                    begins_at=client.bucket.begins_at,
                     has_key_ttl=self._has_key_ttl,
                     may_overlap=self._may_overlap(client),
                 )

@@ -87,6 +87,8 @@ class ConfigRecord:
     """A resize is under way to this many partitions."""
     base_epoch: int = 0
     """Epochs up to this one are over, whatever the partition: a resize raises it."""
+    begins_at: int = 0
+    """Revision the bucket begins at: tells it from one that was lost before; 0: not known."""
     on_failure: FailurePolicy = FailurePolicy.RETRY
     max_attempts: int = 5
     prefer_label: str | None = None
@@ -169,6 +171,11 @@ class PartitionRecord:
     level: int | None = None
     """How many partitions there were when it was one of them; None: ``cfg.partitions``."""
     version: int = 1
+
+    @property
+    def is_place(self) -> bool:
+        """Whether it is only a **place**: no record yet, but there to be compared with."""
+        return not self.epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -361,6 +361,8 @@ class Prepared:
     """The bucket is there, and the stream (if the group has one) can carry the group."""
 
     id: int
+    begins_at: int = 0
+    """Revision the bucket begins at, above all of one that was lost before; 0: not known."""
     has_key_ttl: bool = True
     """Whether keys written with a time to live go by themselves (not before server 2.11)."""
     may_overlap: bool = False

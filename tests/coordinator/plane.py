@@ -293,7 +293,7 @@ class Plane:
 
     def records(self) -> dict[int, PartitionRecord]:
         found = {n: self.read(PartitionRecord, naming.partition_key(n)) for n in range(64)}
-        return {n: record for n, record in found.items() if record is not None}
+        return {n: it for n, it in found.items() if it is not None and not it.is_place}
 
     def owners(self) -> dict[int, str | None]:
         return {n: record.owner for n, record in self.records().items()}

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from typing import TypeGuard
 
 import pytest
 
@@ -41,6 +42,7 @@ from millstream_coordinator.ports import (
     KeyChanged,
     Prepare,
     Prepared,
+    Watch,
     WriteKey,
 )
 
@@ -519,7 +521,9 @@ def test_who_only_leads_takes_what_it_finds_and_is_completed() -> None:
     again = plane.join("again", config=bare, capacity=0)
     plane.run(0.5)
 
-    assert plane.read(ConfigRecord, naming.CONFIG_KEY) == plane.config
+    found = plane.read(ConfigRecord, naming.CONFIG_KEY)
+    assert found is not None
+    assert replace(found, begins_at=0) == plane.config
     assert lead.is_alive
     assert again.is_alive
 
@@ -617,6 +621,63 @@ def test_a_lost_record_that_nobody_had_heard_of_is_made_anew_above_its_epoch(
     plane.settle("b")
 
     assert plane.records()[0].epoch > unheard.epoch
+
+
+def test_a_first_record_that_was_under_way_when_the_bucket_was_lost_gives_no_epoch_twice() -> None:
+    plane = Plane(1)
+    held: list[WriteKey] = []
+
+    def holds_a(one: Process, command: Command) -> bool:
+        if one is not a or not _is_record(command):
+            return False
+        held.append(command)
+        return True
+
+    def fails_b(one: Process, command: Command) -> bool:
+        if one is not b or not _is_record(command):
+            return False
+        b.take(Failed(id=command.id, reason=Failure.TIMEOUT))
+        return True
+
+    plane.loses = holds_a
+    a = plane.join("a")
+    plane.until(lambda: held != [])
+    a.is_alive = False  # paused: it has heard of no record
+    plane.server.detach(a.client)
+    (b,) = plane.settle("b")
+    before = plane.records()[0]
+
+    plane.loses = fails_b
+    plane.server.delete_bucket(GROUP)
+    for name in list(plane.stream.consumers):
+        plane.server.delete_consumer(STREAM, name)
+    plane.until(lambda: plane.read(ConfigRecord, naming.CONFIG_KEY) is not None)
+    a.is_alive = True
+    plane.server.attach(a.client)
+    plane.server.execute(a.client, held[0])
+    plane.run(1.0)
+    plane.loses = lambda _process, _command: False
+    plane.until(plane.is_served, 20.0)
+
+    given = {(it.partition, it.epoch) for one in (a, b) for it in one.told(PartitionAssigned)}
+    assert len(given) == moves(plane) > 1
+    assert plane.records()[0].epoch > before.epoch
+
+
+def _is_record(command: Command) -> TypeGuard[WriteKey]:
+    return isinstance(command, WriteKey) and command.key == naming.partition_key(0)
+
+
+def test_who_was_counted_out_before_it_had_caught_up_is_a_member_all_the_same() -> None:
+    plane = Plane(1)
+    plane.loses = lambda _process, command: isinstance(command, Watch)
+    a = plane.join("a")
+    plane.until(lambda: plane.read(MemberRecord, naming.member_key("a")) is not None)
+    plane.server.put(GROUP, naming.member_key("a"), None)
+    plane.loses = lambda _process, _command: False
+    plane.server.execute(a.client, Watch())
+
+    plane.until(plane.is_served, plane.timing.lease_s / 6)
 
 
 def test_progress_of_an_owner_never_heard_of_comes_before_that_of_the_last_one_known() -> None:

@@ -40,6 +40,7 @@ from millstream_coordinator.ports import (
     ListKeys,
     Overlap,
     Prepare,
+    Prepared,
     Probe,
     PullEnded,
     PullIdle,
@@ -273,7 +274,9 @@ async def test_a_bucket_made_again_is_another_one_with_higher_revisions(side: Be
 
     assert new > old
     await first.hears(BucketGone)
-    await first.ask(lambda id_: Prepare(id=id_))
+    again = await first.ask(lambda id_: Prepare(id=id_))
+    assert isinstance(again, Prepared)
+    assert old < again.begins_at <= new
     first.port.execute(Watch())
     await first.hears(WatchCaughtUp)
     assert first.of(KeyChanged)[-1].value == b"two"

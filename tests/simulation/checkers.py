@@ -31,7 +31,7 @@ consumers                 at the end, none is left whose epoch is not current
 
 A message that the stream dropped (a purge, a limit) before it was handled need not be handled. A
 bucket that was lost takes the progress it held with it: what is checked against that begins anew,
-what is checked against epochs and effects does not.
+what is checked against epochs and effects does not. A place (``machine/book.py``) is no record.
 """
 
 from __future__ import annotations
@@ -408,6 +408,8 @@ class Checkers(Observer):
     def wrote(self, client: MemoryClient, key: str, value: bytes | None) -> None:
         who = client.settings.instance
         if key.startswith(naming.PARTITION_PREFIX):
+            if value is not None and decode(PartitionRecord, value).is_place:
+                return
             partition = int(key.removeprefix(naming.PARTITION_PREFIX))
             if self._lost_with_bucket and not self._has_consumers():
                 self._forget_epochs()
@@ -482,7 +484,8 @@ class Checkers(Observer):
     def loses_record(self, partition: int) -> None:
         """Forget what a partition's record pointed to: somebody wrote over it."""
         self._expected.pop(partition, None)
-        self._is_lost.add(partition)
+        if partition in self._records:
+            self._is_lost.add(partition)
 
     def loses_progress(self) -> None:
         """Forget what was saved: somebody else wrote over it."""
@@ -591,13 +594,14 @@ def balance_fault(loads: dict[str, int], capacities: dict[str, int]) -> str | No
 
 
 def record_of(value: bytes | None) -> PartitionRecord | None:
-    """Read a partition's record; None if there is none, or nobody can read it."""
+    """Read a partition's record; None if there is none, but a place, or nobody can read it."""
     if value is None:
         return None
     try:
-        return decode(PartitionRecord, value)
+        record = decode(PartitionRecord, value)
     except BadRecord:
         return None
+    return None if record.is_place else record
 
 
 def _forbids(key: str, value: bytes, message: Message) -> bool:

@@ -112,6 +112,7 @@ class Bucket:
     def __init__(self, api: Api, settings: MemberSettings) -> None:
         self.name = naming.bucket(settings.group)
         self.stream = f"KV_{self.name}"
+        self.begins_at = 0
         self.has_ttl = False
         self._api = api
         self._group = settings.group
@@ -138,6 +139,7 @@ class Bucket:
         if not has_ttl:
             await make_room(self._api, self.name, answer)
         self._created = answer["created"]
+        self.begins_at = answer["config"].get("first_seq", 0)
         self.has_ttl = bool(answer["config"].get("allow_msg_ttl"))
 
     async def _create(self, config: dict[str, Any]) -> dict[str, Any]:

@@ -291,6 +291,7 @@ class JetStreamPort:
             await self._letters.prepare()
         return Prepared(
             id=command.id,
+            begins_at=self._bucket.begins_at,
             has_key_ttl=self._bucket.has_ttl,
             may_overlap=self._streams.is_limits,
             warnings=self._streams.warnings,

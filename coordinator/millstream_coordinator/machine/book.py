@@ -5,6 +5,9 @@ never replaces a newer one, so the order in which news comes does not matter. Pr
 (``done.<member>``) is not kept here: it is written ten times a second by everybody and read only
 when a partition changes hands.
 
+A partition's record with epoch 0 is a **place**: nobody's yet, and absent. It is written so that
+the record itself, compare-and-set on it, can get into no other bucket (`Leader`).
+
 A value that cannot be read counts as absent, and the next write replaces it. Not so one whose
 ``version`` is above ours: it is absent too, but ``too_new`` says so, and nobody may write over it.
 """
@@ -47,6 +50,8 @@ class Book:
         self.leader: LeaderRecord | None = None
         self.members: dict[str, MemberRecord] = {}
         self.partitions: dict[int, PartitionRecord] = {}
+        self.places: set[int] = set()
+        """Partitions that have a place and no record."""
         self.parked: dict[int, ParkedRecord] = {}
         self.too_new: dict[str, int] = {}
         """Keys whose values a newer version wrote → that version."""
@@ -96,8 +101,13 @@ class Book:
                 self.members[member] = decode(MemberRecord, value)
         elif (number := numbered(key, PARTITION_PREFIX)) is not None:
             self.partitions.pop(number, None)
+            self.places.discard(number)
             if value is not None:
-                self.partitions[number] = decode(PartitionRecord, value)
+                record = decode(PartitionRecord, value)
+                if record.is_place:
+                    self.places.add(number)
+                else:
+                    self.partitions[number] = record
         elif (number := numbered(key, PARKED_PREFIX)) is not None:
             self.parked.pop(number, None)
             if value is not None:

@@ -44,6 +44,8 @@ class Context:
         self.confirmed_at = float("-inf")
         self.is_connected = True
         self.may_lead = settings.can_lead
+        self.begins_at = 0
+        """Revision the bucket begins at that this member joined; 0: not known."""
         self.has_key_ttl = True
         self.may_overlap = False
         """Whether a consumer may be made while the one of the epoch before is still there."""

@@ -391,6 +391,7 @@ class GroupMachine:
         if self.phase is Phase.JOINING:
             self.phase = Phase.MEMBER
             self.context.tell(Joined(member=self.context.settings.member))
+        self._on_member(self.context.settings.member)
         for key in sorted(self.context.book.too_new):
             self._tell_all(self.witness.see_key(key))
         self._on_config()
@@ -538,6 +539,10 @@ class GroupMachine:
                     self.leader.keep(event)
 
     def _on_config(self) -> None:
+        begins_at = self.context.config.begins_at
+        if begins_at and begins_at != self.context.begins_at:
+            self._join_again()  # it is the cfg of a bucket made since
+            return
         self._tell_all(*self.witness.see_config())
         self.owner.on_control()
         if self.leader is not None:

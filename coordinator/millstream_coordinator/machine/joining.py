@@ -8,6 +8,7 @@ buckets, and does so no longer than the node is gone.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..errors import (
     BadRecord,
@@ -59,6 +60,7 @@ class Joining:
         if not isinstance(prepared, Prepared):
             self._note_refusal(prepared)
             return False
+        context.begins_at = prepared.begins_at
         context.has_key_ttl = prepared.has_key_ttl
         context.may_overlap = prepared.may_overlap
         self._warn(prepared.warnings)
@@ -97,7 +99,8 @@ class Joining:
             return False
         if read.value is None:
             # What was known of a bucket that is gone: it may have had more partitions by then.
-            return (yield from self._put_config(agree(context.config, wanted), read.revision))
+            known = replace(context.config, begins_at=context.begins_at)
+            return (yield from self._put_config(agree(known, wanted), read.revision))
         version = version_of(read.value)
         if version > VERSION:
             self._end(GroupTooNew(context.settings.group, version, VERSION))
@@ -112,7 +115,7 @@ class Joining:
             has, wants = differing
             self._end(ConfigMismatch(context.settings.group, wants, has))
             return False
-        agreed = agree(found, wanted)
+        agreed = replace(agree(found, wanted), begins_at=context.begins_at)
         if agreed != found:
             return (yield from self._put_config(agreed, read.revision))
         context.note(CONFIG_KEY, read.value, read.revision)

@@ -16,6 +16,8 @@ the record says                        the leader
 there is none, or it is of another     makes one: after a resize from what was handed on, else
 number of partitions                   above every epoch it knows of from a record that was lost
                                        or from what is left over (``survey.py``)
+there never was one, as far as it      makes a place for it first (`_create`)
+knows
 nobody owns it                         gives it to the target (`take_away` from nobody)
 owner alive and the target             nothing; calls off a move that is under way
 owner alive and not the target         writes ``next``; the owner drains and gives it away.
@@ -85,6 +87,7 @@ from .steps import Pause, Script
 from .survey import Survey
 
 NEVER = float("inf")
+PLACE = PartitionRecord(epoch=0)
 BEGIN_AT_ONCE = 250
 """Partitions a new group begins within about ``batch_s``; with more it waits longer."""
 
@@ -337,8 +340,9 @@ class Leader:
         return False
 
     def _read(self, key: str) -> Script:
-        known = self.context.book.last_revision
-        if (yield from self.context.refresh_key(key)):
+        book = self.context.book
+        known = book.last_revision
+        if (yield from self.context.refresh_key(key)) and book.revision(key):
             self._read_at[key] = known
         else:
             yield Pause(RETRY_S)
@@ -460,10 +464,14 @@ class Leader:
             self._look_up(("lead", "handed on", partition // CHUNK), self._barrier.read(partition))
             return
         revision = context.book.revision(partition_key(partition))
-        there = context.book.partitions.get(partition)
-        is_ahead = there is not None and there.epoch > context.config.base_epoch
-        if is_ahead and not self._has_read_since(CONFIG_KEY, partition):
+        if not revision:
+            # "Not there" holds in a bucket made since as well, where this leader's epochs may have
+            # been given already. A place does no harm there, and ``cfg`` is read after it.
+            self._run(partition, _no_result(context, partition, PLACE, 0))
             return
+        if not self._has_read_since(CONFIG_KEY, partition):
+            return
+        there = context.book.partitions.get(partition)
         record = self._barrier.first_record(partition)
         if record is None or not self._barrier.is_sure(partition):
             if not self._survey.is_done(partition):

@@ -26,8 +26,8 @@ one before, is below the revision at which it is missed; and the new one is writ
 compare-and-set on that revision, so nobody gave another in between. Such epochs have sixteen
 digits; those that follow upon them have, too, and no others.
 
-A group that never ran has neither witness nor revision of a record, and begins with epoch 1 at the
-start of its stream.
+A group that never ran has no witness and only the places its leader made (``book.py``), and begins
+with epoch 1 at the start of its stream.
 """
 
 from dataclasses import replace
@@ -85,7 +85,7 @@ class Survey:
         position, holder = self._saved.get(partition, (None, None))
         floor = self._floors.get(partition, 0)
         epoch = max(self._epoch, context.highest_epoch, context.config.base_epoch)
-        if epoch or context.book.revision(partition_key(partition)):
+        if epoch or partition not in context.book.places:
             epoch = max(epoch, context.book.last_revision)
         record = PartitionRecord(
             epoch=epoch + 1,
@@ -104,11 +104,7 @@ class Survey:
     def run(self) -> Part:
         """Ask; False: somebody did not answer, or the number of partitions is another."""
         context = self._context
-        # A leader of a bucket that is gone may not have heard of this one's number of partitions.
-        known = context.book.last_revision
-        if not (yield from context.refresh_key(CONFIG_KEY)):
-            return False
-        self._is_done, self._asked_at = False, known
+        self._is_done, self._asked_at = False, context.book.last_revision
         self._epoch = 0
         self._saved = {}
         if not context.has_stream:

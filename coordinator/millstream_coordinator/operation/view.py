@@ -65,7 +65,9 @@ def _view(values: Mapping[str, bytes]) -> GroupView:
             case naming.MEMBER_PREFIX:
                 members[name] = decode(MemberRecord, value)
             case naming.PARTITION_PREFIX:
-                partitions[_number(key, name)] = decode(PartitionRecord, value)
+                record = decode(PartitionRecord, value)
+                if not record.is_place:
+                    partitions[_number(key, name)] = record
             case naming.PARKED_PREFIX:
                 parked[_number(key, name)] = decode(ParkedRecord, value)
             case naming.DONE_PREFIX:
