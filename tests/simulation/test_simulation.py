@@ -30,6 +30,16 @@ def test_a_named_seed_keeps_every_promise(seed: int) -> None:
     World(seed).run()
 
 
+def test_no_call_gets_stuck_any_more_when_the_faults_are_over() -> None:
+    world = World(0)
+    stuck_s = 1.5 * world.timing.drain_timeout_s
+    assert stuck_s in {world.handler_duration(is_slow=False) for _ in range(10_000)}
+
+    world.faults.end()
+
+    assert stuck_s not in {world.handler_duration(is_slow=False) for _ in range(10_000)}
+
+
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
     """Every seed's run; a broken promise fails here and names its seed."""

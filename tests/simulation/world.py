@@ -204,7 +204,7 @@ class World:
 
     def handler_duration(self, *, is_slow: bool) -> float:
         draw = self.chance.random()
-        if draw < 0.001:
+        if draw < 0.001 and not self.faults.is_over:
             return 1.5 * self.timing.drain_timeout_s
         mean = max(0.4, self._handler_s) if is_slow else self._handler_s
         return mean * (0.3 + draw)
