@@ -17,6 +17,7 @@ from .bridge_reference import DOCS, SECTIONS
 from .pages import links
 
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PROJECT = (DOCS / "reference" / "project-file.md").read_text(encoding="utf-8")
 
 
@@ -91,8 +92,19 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not link.partition("#")[0] or target.exists(), link
 
 
-def test_the_readme_leads_to_every_page() -> None:
-    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+def test_the_readme_tells_of_every_room_and_of_no_file_that_is_not_there() -> None:
+    package = DOCS.parent / "millstream_bridge"
+    rows = re.findall(r"^\| (`.+?/`) \| (.*) \|$", README, re.MULTILINE)
 
+    told: set[str] = set()
+    for rooms, text in rows:
+        inside = re.findall(r"`(\w+)/`", rooms)
+        told |= set(inside)
+        for name in re.findall(r"`(\w+)`", text):
+            assert any((package / room / f"{name}.py").exists() for room in inside), name
+    assert told == {it.parent.name for it in package.glob("*/__init__.py")}
+
+
+def test_the_readme_leads_to_every_page() -> None:
     for page in sorted(DOCS.rglob("*.md")):
-        assert f"]({page.relative_to(DOCS.parent).as_posix()})" in readme
+        assert f"]({page.relative_to(DOCS.parent).as_posix()})" in README
