@@ -422,7 +422,7 @@ class _Change:
             for key, value in (await self._records()).items()
             if key.startswith(naming.PARTITION_PREFIX)
         }
-        base_epoch = max((it.epoch for it in records.values()), default=self._config.base_epoch)
+        base_epoch = max([self._config.base_epoch, *(it.epoch for it in records.values())])
         for partition in range(self._group.level or self._group.partitions):
             key = naming.partition_key(partition)
             entry = await self._api.read(self._bucket, key)
