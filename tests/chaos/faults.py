@@ -29,6 +29,8 @@ HEARTBEAT_TIMEOUT_S = 1.0
 LATE_S = 2.0
 """A takeover that took longer is told at length."""
 HANGING_S = 1.0
+ASKING_S = 0.1
+"""After so long each handler call has asked its sink."""
 BACKLOG_MIN = 20
 PATIENCE_S = 60.0
 SINK = "chains"
@@ -46,6 +48,7 @@ class Kind(StrEnum):
     STOP_BRIEFLY = "stop-briefly"
     CUT = "cut"
     CUT_BRIEFLY = "cut-briefly"
+    """What every lane has asked meanwhile is lost with the connection."""
     STALL = "stall"
     MUTE = "mute"
     """What the worker sends does not arrive."""
@@ -307,6 +310,8 @@ class Faults:
         assert victim.proxy is not None
         if victim.proxy.num_open < 1:
             raise self.Missed(f"{victim.member} had no connection to cut")
+        victim.proxy.stall()
+        await asyncio.sleep(ASKING_S)
         victim.proxy.cut()
         await asyncio.sleep(self._chance.uniform(0.0, 0.5))
         victim.proxy.release()

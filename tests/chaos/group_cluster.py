@@ -221,6 +221,8 @@ class Cluster:
     async def _read(self, worker: Worker) -> None:
         assert worker.process.stdout is not None
         async for raw in worker.process.stdout:
+            if not raw.endswith(b"\n"):  # killed in the middle of it
+                break
             kind, at, *facts = raw.decode().split()
             match kind:
                 case "handle":
