@@ -20,12 +20,10 @@ from dataclasses import dataclass
 
 from ..errors import ConfigurationError
 from ..jetstream.connection import Connection, parse_answer
+from ..kafka.reading import records_between
 from ..kafka.sink import Position
 from ..kafka.source import KafkaSource
 from ..records.origin import returned
-
-_POLL_RECORDS = 2_000
-_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,24 +73,14 @@ class StreamFacts:
 async def newest_returned(source: KafkaSource, route_name: str) -> tuple[dict[int, int], list[int]]:
     """The highest returned sequence per partition, and the partitions that may have lost some.
 
-    Reads the whole topic. Unreachable, ConfigurationError.
+    Reads the whole topic. Unreachable, ConfigurationError, RecordError.
     """
     marks = await source.watermarks()
     newest: dict[int, int] = {}
-    goal = {p: mark.high for p, mark in marks.items() if mark.high > mark.low}
-    await source.assign({p: marks[p].low for p in goal}, sorted(goal))
-    while goal:
-        polled = await source.poll(_POLL_RECORDS, _POLL_S)
-        if polled.error is not None:
-            raise polled.error
-        for record in polled.records:
+    async for records in records_between(source, marks):
+        for record in records:
             back_from = returned(record.headers, route_name)
             if back_from is not None:
                 number = record.kafka_partition
                 newest[number] = max(newest.get(number, 0), back_from.seq)
-            if record.offset + 1 >= goal.get(record.kafka_partition, record.offset + 2):
-                del goal[record.kafka_partition]
-        for partition, end in polled.ends.items():
-            if end >= goal.get(partition, end + 1):
-                del goal[partition]
     return newest, [p for p, mark in marks.items() if mark.low > 0 and p not in newest]

@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..kafka.reading import records_between
 from ..kafka.source import KafkaSource
 from ..model import Watermarks
 from ..records.origin import returned
-
-_POLL_RECORDS = 2_000
-_POLL_S = 0.5
-_SILENT_POLLS_MAX = 40
 
 
 @dataclass(slots=True)
@@ -34,30 +31,14 @@ async def read_returns(
 ) -> None:
     """Fill in ``starts``, reading each partition from ``begins`` to the end it has in ``marks``.
 
-    TimeoutError: the end was not reached; a transaction may be open. Unreachable, RecordError.
+    Unreachable, RecordError as `records_between`.
     """
-    goal = {p: mark.high for p, mark in marks.items() if p in begins and begins[p] < mark.high}
-    if not goal:
-        return
-    await source.assign({p: max(begins[p], marks[p].low) for p in goal}, sorted(goal))
-    silent = 0
-    while goal:
-        polled = await source.poll(_POLL_RECORDS, _POLL_S)
-        if polled.error is not None:
-            raise polled.error
-        for record in polled.records:
-            number = record.kafka_partition
-            found = starts[number]
+    bounds = {p: Watermarks(max(at, marks[p].low), marks[p].high) for p, at in begins.items()}
+    async for records in records_between(source, bounds):
+        for record in records:
+            found = starts[record.kafka_partition]
             back_from = returned(record.headers, route_name)
             if back_from is not None:
                 found.back[back_from.seq] = record.offset
             elif found.own is None and record.offset >= found.own_from:
                 found.own = record.offset
-            if record.offset + 1 >= goal.get(number, record.offset + 2):
-                del goal[number]
-        for partition, end in polled.ends.items():
-            if end >= goal.get(partition, end + 1):
-                del goal[partition]
-        silent = 0 if polled.records or polled.ends else silent + 1
-        if silent > _SILENT_POLLS_MAX:
-            raise TimeoutError(f"partition {min(goal)} gave nothing up to its end")

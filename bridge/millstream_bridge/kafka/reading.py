@@ -1,4 +1,4 @@
-"""Kafka's records between two offsets, batch by batch: what proofs and samples read."""
+"""Kafka's records between two offsets, batch by batch: for whoever does not follow the topic."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -16,7 +16,8 @@ async def records_between(
 ) -> AsyncIterator[Sequence[Record]]:
     """Batches of the records of each partition from ``low`` up to, not with, ``high``.
 
-    In order per partition. Unreachable: Kafka fell silent. RecordError: a record is gone.
+    In order per partition. Unreachable: Kafka fell silent before the end, because it is away or a
+    transaction is open. RecordError: a record is gone.
     """
     left = {p: it.high for p, it in bounds.items() if it.high > it.low}
     if not left:
@@ -41,4 +42,10 @@ async def records_between(
                 del left[partition]
         silent = 0 if polled.records or polled.ends else silent + 1
         if silent > _SILENT_POLLS_MAX:
-            raise Unreachable("Kafka", source.bootstrap, "it stopped answering")
+            partition = min(left)
+            raise Unreachable(
+                "Kafka",
+                source.bootstrap,
+                f"partition {partition} gave nothing more before offset {left[partition]};"
+                " a transaction may be open",
+            )
