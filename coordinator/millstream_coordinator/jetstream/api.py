@@ -91,6 +91,7 @@ class Entry:
 class Stored:
     """A message as its stream holds it."""
 
+    subject: str
     seq: int
     headers: dict[str, str]
     data: bytes
@@ -266,15 +267,23 @@ class Api:
         return Entry(None if marks_deletion(found.headers) else found.data, found.seq)
 
     async def last(self, stream: str, subject: str) -> Stored | None:
-        """Read a subject's last message from the stream's leader; None if there is none."""
+        """Read a subject's last message; None if there is none."""
+        return await self.stored(stream, {"last_by_subj": subject})
+
+    async def stored(self, stream: str, wanted: Mapping[str, object]) -> Stored | None:
+        """Read a message from the stream's leader; None if there is none as ``wanted``.
+
+        Which is ``seq``, ``last_by_subj``, or ``next_by_subj`` from ``seq`` on.
+        """
         try:
-            answer = await self.call(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            answer = await self.call(f"STREAM.MSG.GET.{stream}", wanted)
         except RequestFailed as error:
             if error.code == MESSAGE_NOT_FOUND:
                 return None
             raise
         message = answer["message"]
         return Stored(
+            message["subject"],
             int(message["seq"]),
             parse_headers(base64.b64decode(message.get("hdrs", ""))),
             base64.b64decode(message.get("data", "")),

@@ -13,7 +13,6 @@ messages keep headers that mean something to the server (``Nats-Msg-Id``, ``Nats
 letter's own, travel as ``Millstream-Header-<name>`` and come back under their names.
 """
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,11 +39,12 @@ from .api import (
     WRONG_LAST_SEQUENCE,
     Api,
     RequestFailed,
-    parse_headers,
+    Stored,
 )
 from .streams import Streams
 
 MESSAGE_GONE = (MESSAGE_NOT_FOUND, 10057)
+"""What a server says that is to delete a message which is not there."""
 ERROR_MAX = 500
 """So many characters of an error's text are kept."""
 CONFLICTS_MAX = 10
@@ -139,15 +139,16 @@ class Letters:
         letters: list[Letter] = []
         after = 0
         while len(letters) < command.max_count:
-            wanted = {"seq": after + 1, "next_by_subj": subject}
             try:
-                answer = await self._api.call(f"STREAM.MSG.GET.{self.stream}", wanted)
+                found = await self._next(subject, after + 1)
             except RequestFailed as error:
-                if error.code in (*MESSAGE_GONE, STREAM_NOT_FOUND):
-                    break
-                raise
-            after = int(answer["message"]["seq"])
-            letters.append(Letter(after, self._message(command, answer["message"])))
+                if error.code != STREAM_NOT_FOUND:
+                    raise
+                break
+            if found is None:
+                break
+            after = found.seq
+            letters.append(Letter(after, self._message(command, found)))
         return LettersRead(id=command.id, letters=tuple(letters))
 
     async def find_parked(self, command: FindParked) -> Reply:
@@ -157,13 +158,13 @@ class Letters:
         keys: dict[str, int] = {}
         try:
             for subject in await self._subjects(f"{prefix}*"):
-                wanted = {"seq": 1, "next_by_subj": subject}
-                answer = await self._api.call(f"STREAM.MSG.GET.{self.stream}", wanted)
-                headers = parse_headers(base64.b64decode(answer["message"].get("hdrs", "")))
-                if headers.get(naming.LETTER_REASON) == LetterReason.PARK:
-                    keys[subject.removeprefix(prefix)] = int(headers[naming.LETTER_SEQ])
+                found = await self._next(subject, 1)
+                if found is None:
+                    continue
+                if found.headers.get(naming.LETTER_REASON) == LetterReason.PARK:
+                    keys[subject.removeprefix(prefix)] = int(found.headers[naming.LETTER_SEQ])
         except RequestFailed as error:
-            if error.code not in (*MESSAGE_GONE, STREAM_NOT_FOUND):
+            if error.code != STREAM_NOT_FOUND:
                 raise
         return ParkedFound(id=command.id, keys=keys)
 
@@ -199,6 +200,10 @@ class Letters:
             found = None
         return ({}, 0) if found is None else (found.headers, found.seq)
 
+    async def _next(self, subject: str, seq: int) -> Stored | None:
+        """Read the first letter from ``seq`` on; None: there is none."""
+        return await self._api.stored(self.stream, {"seq": seq, "next_by_subj": subject})
+
     async def _make(self) -> None:
         config = letters_config(self._settings.group, self._streams.num_replicas)
         try:
@@ -207,11 +212,10 @@ class Letters:
             if error.code != STREAM_NAME_IN_USE:
                 raise
 
-    def _message(self, command: ReadLetters, stored: dict[str, Any]) -> Message:
+    def _message(self, command: ReadLetters, stored: Stored) -> Message:
         assert self._rule is not None
-        headers = parse_headers(base64.b64decode(stored.get("hdrs", "")))
+        headers, data = stored.headers, stored.data
         own = original_headers(headers)
-        data = base64.b64decode(stored.get("data", ""))
         subject = headers[naming.LETTER_SUBJECT]
         finest = self._rule.partition_of(subject, max(self._rule.finer, default=None))
         return Message(

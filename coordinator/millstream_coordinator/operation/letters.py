@@ -22,11 +22,11 @@ A key is given as text, or as the token that the listing shows.
 import base64
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace as replaced
-from typing import Any, Final
+from typing import Final
 
 from .. import naming
 from ..errors import LetterMissing, NotPossible, PartitionMissing
-from ..jetstream.api import STREAM_NOT_FOUND, RequestFailed, parse_headers
+from ..jetstream.api import STREAM_NOT_FOUND, RequestFailed, Stored
 from ..jetstream.letters import MESSAGE_GONE, original_headers
 from ..model import LetterReason, ParkedRecord
 from ..naming import dead_letter, dead_letter_stream, parked_key
@@ -148,10 +148,10 @@ async def list_letters(target: Target, choice: Choice = ALL, *, limit: int | Non
 async def read_letter(target: Target, seq: int) -> Letter:
     """One letter by its number. Raises LetterMissing."""
     view = await target.view()
-    answer = await _get(target, {"seq": seq})
-    if answer is None:
+    found = await _stored(target, {"seq": seq})
+    if found is None:
         raise LetterMissing(target.group, seq)
-    return _letter(answer, view)
+    return _letter(found, view)
 
 
 async def replay(target: Target, choice: Choice, *, dry_run: bool = False) -> Outcome:
@@ -309,37 +309,34 @@ async def _read(target: Target, view: GroupView, choice: Choice) -> AsyncIterato
     seq = min(choice.seqs, default=1)
     last = max(choice.seqs, default=None)
     while last is None or seq <= last:
-        answer = await _get(target, {"seq": seq, **wanted})
-        if answer is None:
+        found = await _stored(target, {"seq": seq, **wanted})
+        if found is None:
             return
-        letter = _letter(answer, view)
+        letter = _letter(found, view)
         if choice.takes(letter):
             yield letter
         seq = letter.seq + 1
 
 
-async def _get(target: Target, body: dict[str, object]) -> dict[str, Any] | None:
+async def _stored(target: Target, wanted: Mapping[str, object]) -> Stored | None:
     """A message of the letters' stream; None when there is none, or no such stream."""
     with target.errors():
         try:
-            stream = dead_letter_stream(target.group)
-            answer = await target.api.call(f"STREAM.MSG.GET.{stream}", body)
+            return await target.api.stored(dead_letter_stream(target.group), wanted)
         except RequestFailed as error:
-            if error.code in (*MESSAGE_GONE, STREAM_NOT_FOUND):
-                return None
-            raise
-    message: dict[str, Any] = answer["message"]
-    return message
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            return None
 
 
-def _letter(message: Mapping[str, Any], view: GroupView) -> Letter:
+def _letter(stored: Stored, view: GroupView) -> Letter:
     """Read a stored letter; what another program left out of its headers is 0 or empty."""
-    headers = parse_headers(base64.b64decode(message.get("hdrs", "")))
-    _, _, _, number, token = message["subject"].split(".", 4)
+    headers = stored.headers
+    _, _, _, number, token = stored.subject.split(".", 4)
     partition = int(number) if number.isdecimal() else -1
     parked = view.parked.get(partition)
     return Letter(
-        seq=int(message["seq"]),
+        seq=stored.seq,
         partition=partition,
         key=token,
         reason=headers.get(naming.LETTER_REASON, LetterReason.DEAD_LETTER),
@@ -352,7 +349,7 @@ def _letter(message: Mapping[str, Any], view: GroupView) -> Letter:
         stored_ns=_number(headers, naming.LETTER_STORED),
         is_parked=parked is not None and token in parked.keys,
         headers=original_headers(headers),
-        data=base64.b64decode(message.get("data", "")),
+        data=stored.data,
     )
 
 

@@ -32,7 +32,6 @@ resize that is under way, and a stream that somebody else reads too.
 """
 
 import asyncio
-import base64
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -45,11 +44,9 @@ from ..errors import ConfigMismatch, GroupMissing, NotPossible, StreamMissing
 from ..events import Cause
 from ..jetstream.api import (
     API_PREFIX,
-    MESSAGE_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
     Api,
     RequestFailed,
-    parse_headers,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
 from .difference import WantedStream
@@ -341,14 +338,8 @@ class _Change:
     async def _last_sourced(self, first: int, last: int) -> int:
         """The origin's sequence that the newest of these messages of the old stream names; or 0."""
         for seq in range(last, first - 1, -1):
-            try:
-                answer = await self._api.call(f"STREAM.MSG.GET.{self._old}", {"seq": seq})
-            except RequestFailed as error:
-                if error.code == MESSAGE_NOT_FOUND:
-                    continue
-                raise
-            headers = parse_headers(base64.b64decode(answer["message"].get("hdrs", "")))
-            source = headers.get("Nats-Stream-Source", "").split(" ")
+            found = await self._api.stored(self._old, {"seq": seq})
+            source = (found.headers if found else {}).get("Nats-Stream-Source", "").split(" ")
             if len(source) > 1 and source[1].isdecimal():
                 return int(source[1])
         return 0
