@@ -6,23 +6,30 @@ import logging
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millstream_bridge import ConfigurationError, Unreachable
+from millstream_bridge.back.position import StreamFacts
+from millstream_bridge.back.runner import BackProgress
+from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.moving.runner import Bridge, State, route_at_work
-from millstream_bridge.operation.figures import partition_figures
+from millstream_bridge.operation.figures import back_figures, partition_figures
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.logs import log_json
-from millstream_bridge.operation.status import answering, ask
-from millstream_bridge.operation.web import serving
+from millstream_bridge.operation.metrics import FleetMetrics
+from millstream_bridge.operation.status import BACK_SCHEMA, answering, ask, fleet_status
+from millstream_bridge.operation.web import health, serving
 from millstream_bridge.project.file import Project
 from millstream_bridge.project.rule import Rule
 from tests.bridge.moves import a_route, until
+from tests.bridge.test_back import fill, publish
+from tests.bridge.test_cli import arguments, ready, run, started
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -47,6 +54,14 @@ async def running(kafka: Kafka, server: Server, *topics: str) -> AsyncIterator[F
         await run
 
 
+def serve(fleet: Fleet, address: str = "127.0.0.1:0") -> AbstractAsyncContextManager[str]:
+    return serving(address, FleetMetrics(fleet).page, lambda: health(fleet.health))
+
+
+def tells(fleet: Fleet, target: NatsTarget) -> AbstractAsyncContextManager[None]:
+    return answering(target, lambda: fleet_status(fleet))
+
+
 def get(url: str) -> tuple[int, str]:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
@@ -63,7 +78,7 @@ async def test_metrics_and_health_of_every_route(
 
     async with (
         running(mock, real_nats_server, topic, "not-there") as fleet,
-        serving(fleet, "127.0.0.1:0") as url,
+        serve(fleet) as url,
     ):
         await until(lambda: topic in fleet.bridges and fleet.bridges[topic].progress.records == 30)
         await until(lambda: "not-there" in fleet.outcomes)
@@ -92,7 +107,7 @@ async def test_all_is_well_while_every_route_is_moved(
 
     async with (
         running(mock, real_nats_server, topic) as fleet,
-        serving(fleet, "127.0.0.1:0") as url,
+        serve(fleet) as url,
     ):
         await until(
             lambda: topic in fleet.bridges and fleet.bridges[topic].progress.state is State.MOVING
@@ -127,7 +142,7 @@ async def test_status_is_told_to_whoever_asks(
     target = NatsTarget(url=real_nats_server.url)
 
     assert await ask(target, wait_s=0.1) == []
-    async with running(mock, real_nats_server, topic) as fleet, answering(fleet, target):
+    async with running(mock, real_nats_server, topic) as fleet, tells(fleet, target):
         await until(lambda: topic in fleet.bridges and fleet.bridges[topic].progress.records == 5)
         found: list[dict[str, Any]] = []
         while not found:
@@ -137,6 +152,71 @@ async def test_status_is_told_to_whoever_asks(
     assert (answer["route"], answer["state"], answer["records"]) == (topic, "moving", 5)
     assert answer["partitions"]["0"]["position"] == 5
     assert answer["lag"] == 0
+
+
+async def test_a_way_back_tells_its_metrics_health_and_status(
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    """By the command: what it serves, what it answers, and what ``status`` shows of it."""
+    await fill(mock, real_nats_server, topic)
+    await publish(real_nats_server, range(20))
+    connection = await Connection.open(real_nats_server.url, name="test")
+    end = (await StreamFacts.read(connection, "FLIGHTS")).last_seq
+    await connection.close()
+    ready_file = tmp_path / "ready"
+    words = [
+        *(*arguments(mock, real_nats_server, topic), "--shared", "--log-json"),
+        *("--http", "127.0.0.1:0", "--ready-file", str(ready_file), "--end-with-stdin"),
+    ]
+    with started("back", *words) as process:
+        url = (await ready(ready_file, process))["http"]
+        page = ""
+        while f'millstream_bridge_back_records_total{{route="{topic}"}} 20.0' not in page:
+            _, page = await asyncio.to_thread(get, f"{url}/metrics")
+        code, told = await asyncio.to_thread(get, f"{url}/healthz")
+        target = NatsTarget(url=real_nats_server.url)
+        found: list[dict[str, Any]] = []
+        while not found:
+            found = await ask(target, wait_s=0.2)
+        look = ["status", "--nats", real_nats_server.url, "--wait", "0.3"]
+        shown = await asyncio.to_thread(run, *look)
+        missing = await asyncio.to_thread(run, *look, "--route", topic)
+        _, logged = await asyncio.to_thread(process.communicate)
+
+    lines = page.splitlines()
+    for line in (
+        f'millstream_bridge_back_from_kafka_total{{route="{topic}"}} 12.0',
+        f'millstream_bridge_back_lag_messages{{route="{topic}"}} 0.0',
+        f'millstream_bridge_back_lag_seconds{{route="{topic}"}} 0.0',
+        f'millstream_bridge_back_position_seq{{route="{topic}",stream="FLIGHTS"}} {end + 1}.0',
+        f'millstream_bridge_back_state{{route="{topic}",state="moving"}} 1.0',
+    ):
+        assert line in lines
+    assert code == 200
+    assert json.loads(told)["routes"] == {topic: {"state": "moving", "error": None}}
+    (answer,) = found
+    assert (answer["schema"], answer["route"], answer["state"]) == (BACK_SCHEMA, topic, "moving")
+    assert (answer["records"], answer["from_kafka"], answer["lag"]) == (20, 12, 0)
+    assert answer["positions"] == {"FLIGHTS": end + 1}
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[1].split()[2:6] == ["moving", topic, "20", "FLIGHTS"]
+    assert missing.returncode == 1  # nobody moves it there
+    assert "no running bridge moves it" in missing.stdout
+    events = [json.loads(line) for line in logged.splitlines()]
+    assert {it["event"] for it in events} == {"told"}
+
+
+def test_a_way_backs_lag_is_told_in_messages_bytes_and_seconds() -> None:
+    progress = BackProgress(records=10, payload_bytes=2_000, lag=3, newest_ns=1_000_000_000_000)
+
+    behind = back_figures(progress, now_s=1_005.0)
+    progress.newest_ns = progress.records = 0
+    unknown = back_figures(progress, now_s=1_005.0)
+    progress.lag = 0
+
+    assert behind == (3, 600, 5.0)
+    assert unknown == (3, None, None)
+    assert back_figures(progress, now_s=1_005.0) == (0, None, 0.0)
 
 
 async def test_status_of_a_server_that_is_not_there() -> None:
@@ -149,7 +229,7 @@ async def test_an_address_that_is_none_is_refused(mock: Kafka) -> None:
     fleet = Fleet(project, tell=lambda line: None, on_ready=lambda routes: None)
     for address in ("nowhere", "127.0.0.1:99999"):
         with pytest.raises(ConfigurationError, match="--http"):
-            async with serving(fleet, address):
+            async with serve(fleet, address):
                 pass
 
 

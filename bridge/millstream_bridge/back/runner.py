@@ -30,6 +30,7 @@ from ..kafka.admin import KafkaAdmin, TopicConfig
 from ..kafka.sink import KafkaSink, Position, Refused
 from ..kafka.source import KafkaSource
 from ..model import Record, Route
+from ..moving.runner import State, route_at_work
 from ..records.mapping import Mapping as RouteMapping
 from .position import StreamFacts, newest_returned
 from .returning import Delivered, NotReturnable, Returning
@@ -60,12 +61,15 @@ class CannotReturn(BridgeError):
 
 @dataclass(slots=True)
 class BackProgress:
-    """Live figures of a run.
+    """Live figures of a run; of its states it knows starting, moving, reconnecting and ended.
 
     ``records`` and ``payload_bytes`` were committed by this run, ``from_kafka`` are messages that
     were there already, ``passed_over`` those that could not go back (by policy, see the log).
+    ``lag`` counts the messages that were not read yet, ``newest_ns`` is when the newest that was
+    read had been stored (0: none was).
     """
 
+    state: State = State.STARTING
     records: int = 0
     payload_bytes: int = 0
     from_kafka: int = 0
@@ -73,6 +77,7 @@ class BackProgress:
     transactions: int = 0
     sessions: int = 0
     lag: int = 0
+    newest_ns: int = 0
     positions: dict[int, Position] = field(default_factory=dict)
 
 
@@ -148,6 +153,7 @@ class BackBridge:
         one has taken over.
         """
         started = time.monotonic()
+        route_at_work.set(self.route.name)
         sink = KafkaSink(self._kafka, self.topic, self.name, options=self._options)
         work = asyncio.create_task(self._sessions(sink, stop_at_end), name="way back")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
@@ -164,6 +170,7 @@ class BackBridge:
             stop.cancel()
             await asyncio.wait({work, stop})
             await sink.close()
+            self.progress.state = State.ENDED
         done = self.progress
         return BackReport(
             topic=self.topic,
@@ -189,6 +196,7 @@ class BackBridge:
             except (SessionLost, Unreachable) as lost:
                 if self.progress.sessions == 0:
                     raise _as_unreachable(lost, str(self._nats)) from lost
+                self.progress.state = State.RECONNECTING
                 logger.warning("%s; beginning again", lost, extra={"event": "back_session_over"})
             fruitless = 0 if self.progress.transactions > before else fruitless + 1
             await self._sleep(min(RETRY_FIRST_S * 2 ** min(fruitless, 10), RETRY_MOST_S))
@@ -213,6 +221,8 @@ class BackBridge:
                     connection, at.stream, subject, at.next_seq, name=self.name
                 )
             self.progress.sessions += 1
+            self.progress.lag = sum([tail.lag for tail in tails.values()])
+            self.progress.state = State.MOVING
             self._from_seq = None
             if self._on_ready is not None:
                 self._on_ready(positions)
@@ -307,6 +317,9 @@ class BackBridge:
                 position, trouble = self._convert(
                     tails[slot].stream, arrived[slot], returning, records
                 )
+                if messages:
+                    newest_ns = max(self.progress.newest_ns, messages[-1].time_ns)
+                    self.progress.newest_ns = newest_ns
                 if position:
                     unsaved[slot] = self.progress.positions[slot]._replace(next_seq=position)
                 if trouble is not None:

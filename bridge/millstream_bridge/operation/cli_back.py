@@ -1,7 +1,9 @@
 """``millstream bridge back``: what was published straight to NATS goes to Kafka."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +18,36 @@ from ..kafka.sink import Position
 from ..model import Route
 from ..project.file import Project
 from ..project.routes import current_routes
-from .console import AsJson, EndWithStdin, ReadyFile, ReportFile, command, project_document, say
+from .console import (
+    AsJson,
+    EndWithStdin,
+    Http,
+    LogJson,
+    ReadyFile,
+    ReportFile,
+    command,
+    project_document,
+    say,
+)
+from .logs import log_json as log_as_json, teller
+from .metrics import BackMetrics
 from .process import run_loop, write_ready, write_report
+from .status import answering, back_status
+from .web import health, serving
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """How the way back is to run, beside its routes."""
+
+    to_topic: str | None
+    everything: bool
+    from_seq: int | None
+    stop_at_end: bool
+    ready_file: Path | None
+    end_with_stdin: bool
+    http: str | None
+    log_json: bool
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +57,7 @@ def register(app: typer.Typer) -> None:
         app,
         "back",
         examples="""
-            back --project project.toml
+            back --project project.toml --http 127.0.0.1:9466
             back --project project.toml --route orders --to-topic orders.copy --everything
         """,
     )
@@ -51,6 +81,8 @@ def register(app: typer.Typer) -> None:
         stop_at_end: Annotated[
             bool, typer.Option("--stop-at-end", help="Stop when all that is there now is back.")
         ] = False,
+        http: Http = None,
+        log_json: LogJson = False,
         ready_file: ReadyFile = None,
         end_with_stdin: EndWithStdin = False,
         report: ReportFile = None,
@@ -62,9 +94,19 @@ def register(app: typer.Typer) -> None:
         isolation.level=read_committed see each record once. A second one of the same route takes
         over, and the first ends.
         """
-        reports, code = run_loop(
-            _run(project, to_topic, everything, from_seq, stop_at_end, ready_file, end_with_stdin)
+        options = _Options(
+            to_topic=to_topic,
+            everything=everything,
+            from_seq=from_seq,
+            stop_at_end=stop_at_end,
+            ready_file=ready_file,
+            end_with_stdin=end_with_stdin,
+            http=http,
+            log_json=log_json,
         )
+        if log_json:
+            log_as_json()
+        reports, code = run_loop(_run(project, options))
         if reports:
             documents = [back_summary(it) for it in reports]
             summary = project_document("back", documents) if project.is_file else documents[0]
@@ -104,15 +146,7 @@ def back_summary(report: BackReport) -> dict[str, Any]:
     }
 
 
-async def _run(
-    project: Project,
-    to_topic: str | None,
-    everything: bool,
-    from_seq: int | None,
-    stop_at_end: bool,
-    ready_file: Path | None,
-    end_with_stdin: bool,
-) -> tuple[list[BackReport], int]:
+async def _run(project: Project, options: _Options) -> tuple[list[BackReport], int]:
     """All routes at once; ready when all are. The first error ends them all.
 
     The reports, none if it was stopped before it knew its routes, and the exit code.
@@ -123,43 +157,65 @@ async def _run(
         for bridge in bridges:
             bridge.stop()
 
-    stopper = Stopper(stop, end_with_stdin=end_with_stdin)
+    stopper = Stopper(stop, end_with_stdin=options.end_with_stdin)
     routes = await unless_stopped(stopper.stopping, current_routes(project))
     if routes is None:
         return [], stopper.code
-    if len(routes) > 1 and (to_topic is not None or from_seq is not None):
+    if len(routes) > 1 and (options.to_topic is not None or options.from_seq is not None):
         raise ConfigurationError(
             f"--to-topic and --from-seq are of one route, and there are {len(routes)}: add --route"
         )
+    facts: dict[str, Any] = {}
+    bridges += _bridges(project, routes, options, facts)
+    async with AsyncExitStack() as stack:
+        if options.http is not None:
+            pages = serving(
+                options.http,
+                BackMetrics(bridges).page,
+                lambda: health({it.route.name: (it.progress.state, None) for it in bridges}),
+            )
+            facts["http"] = await stack.enter_async_context(pages)
+        await stack.enter_async_context(answering(project.nats, lambda: back_status(bridges)))
+        return await _run_all(bridges, stop_at_end=options.stop_at_end), stopper.code
+
+
+def _bridges(
+    project: Project, routes: Sequence[Route], options: _Options, facts: dict[str, Any]
+) -> list[BackBridge]:
+    """A way back for each route; once all are ready the ready file is written, with ``facts``."""
     waiting = {route.name for route in routes}
+    tell = teller(as_json=options.log_json)
 
     def on_ready(route: Route, positions: Mapping[int, Position]) -> None:
         at = ", ".join(f"{it.stream} sequence {it.next_seq}" for it in positions.values())
-        topic = to_topic or route.topic
-        typer.echo(f"back {route.stream} → {topic} is ready and begins with {at}", err=True)
+        topic = options.to_topic or route.topic
+        tell(f"back {route.stream} → {topic} is ready and begins with {at}")
         waiting.discard(route.name)
         if not waiting:
-            facts = [{"topic": to_topic or it.topic, "stream": it.stream} for it in routes]
-            one = {"routes": facts} if project.is_file else facts[0]
-            write_ready(ready_file, {"kafka": project.kafka, "nats": str(project.nats), **one})
+            all_of = [{"topic": options.to_topic or it.topic, "stream": it.stream} for it in routes]
+            one = {"routes": all_of} if project.is_file else all_of[0]
+            sides = {"kafka": project.kafka, "nats": str(project.nats)}
+            write_ready(options.ready_file, {**sides, **one, **facts})
 
-    bridges += [
+    return [
         BackBridge(
             kafka=project.kafka,
             nats=project.nats,
             route=route,
-            topic=to_topic,
-            everything=everything,
-            from_seq=from_seq,
+            topic=options.to_topic,
+            everything=options.everything,
+            from_seq=options.from_seq,
             kafka_options=project.kafka_options,
             on_ready=partial(on_ready, route),
         )
         for route in routes
     ]
 
+
+async def _run_all(bridges: Sequence[BackBridge], *, stop_at_end: bool) -> list[BackReport]:
     work = [asyncio.create_task(it.run(stop_at_end=stop_at_end), name=it.name) for it in bridges]
     try:
-        return await asyncio.gather(*work), stopper.code
+        return await asyncio.gather(*work)
     finally:
         for task in work:
             task.cancel()

@@ -1,7 +1,6 @@
 """``millstream bridge run``: move a route's records, then go on with what comes."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from ..project.file import Project
 from .console import (
     AsJson,
     EndWithStdin,
+    Http,
+    LogJson,
     ReadyFile,
     ReportFile,
     command,
@@ -27,12 +28,11 @@ from .console import (
 )
 from .fleet import Fleet, Outcome
 from .live import Live
-from .logs import log_json as log_as_json
+from .logs import log_json as log_as_json, teller
+from .metrics import FleetMetrics
 from .process import run_loop, write_ready, write_report
-from .status import answering
-from .web import serving
-
-logger = logging.getLogger(__name__)
+from .status import answering, fleet_status
+from .web import health, serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,22 +80,8 @@ def register(app: typer.Typer) -> None:
                 help="This process's name in the group; by default the host's and a random part.",
             ),
         ] = None,
-        http: Annotated[
-            str | None,
-            typer.Option(
-                metavar="HOST:PORT",
-                envvar="MILLSTREAM_BRIDGE_HTTP",
-                help="Serve /metrics and /healthz there; port 0 takes a free one.",
-            ),
-        ] = None,
-        log_json: Annotated[
-            bool,
-            typer.Option(
-                "--log-json",
-                envvar="MILLSTREAM_BRIDGE_LOG_JSON",
-                help="Tell each event as one JSON object per line, on standard error.",
-            ),
-        ] = False,
+        http: Http = None,
+        log_json: LogJson = False,
         ready_file: ReadyFile = None,
         end_with_stdin: EndWithStdin = False,
         report: ReportFile = None,
@@ -195,18 +181,19 @@ async def _run(project: Project, options: _Options) -> tuple[list[Outcome], int]
             facts.update(topic=routes[0].topic, stream=routes[0].stream)
         write_ready(options.ready_file, facts)
 
-    def tell(line: str) -> None:
-        if options.log_json:
-            logger.info("%s", line, extra={"event": "told"})
-        else:
-            typer.echo(line, err=True)
-
-    fleet = Fleet(project, tell=tell, on_ready=on_ready, group=options.group, member=options.member)
+    fleet = Fleet(
+        project,
+        tell=teller(as_json=options.log_json),
+        on_ready=on_ready,
+        group=options.group,
+        member=options.member,
+    )
     stopper = Stopper(fleet.stop, end_with_stdin=options.end_with_stdin)
     async with AsyncExitStack() as stack:
         if options.http is not None:
-            facts["http"] = await stack.enter_async_context(serving(fleet, options.http))
-        await stack.enter_async_context(answering(fleet, project.nats))
+            pages = serving(options.http, FleetMetrics(fleet).page, lambda: health(fleet.health))
+            facts["http"] = await stack.enter_async_context(pages)
+        await stack.enter_async_context(answering(project.nats, lambda: fleet_status(fleet)))
         if not options.log_json:
             await stack.enter_async_context(_shown(project, fleet))
         return await fleet.run(stop_at_end=options.stop_at_end), stopper.code

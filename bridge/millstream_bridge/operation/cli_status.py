@@ -14,9 +14,13 @@ from ..jetstream.target import NatsTarget
 from ..project.file import load_project
 from .console import PROGRAM, AsJson, ReportFile, errors, say
 from .process import run_loop, write_report
-from .status import ask
+from .status import BACK_SCHEMA, ask
 
 _COLUMNS = ("ROUTE", "PROCESS", "STATE", "PARTITION", "STORED TO", "END", "LAG", "BEHIND", "RATE/S")
+_BACK_COLUMNS = (
+    *("ROUTE", "PROCESS", "STATE", "BACK TO", "RECORDS", "STREAM", "NEXT SEQ", "LAG", "BEHIND"),
+    "RATE/S",
+)
 DEFAULT_NATS = "nats://127.0.0.1:4222"
 
 
@@ -43,27 +47,30 @@ def register(app: typer.Typer) -> None:
         report: ReportFile = None,
         as_json: AsJson = False,
     ) -> None:
-        """Show every running bridge's routes: state, positions, lag, rate.
+        """Show every running bridge's routes, those of `back` too: state, positions, lag, rate.
 
-        Exit 1 when none runs, one of --route is moved by none, or a route has stopped with an
-        error.
+        Exit 1 when none runs, one of --route is moved by none (`back` apart), or a route has
+        stopped with an error.
         """
         with errors():
             target = _target(project, nats)
             answers = run_loop(_twice(target, wait))
             answers = [it for it in answers if not route or it["route"] in route]
+            backs = [it for it in answers if it["schema"] == BACK_SCHEMA]
+            answers = [it for it in answers if it["schema"] != BACK_SCHEMA]
             missing = sorted(set(route or ()) - {it["route"] for it in answers})
             summary = {
                 "schema": "millstream.bridge.statuses/1",
                 "missing": missing,
                 "routes": answers,
+                "backs": backs,
             }
             write_report(report, summary)
             if as_json:
                 say(summary, "")
             else:
-                _show(answers, missing)
-        if missing or not answers or any(it["error"] for it in answers):
+                _show(answers, backs, missing)
+        if missing or not (answers or backs) or any(it["error"] for it in answers):
             raise typer.Exit(CHECK_FAILED)
 
 
@@ -89,14 +96,20 @@ async def _twice(target: NatsTarget, wait_s: float) -> list[dict[str, Any]]:
 
 def _key(answer: Mapping[str, Any]) -> tuple[Any, ...]:
     process = answer["process"]
-    return answer["route"], process["host"], process["pid"]
+    return answer["schema"], answer["route"], answer["topic"], process["host"], process["pid"]
 
 
-def _show(answers: Sequence[Mapping[str, Any]], missing: Sequence[str]) -> None:
-    if not answers:
+def _show(
+    answers: Sequence[Mapping[str, Any]],
+    backs: Sequence[Mapping[str, Any]],
+    missing: Sequence[str],
+) -> None:
+    if not (answers or backs):
         typer.echo("no bridge answers")
-    else:
+    if answers:
         show_table(_COLUMNS, [row for it in answers for row in _rows(it)])
+    if backs:
+        show_table(_BACK_COLUMNS, [row for it in backs for row in _back_rows(it)])
     for it in answers:
         if it["error"]:
             typer.echo(f"{it['route']}: {it['error']}")
@@ -121,9 +134,29 @@ def _rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
         )
     ]
     for partition, it in answer["partitions"].items():
-        behind = "?" if it["lag_seconds"] is None else f"{it['lag_seconds']:.1f} s"
+        behind = _behind(it)
         position = "-" if it["position"] is None else f"{it['position']:,}"
         rows.append(
             ("", "", "", partition, position, f"{it['end']:,}", f"{it['lag']:,}", behind, "")
         )
     return rows
+
+
+def _back_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    process = answer["process"]
+    whole = (
+        answer["route"],
+        f"{process['host']}:{process['pid']}",
+        answer["state"],
+        answer["topic"],
+        f"{answer['records']:,}",
+    )
+    rest = (f"{answer['lag']:,}", _behind(answer), f"{answer['records_per_second']:,.0f}")
+    places = [(name, f"{seq:,}") for name, seq in answer["positions"].items()] or [("", "")]
+    more = [("",) * len(whole) + place + ("",) * len(rest) for place in places[1:]]
+    return [(*whole, *places[0], *rest), *more]
+
+
+def _behind(figures: Mapping[str, Any]) -> str:
+    seconds = figures["lag_seconds"]
+    return "?" if seconds is None else f"{seconds:.1f} s"

@@ -32,6 +32,22 @@ EndWithStdin = Annotated[
 ReportFile = Annotated[
     Path | None, typer.Option("--report", help="Write the report here, as JSON.")
 ]
+Http = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        envvar="MILLSTREAM_BRIDGE_HTTP",
+        help="Serve /metrics and /healthz there; port 0 takes a free one.",
+    ),
+]
+LogJson = Annotated[
+    bool,
+    typer.Option(
+        "--log-json",
+        envvar="MILLSTREAM_BRIDGE_LOG_JSON",
+        help="Tell each event as one JSON object per line, on standard error.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 CREDENTIALS: dict[str, Any] = {

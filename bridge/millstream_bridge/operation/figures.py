@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from ..back.runner import BackProgress
 from ..moving.runner import Bridge
 
 
@@ -23,7 +24,6 @@ class Figures(NamedTuple):
 def partition_figures(bridge: Bridge, now_s: float) -> dict[int, Figures]:
     """The partitions that this process moves now; ``now_s`` is the clock of the records' times."""
     progress = bridge.progress
-    record_bytes = progress.payload_bytes / progress.records if progress.records else None
     found = {}
     for partition, end in sorted(progress.ends.items()):
         position = progress.positions.get(partition)
@@ -33,11 +33,33 @@ def partition_figures(bridge: Bridge, now_s: float) -> dict[int, Figures]:
             position=position,
             end=end,
             lag=lag,
-            lag_bytes=None if record_bytes is None else round(lag * record_bytes),
+            lag_bytes=_bytes(lag, progress.payload_bytes, progress.records),
             lag_seconds=_seconds(lag, progress.newest_ms.get(partition, -1), now_s),
             epoch=progress.epochs.get(partition),
         )
     return found
+
+
+class BackFigures(NamedTuple):
+    """How a way back stands; ``lag`` counts messages, those too that came from Kafka."""
+
+    lag: int
+    lag_bytes: int | None
+    lag_seconds: float | None
+
+
+def back_figures(progress: BackProgress, now_s: float) -> BackFigures:
+    """Of all its streams together."""
+    lag = progress.lag
+    return BackFigures(
+        lag=lag,
+        lag_bytes=_bytes(lag, progress.payload_bytes, progress.records),
+        lag_seconds=_seconds(lag, progress.newest_ns // 1_000_000 or -1, now_s),
+    )
+
+
+def _bytes(lag: int, payload_bytes: int, records: int) -> int | None:
+    return round(lag * payload_bytes / records) if records else None
 
 
 def _seconds(lag: int, newest_ms: int, now_s: float) -> float | None:

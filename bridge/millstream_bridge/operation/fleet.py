@@ -17,7 +17,7 @@ from millstream_coordinator.operation.process import unless_stopped
 from ..errors import BridgeError, ConfigurationError
 from ..kafka.admin import KafkaAdmin
 from ..model import BridgeReport, Positions, Route
-from ..moving.runner import Bridge
+from ..moving.runner import Bridge, State
 from ..moving.sharing import Members, slots_of
 from ..project.file import Project
 from ..project.routes import current_routes
@@ -124,6 +124,13 @@ class Fleet:
         """What ended a bridge, if an error did."""
         outcome = self.outcomes.get(bridge.route.topic)
         return None if outcome is None else outcome.error
+
+    @property
+    def health(self) -> dict[str, tuple[State, BridgeError | None]]:
+        """What each route is doing, by name, and what ended it if an error did."""
+        return {
+            it.route.name: (it.progress.state, self.error_of(it)) for it in self.bridges.values()
+        }
 
     @property
     def _errors(self) -> list[Outcome]:

@@ -8,10 +8,15 @@ lines for people. ``MILLSTREAM_LOG`` is the level of both.
 import logging
 import os
 import sys
+from collections.abc import Callable
+
+import typer
 
 from millstream_coordinator import JsonLines
 
 from ..moving.runner import route_at_work
+
+logger = logging.getLogger(__name__)
 
 
 class _WithRoute(logging.Filter):
@@ -32,3 +37,15 @@ def log_json() -> None:
     logging.basicConfig(
         level=os.environ.get("MILLSTREAM_LOG", "INFO").upper(), handlers=[handler], force=True
     )
+
+
+def teller(*, as_json: bool) -> Callable[[str], None]:
+    """What tells people a line: on standard error, or in the log where that is JSON."""
+
+    def tell(line: str) -> None:
+        if as_json:
+            logger.info("%s", line, extra={"event": "told"})
+        else:
+            typer.echo(line, err=True)
+
+    return tell

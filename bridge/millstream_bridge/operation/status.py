@@ -1,8 +1,9 @@
 """Asking running bridges how they stand, over NATS, from wherever NATS can be reached.
 
 Every running bridge answers requests on ``millstream.bridge.status``, once for each of its routes
-(schema ``millstream.bridge.status/1``). Who asks cannot know how many there are: the answers of a
-short time count. Nothing is asked of JetStream or Kafka, so it works while these are in trouble.
+(schema ``millstream.bridge.status/1``; `back` with ``millstream.bridge.back-status/1``). Who asks
+cannot know how many there are: the answers of a short time count. Nothing is asked of JetStream or
+Kafka, so it works while these are in trouble.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -18,31 +19,41 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from ..errors import BridgeError
+from ..back.runner import BackBridge
+from ..errors import BridgeError, Unreachable
 from ..jetstream.client import connect
 from ..jetstream.target import NatsTarget
 from ..moving.runner import Bridge
-from .figures import partition_figures
+from .figures import back_figures, partition_figures
 from .fleet import Fleet
 
 logger = logging.getLogger(__name__)
 
 SUBJECT: Final = "millstream.bridge.status"
 SCHEMA: Final = "millstream.bridge.status/1"
+BACK_SCHEMA: Final = "millstream.bridge.back-status/1"
 AGAIN_S: Final = 5.0
 _CANCEL_AGAIN_S: Final = 0.05
 
 
-def status_document(fleet: Fleet, bridge: Bridge, now_s: float) -> dict[str, Any]:
-    """How one route stands in this process."""
+def fleet_status(fleet: Fleet) -> list[dict[str, Any]]:
+    """How each route stands in this process."""
+    return [_status(fleet, bridge, time.time()) for bridge in fleet.bridges.values()]
+
+
+def back_status(bridges: Sequence[BackBridge]) -> list[dict[str, Any]]:
+    """How each way back stands in this process."""
+    return [_back_status(bridge, time.time()) for bridge in bridges]
+
+
+def _status(fleet: Fleet, bridge: Bridge, now_s: float) -> dict[str, Any]:
     progress, route = bridge.progress, bridge.route
     error = fleet.error_of(bridge)
     figures = partition_figures(bridge, now_s)
     return {
         "schema": SCHEMA,
         "process": {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
+            **_process(),
             "group": fleet.members.group if fleet.members else None,
             "member": fleet.members.name if fleet.members else None,
         },
@@ -64,8 +75,34 @@ def status_document(fleet: Fleet, bridge: Bridge, now_s: float) -> dict[str, Any
     }
 
 
+def _back_status(bridge: BackBridge, now_s: float) -> dict[str, Any]:
+    progress = bridge.progress
+    return {
+        "schema": BACK_SCHEMA,
+        "process": _process(),
+        "route": bridge.route.name,
+        "topic": bridge.topic,
+        "stream": bridge.route.stream,
+        "state": str(progress.state),
+        "records": progress.records,
+        "payload_bytes": progress.payload_bytes,
+        "from_kafka": progress.from_kafka,
+        "passed_over": progress.passed_over,
+        "transactions": progress.transactions,
+        "sessions": progress.sessions,
+        **back_figures(progress, now_s)._asdict(),
+        "positions": {it.stream: it.next_seq for _, it in sorted(progress.positions.items())},
+    }
+
+
+def _process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
 @asynccontextmanager
-async def answering(fleet: Fleet, target: NatsTarget) -> AsyncIterator[None]:
+async def answering(
+    target: NatsTarget, documents: Callable[[], Sequence[dict[str, Any]]]
+) -> AsyncIterator[None]:
     """Answer while the block runs. That it cannot be done stops nothing: it is logged."""
     connection: Client | None = None
     is_over = False
@@ -73,8 +110,7 @@ async def answering(fleet: Fleet, target: NatsTarget) -> AsyncIterator[None]:
     async def answer(message: Msg) -> None:
         if not message.reply:
             return
-        for bridge in list(fleet.bridges.values()):
-            document = status_document(fleet, bridge, time.time())
+        for document in documents():
             await message.respond(msgspec.json.encode(document))
 
     async def keep() -> None:
@@ -84,7 +120,10 @@ async def answering(fleet: Fleet, target: NatsTarget) -> AsyncIterator[None]:
                 connection = await connect(target, name="millstream bridge status")
                 await connection.subscribe(SUBJECT, cb=answer)
             except BridgeError as error:
-                logger.warning("no status for others: %s", error, extra={"event": "no_status"})
+                # That NATS is away the bridge itself says.
+                level = logging.INFO if isinstance(error, Unreachable) else logging.WARNING
+                told = "no status for others: %s"
+                logger.log(level, told, error, extra={"event": "no_status"})
                 await asyncio.sleep(AGAIN_S)
 
     keeping = asyncio.create_task(keep(), name="status")
@@ -101,7 +140,10 @@ async def answering(fleet: Fleet, target: NatsTarget) -> AsyncIterator[None]:
 
 
 async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
-    """What every running bridge says within ``wait_s``, by route, then process. Unreachable."""
+    """What every running bridge says within ``wait_s``, by route, then process. Unreachable.
+
+    Of both schemas.
+    """
     connection = await connect(target, name="millstream bridge status")
     found: list[dict[str, Any]] = []
 
@@ -116,5 +158,5 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
         await asyncio.sleep(wait_s)
     finally:
         await connection.close()
-    found = [it for it in found if it.get("schema") == SCHEMA]
+    found = [it for it in found if it.get("schema") in (SCHEMA, BACK_SCHEMA)]
     return sorted(found, key=lambda it: (it["route"], it["process"]["host"], it["process"]["pid"]))
