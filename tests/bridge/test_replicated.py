@@ -66,6 +66,8 @@ async def test_rivals_strays_and_a_lost_leader_neither_stop_the_stream_nor_cost_
         for bridge in bridges:
             bridge.stop()
 
+    for name in [f"FLIGHTS-{p}" for p in range(PARTITIONS)] if mode else ["FLIGHTS"]:
+        await cluster.until_current(client, name)
     stored = await stored_records(url, route, dense_partitions=PARTITIONS)
     assert offsets(stored) == {partition: [*range(900)] for partition in range(PARTITIONS)}
     assert (await verify(kafka=mock.bootstrap, nats=url, route=route)).equal
