@@ -4,6 +4,9 @@ nats-py tells only one callback, the user's own, that a connection broke, and le
 its end for an answer that cannot come. A worker's lane would stand still for as long. So the
 connection is looked at while something waits, and never else: each request costs a timeout that is
 not set.
+
+It may break and be back between two looks, so how often it came back is compared. And what comes
+over the next connection says nothing about the one before: a no-responders tells who is there now.
 """
 
 import asyncio

@@ -3,6 +3,7 @@
 ======================= ==========================================================================
 `port.py`               life, dispatch, heartbeats and probes, the connection's comings and goings
 `wire.py`               what the parts share: connection, outbox, tasks
+`link.py`               whether the connection is up; what waits on it ends when it breaks
 `api.py`                JetStream's JSON API, errors as values
 `keys.py`               the group's bucket
 `watch.py`              what changes in it
@@ -12,9 +13,6 @@
 `permissions.py`        what a user must be allowed, tried before anything is changed
 `letters.py`            dead letters and parked messages
 ======================= ==========================================================================
-
-**Reconnects are counted** (``stats["reconnects"]``): a no-responders that comes over a new
-connection says nothing about who was there on the old one.
 """
 
 import asyncio
@@ -142,7 +140,7 @@ class JetStreamPort:
         self._watch = Watch(self._wire, self._bucket)
         self._pulls = Pulls(self._wire, self._streams.of)
         self._answers = self._table()
-        self._reconnects = client.stats["reconnects"]
+        self._reconnects = self._api.link.reconnects
         try:
             await self._check_permissions()
             await self._look()
@@ -378,12 +376,11 @@ class JetStreamPort:
                 self._watch.check(self._wire.now)
 
     def _check_connection(self) -> None:
-        client = self._wire.client
-        reconnects = client.stats["reconnects"]
-        if self._is_connected and (not client.is_connected or reconnects != self._reconnects):
+        link = self._api.link
+        if self._is_connected and link.is_broken_since(self._reconnects):
             self._is_connected = False
             self._wire.tell(Disconnected())
-        if not self._is_connected and client.is_connected:
+        if not self._is_connected and link.is_up:
             self._is_connected = True
-            self._reconnects = reconnects
+            self._reconnects = link.reconnects
             self._wire.tell(Reconnected())
