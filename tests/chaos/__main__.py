@@ -32,6 +32,8 @@ RUNS = (
     "bridge_kill --kills 50 --server-kills 10 --server real --shared",
     "back_kill --kills 50 --server-kills 10 --server embedded",
     "back_kill --kills 50 --server-kills 10 --kafka-kills 5 --server real",
+    "back_kill --kills 10 --server-kills 10 --server cluster",
+    "back_kill --kills 10 --kafka-kills 10 --kafka cluster",
     f"bridge_storm --mode chain --bridges 3 {_STORM}",
     f"bridge_storm --mode shared --bridges 2 {_STORM}",
     f"bridge_storm --mode dense --bridges 2 {_STORM}",

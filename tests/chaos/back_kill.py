@@ -2,13 +2,13 @@
 
     python -m tests.chaos.back_kill --kills 50 --server-kills 10 --kafka-kills 5 [--server real]
 
-Real Kafka only: the mock shows what was never committed. A way back (a process of its own) lives
+``--server cluster`` and ``--kafka cluster`` are three nodes each (`bridge_sides`). Never the mock:
+it shows what was never committed. A way back (a process of its own) lives
 for a random while, always with a backlog before it, and is killed. In the end each native message
 must be in the topic once, in the stream's order per partition, for readers of committed records.
 The judge reads with confluent-kafka and shares no code with the bridge: a message's payload says
-its number. The control arm (``--plain``) reads uncommitted records and must find what the
-transactions hid, if a kill met one. Prints one JSON line; exit code 1 if anything is lost, twice,
-or out of order.
+its number. What only a reader of uncommitted records sees is counted: that is what the transactions
+hid. Prints one JSON line; exit code 1 if anything is lost, twice, or out of order.
 """
 
 import argparse
@@ -19,14 +19,15 @@ import json
 import random
 import sys
 import tempfile
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import nats
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
-from tests.helpers.kafka import REAL as REAL_KAFKA, Kafka, KafkaNode
-from tests.helpers.servers import EMBEDDED, REAL, Server
+from tests.chaos.bridge_sides import CLUSTER, Sides
+from tests.helpers.kafka import REAL as REAL_KAFKA
+from tests.helpers.servers import EMBEDDED, REAL
 
 PARTITIONS = 6
 BACKLOG = 20_000
@@ -61,38 +62,38 @@ class Chaos:
     """One topic, one stream, and ways back that do not live long. ``seed`` chooses the moments."""
 
     def __init__(
-        self,
-        kafka: Kafka,
-        server: Server,
-        folder: Path,
-        topic: str,
-        seed: int,
-        node: KafkaNode | None = None,
+        self, folder: Path, seed: int, *, server: str = REAL, kafka: str = REAL_KAFKA
     ) -> None:
-        """``node`` is the Kafka that may be killed."""
-        self._kafka, self._server, self._folder, self._topic = kafka, server, folder, topic
-        self._node = node
+        self._folder, self._kinds = folder, (server, kafka)
         self._random = random.Random(seed)
+        self._sides = Sides(folder, TOPIC, PARTITIONS, self._random)
         self.outcome = Outcome()
         self._lives = 0
 
     async def run(self, kills: int, server_kills: int, kafka_kills: int = 0) -> Outcome:
         """So many kills of each, then the end and the count."""
-        self._kafka.create_topic(self._topic, PARTITIONS)
-        client = await nats.connect(self._server.url)
-        await client.jetstream().add_stream(name=STREAM, subjects=["flights.>"])
-        await client.close()
+        async with AsyncExitStack() as stack:
+            await self._sides.open(*self._kinds, stack)
+            await self._run(kills, server_kills, kafka_kills)
+        return self.outcome
+
+    async def _run(self, kills: int, server_kills: int, kafka_kills: int) -> None:
+        replicas = self._sides.replicas
+        async with self._sides.client() as client:
+            await client.jetstream().add_stream(
+                name=STREAM, subjects=["flights.>"], num_replicas=replicas
+            )
         victims = ["back"] * kills + ["server"] * server_kills + ["kafka"] * kafka_kills
         self._random.shuffle(victims)
         for victim in victims:
             await self._publish(BACKLOG)
             await self._live(victim)
         await self._finish()
-        seen = read_all(self._kafka, self._topic, "read_committed")
+        bootstrap = self._sides.bootstrap
+        seen = await asyncio.to_thread(read_all, bootstrap, "read_committed")
         self._judge(seen)
-        everything = read_all(self._kafka, self._topic, "read_uncommitted")
+        everything = await asyncio.to_thread(read_all, bootstrap, "read_uncommitted")
         self.outcome.uncommitted = sum(map(len, everything.values())) - sum(map(len, seen.values()))
-        return self.outcome
 
     def _judge(self, seen: dict[int, list[int]]) -> None:
         numbers = [number for of_partition in seen.values() for number in of_partition]
@@ -103,28 +104,26 @@ class Chaos:
             self.outcome.disorder += sum([after <= before for before, after in pairs])
 
     async def _live(self, victim: str) -> None:
-        before = self._ends()
+        before = await asyncio.to_thread(self._ends)
         process, ready = await self._start()
         try:
             await _until_there(ready)
             await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
             if victim == "server":
-                self._server.kill()
                 self.outcome.server_kills += 1
-                await self._server.restart()
+                await self._sides.kill_server(STREAM)
                 await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
             elif victim == "kafka":
-                assert self._node is not None
-                self._node.kill()
                 self.outcome.kafka_kills += 1
-                await asyncio.to_thread(self._node.start)
+                await self._sides.kill_kafka()
                 await asyncio.sleep(self._random.uniform(0, 10 * LIFE_S_MAX))
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
         self.outcome.kills += 1
-        self.outcome.kills_in_flight += before < self._ends() < self.outcome.published
+        after = await asyncio.to_thread(self._ends)
+        self.outcome.kills_in_flight += before < after < self.outcome.published
 
     async def _finish(self) -> None:
         process, _ = await self._start("--stop-at-end")
@@ -134,8 +133,8 @@ class Chaos:
         self._lives += 1
         ready = self._folder / f"ready{self._lives}"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "millstream_bridge", "back", "--kafka", self._kafka.bootstrap),
-            *("--nats", self._server.url, "--topic", self._topic, "--stream", STREAM),
+            *(sys.executable, "-m", "millstream_bridge", "back", "--kafka", self._sides.bootstrap),
+            *("--nats", ",".join(self._sides.urls), "--topic", TOPIC, "--stream", STREAM),
             *("--subject", "flights.{partition}.{key}", "--ready-file", str(ready)),
             *("--end-with-stdin", *more),
             stdin=asyncio.subprocess.PIPE,
@@ -145,8 +144,7 @@ class Chaos:
 
     async def _publish(self, count: int) -> None:
         """Native messages whose payload is their number, which rises with the sequence."""
-        client = await nats.connect(self._server.url)
-        try:
+        async with self._sides.client() as client:
             jetstream = client.jetstream(publish_async_max_pending=2 * _AT_ONCE)
             first = self.outcome.published
             for start in range(first, first + count, _AT_ONCE):
@@ -156,24 +154,22 @@ class Chaos:
                 ]
                 await asyncio.gather(*acks)
             self.outcome.published += count
-        finally:
-            await client.close()
 
     def _ends(self) -> int:
         """The sum of the partitions' ends: offsets, those of transaction marks included."""
-        consumer = Consumer({"bootstrap.servers": self._kafka.bootstrap, "group.id": "chaos"})
+        consumer = Consumer({"bootstrap.servers": self._sides.bootstrap, "group.id": "chaos"})
         try:
-            places = [TopicPartition(self._topic, number) for number in range(PARTITIONS)]
+            places = [TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
             return sum([consumer.get_watermark_offsets(place, 20)[1] for place in places])
         finally:
             consumer.close()
 
 
-def read_all(kafka: Kafka, topic: str, isolation: str) -> dict[int, list[int]]:
+def read_all(bootstrap: str, isolation: str) -> dict[int, list[int]]:
     """Per partition, the numbers in the topic's records, in order."""
     consumer = Consumer(
         {
-            "bootstrap.servers": kafka.bootstrap,
+            "bootstrap.servers": bootstrap,
             "group.id": "chaos",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
@@ -184,7 +180,7 @@ def read_all(kafka: Kafka, topic: str, isolation: str) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {number: [] for number in range(PARTITIONS)}
     ended: set[int] = set()
     try:
-        consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+        consumer.assign([TopicPartition(TOPIC, number, 0) for number in range(PARTITIONS)])
         while len(ended) < PARTITIONS:
             for message in consumer.consume(1000, 20):
                 error = message.error()
@@ -211,23 +207,15 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--server-kills", type=int, default=10)
     parser.add_argument("--kafka-kills", type=int, default=0)
-    parser.add_argument("--server", choices=[EMBEDDED, REAL], default=REAL)
+    parser.add_argument("--server", choices=[EMBEDDED, REAL, CLUSTER], default=REAL)
+    parser.add_argument("--kafka", choices=[REAL_KAFKA, CLUSTER], default=REAL_KAFKA)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory(prefix="millstream-chaos-") as folder,
-        Server(args.server, Path(folder) / "nats") as server,
-    ):
-        (Path(folder) / "kafka").mkdir()
-        node = KafkaNode(Path(folder) / "kafka")
-        node.start()
-        try:
-            kafka = Kafka(kind=REAL_KAFKA, bootstrap=node.bootstrap)
-            chaos = Chaos(kafka, server, Path(folder), TOPIC, args.seed, node)
-            outcome = asyncio.run(chaos.run(args.kills, args.server_kills, args.kafka_kills))
-        finally:
-            node.kill()
-    head = {"schema": "millstream.chaos.back/1", "server": args.server, "seed": args.seed}
+    with tempfile.TemporaryDirectory(prefix="millstream-chaos-") as folder:
+        chaos = Chaos(Path(folder), args.seed, server=args.server, kafka=args.kafka)
+        outcome = asyncio.run(chaos.run(args.kills, args.server_kills, args.kafka_kills))
+    kinds = {"server": args.server, "kafka": args.kafka, "seed": args.seed}
+    head = {"schema": "millstream.chaos.back/1", **kinds}
     print(json.dumps(head | asdict(outcome)))
     return 0 if outcome.is_exact else 1
 

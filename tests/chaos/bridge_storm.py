@@ -8,7 +8,7 @@ killed is started again. Before each fault records are produced, so that every f
 Somebody else publishes to the same subjects,
 but for ``--mode dense``. ``--server cluster`` is three nodes with three
 replicas, and it is the stream's leader that is killed; ``--kafka cluster`` is three brokers, and
-it is a partition's leader. At the end one bridge finishes, and both
+it is a partition's leader (`bridge_sides`). At the end one bridge finishes, and both
 `verify` and `bridge_judge`, which shares no code with it, compare the streams with Kafka.
 
 ``--guard sequence`` and ``--guard none`` are control arms: with these the storm must find faults.
@@ -24,29 +24,25 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nats
 import nats.errors
 import nats.js.errors
 import uvloop
 from confluent_kafka import Producer
-from nats.aio.client import Client
 
 from millstream_bridge import Route, verify
 from tests.chaos.bridge_judge import count_in_kafka, judge, key_of, value_of
 from tests.chaos.bridge_process import FULL, NONE, SEQUENCE
-from tests.helpers.cluster import NatsCluster
-from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, KafkaNode, mock_kafka
-from tests.helpers.kafka_cluster import KafkaCluster
+from tests.chaos.bridge_sides import CLUSTER, PAUSE_S_MAX, Sides
+from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA
 from tests.helpers.proxy import Proxy
-from tests.helpers.servers import EMBEDDED, REAL, Server
+from tests.helpers.servers import EMBEDDED, REAL
 
-CLUSTER = "cluster"
 MODES: dict[str, dict[str, Any]] = {
     "chain": {},
     "dense": {"mode": "dense", "stream": "FLIGHTS-{partition}"},
@@ -63,9 +59,7 @@ TOPIC = "flights"
 PARTITIONS = 8
 UNREACHABLE = 3
 STAND_BACK_S = 0.3
-PAUSE_S_MAX = 0.6
 STALL_S_MAX = 3.0
-LEADERLESS_S_MAX = 6.0
 NATIVE_EVERY_S = {"chain": 0.5, "shared": 0.02}
 """Somebody else's messages: strays that end a session, or, on a shared route, native publishing."""
 FINISH_S_MAX = 600.0
@@ -114,25 +108,19 @@ class World:
     """The servers, the proxies and the bridges of one storm."""
 
     def __init__(self, storm: Storm, folder: Path, stack: AsyncExitStack) -> None:
-        self.storm, self._folder, self._stack = storm, folder, stack
+        self.storm, self._stack = storm, stack
         self._random = random.Random(storm.seed)
         self.outcome = Outcome()
-        replicas = 3 if storm.server == CLUSTER else 1
+        self.sides = Sides(folder, TOPIC, PARTITIONS, self._random)
         self._told: dict[str, Any] = {
             "topic": TOPIC,
             "stream": "FLIGHTS",
             "subject": "flights.{partition}.{key}",
-            "replicas": replicas,
             **MODES[storm.mode],
         }
         self.streams = ["FLIGHTS"]
         if storm.mode == "dense":
             self.streams = [f"FLIGHTS-{partition}" for partition in range(PARTITIONS)]
-        self.bootstrap = ""
-        self._node: KafkaNode | None = None
-        self._brokers: KafkaCluster | None = None
-        self._servers: list[Server] = []
-        self._cluster: NatsCluster | None = None
         self._proxies: list[Proxy] = []
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._is_over = False
@@ -142,60 +130,14 @@ class World:
         """What the bridges move."""
         return Route(**self._told)
 
-    @property
-    def urls(self) -> list[str]:
-        """Every NATS server, running or not."""
-        return [server.url for server in self._servers]
-
     async def open(self) -> None:
         """Start everything but the bridges; the stack ends it."""
-        await self._open_kafka()
-        if self.storm.server == CLUSTER:
-            self._cluster = self._stack.enter_context(NatsCluster(self._folder / "nats"))
-            self._servers = list(self._cluster.nodes.values())
-            async with self.client() as client:
-                await self._cluster.until_ready(client)
-        else:
-            server = Server(self.storm.server, self._folder / "nats")
-            self._servers = [self._stack.enter_context(server)]
+        await self.sides.open(self.storm.server, self.storm.kafka, self._stack)
+        self._told["replicas"] = self.sides.replicas
+        urls = self.sides.urls
         for _ in range(self.storm.bridges):
-            proxy = Proxy(self._random.sample(self.urls, len(self.urls)))
+            proxy = Proxy(self._random.sample(urls, len(urls)))
             self._proxies.append(await self._stack.enter_async_context(proxy))
-
-    async def _open_kafka(self) -> None:
-        if self.storm.kafka == CLUSTER:
-            self._brokers = await asyncio.to_thread(KafkaCluster, self._folder)
-            self._stack.callback(self._brokers.close)
-            await asyncio.to_thread(self._brokers.open)
-            self.bootstrap = self._brokers.bootstrap
-            await asyncio.to_thread(self._brokers.create_topic, TOPIC, PARTITIONS)
-            return
-        if self.storm.kafka == MOCK:
-            kafka = self._stack.enter_context(mock_kafka())
-        else:
-            (self._folder / "kafka").mkdir()
-            self._node = await asyncio.to_thread(KafkaNode, self._folder / "kafka")
-            self._stack.callback(self._node.kill)
-            await asyncio.to_thread(self._node.start)
-            kafka = Kafka(kind=REAL_KAFKA, bootstrap=self._node.bootstrap)
-        self.bootstrap = kafka.bootstrap
-        await asyncio.to_thread(kafka.create_topic, TOPIC, PARTITIONS)
-
-    @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
-        """A connection that bears with faults."""
-
-        async def unheard(_: Exception) -> None:
-            return None
-
-        client = await nats.connect(
-            self.urls, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=unheard
-        )
-        try:
-            yield client
-        finally:
-            with contextlib.suppress(Exception):
-                await client.close()
 
     # bridges
 
@@ -215,7 +157,7 @@ class World:
                 process.kill()
         async with asyncio.timeout(FINISH_S_MAX):
             while True:
-                process = await self._start_bridge(",".join(self.urls), stop_at_end=True)
+                process = await self._start_bridge(",".join(self.sides.urls), stop_at_end=True)
                 _, said = await process.communicate()
                 if process.returncode == 0:
                     return
@@ -224,7 +166,7 @@ class World:
     async def _start_bridge(self, url: str, *, stop_at_end: bool) -> asyncio.subprocess.Process:
         self.outcome.starts += 1
         told = {
-            "kafka": self.bootstrap,
+            "kafka": self.sides.bootstrap,
             "nats": url,
             "route": self._told,
             "guard": self.storm.guard,
@@ -252,37 +194,11 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 self._random.choice(list(self._processes.values())).kill()
         elif kind == "server":
-            await self._kill_server()
+            await self.sides.kill_server(self._random.choice(self.streams))
         elif kind == "kafka":
-            await self._kill_kafka()
+            await self.sides.kill_kafka()
         else:
             await self._disturb(kind, self._random.choice(self._proxies))
-
-    async def _kill_server(self) -> None:
-        server = self._servers[0]
-        if self._cluster is not None:
-            async with self.client() as client:
-                server = await self._cluster.leader_of(client, self._random.choice(self.streams))
-        server.kill()
-        await asyncio.sleep(self._random.uniform(0, PAUSE_S_MAX))
-        await server.restart()
-        if self._cluster is not None:
-            async with self.client() as client:
-                await self._cluster.until_current(client, self._random.choice(self.streams))
-
-    async def _kill_kafka(self) -> None:
-        if self._brokers is not None:
-            partition = self._random.randrange(PARTITIONS)
-            leader = await asyncio.to_thread(self._brokers.leader, TOPIC, partition)
-            leader.kill()
-            await asyncio.sleep(self._random.uniform(0, LEADERLESS_S_MAX))
-            leader.start()
-            await asyncio.to_thread(self._brokers.await_whole, TOPIC)
-            return
-        assert self._node is not None
-        await asyncio.to_thread(self._node.kill)
-        await asyncio.sleep(self._random.uniform(0, PAUSE_S_MAX))
-        await asyncio.to_thread(self._node.start)
 
     async def _disturb(self, kind: str, proxy: Proxy) -> None:
         if kind == "cut":
@@ -297,7 +213,7 @@ class World:
     async def stored(self) -> int:
         """How many messages the streams hold; 0 while they cannot be asked."""
         found = 0
-        async with self.client() as client:
+        async with self.sides.client() as client:
             for stream in self.streams:
                 with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):
                     found += (await client.jetstream(timeout=1).stream_info(stream)).state.messages
@@ -305,7 +221,7 @@ class World:
 
     async def publish_natively(self) -> None:
         """Somebody else's messages among the bridge's, until the storm is over."""
-        async with self.client() as client:
+        async with self.sides.client() as client:
             while not self._is_over:
                 with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):
                     partition = self._random.randrange(PARTITIONS)
@@ -353,7 +269,7 @@ async def run(storm: Storm, folder: Path) -> Outcome:
         world = World(storm, folder, stack)
         await world.open()
         outcome = world.outcome
-        records = Records(world.bootstrap, storm.kafka)
+        records = Records(world.sides.bootstrap, storm.kafka)
         await _weather(world, records)
         outcome.records = records.produced
         outcome.seconds = round(time.monotonic() - started, 1)
@@ -393,11 +309,13 @@ async def _until(call: Callable[[], Awaitable[int]]) -> None:
 
 async def _judge(world: World) -> None:
     started, outcome = time.monotonic(), world.outcome
-    proof = await verify(kafka=world.bootstrap, nats=",".join(world.urls), route=world.route)
+    proof = await verify(
+        kafka=world.sides.bootstrap, nats=",".join(world.sides.urls), route=world.route
+    )
     outcome.verify_equal = proof.equal and proof.records == outcome.records
     outcome.verify_difference = str(proof.difference or "")
-    in_kafka = await asyncio.to_thread(count_in_kafka, world.bootstrap, TOPIC, PARTITIONS)
-    judgement = await judge(world.urls, world.streams, "flights", in_kafka)
+    in_kafka = await asyncio.to_thread(count_in_kafka, world.sides.bootstrap, TOPIC, PARTITIONS)
+    judgement = await judge(world.sides.urls, world.streams, "flights", in_kafka)
     outcome.judge_clean = judgement.is_clean and judgement.in_kafka == outcome.records
     outcome.judgement = asdict(judgement)
     outcome.judge_seconds = round(time.monotonic() - started, 1)
