@@ -42,6 +42,7 @@ from millstream_coordinator.ports import (
     KeyChanged,
     Prepare,
     Prepared,
+    ReadKey,
     Watch,
     WriteKey,
 )
@@ -668,6 +669,30 @@ def _is_record(command: Command) -> TypeGuard[WriteKey]:
     return isinstance(command, WriteKey) and command.key == naming.partition_key(0)
 
 
+@pytest.mark.parametrize("is_caught_up", [False, True], ids=["catching up", "caught up"])
+def test_a_late_cfg_of_the_bucket_before_is_set_right_and_moves_nothing(
+    is_caught_up: bool,
+) -> None:
+    plane = Plane(1)
+    plane.loses = lambda _process, command: isinstance(command, Watch) and not is_caught_up
+    a = plane.join("a")
+    plane.until(plane.is_served if is_caught_up else lambda: plane.server.has_bucket(GROUP))
+    plane.run(1.0)
+    config = plane.read(ConfigRecord, naming.CONFIG_KEY)
+    assert config is not None
+
+    plane.put(naming.CONFIG_KEY, replace(config, begins_at=config.begins_at + 7))
+    plane.loses = lambda _process, _command: False
+    if not is_caught_up:
+        plane.server.execute(a.client, Watch())
+    plane.run(0.1)
+
+    assert plane.read(ConfigRecord, naming.CONFIG_KEY) == config
+    plane.until(plane.is_served)
+    assert [it.epoch for it in a.told(PartitionAssigned)] == [1]
+    assert a.told(PartitionLost) == []
+
+
 def test_who_was_counted_out_before_it_had_caught_up_is_a_member_all_the_same() -> None:
     plane = Plane(1)
     plane.loses = lambda _process, command: isinstance(command, Watch)
@@ -912,6 +937,34 @@ def test_a_consumer_of_an_epoch_that_is_over_is_deleted_and_told() -> None:
 
     assert set(plane.stream.consumers) == {current}
     assert plane.leader.told(ConsumerReconciled) == [ConsumerReconciled(consumer=stale)]
+
+
+def test_the_witnesses_of_a_loss_are_asked_again_after_the_next_loss() -> None:
+    plane = Plane(2)
+    plane.settle("a")
+    plane.server.publish(STREAM, "s.1.k", b"")
+    plane.run(0.5)
+    first, second = naming.partition_key(0), naming.partition_key(1)
+    asked: list[str] = []
+
+    def loses(one: Process, command: Command) -> bool:
+        if isinstance(command, ReadKey | WriteKey):
+            asked.append(command.key)
+        if not isinstance(command, WriteKey) or command.key != first:
+            return False
+        one.take(Failed(id=command.id, reason=Failure.TIMEOUT))
+        return True
+
+    plane.loses = loses
+    plane.server.put(GROUP, first, None)
+    plane.run(0.5)
+    assert naming.done_key("a") in asked[: asked.index(first)]
+
+    asked.clear()
+    plane.server.put(GROUP, second, None)
+    plane.until(lambda: 1 in plane.records())
+
+    assert naming.done_key("a") in asked[: asked.index(second)]
 
 
 def test_what_was_done_is_still_known_when_a_record_is_lost_and_made_anew_late() -> None:

@@ -14,7 +14,7 @@ from tests.simulation.world import Outcome, World
 
 SEEDS = 1000
 FIRST = 60
-NAMED = {"pause": 83, "one letter per message": 119}
+NAMED = {"pause": 83}
 """Seeds above those whose run needs that rule: without it they fail (``--arms``)."""
 ROOT = Path(__file__).parents[2]
 

@@ -89,6 +89,11 @@ class Context:
         return wanted if is_possible else None
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether ``cfg`` is of another bucket than this member joined: of one made since."""
+        return self._config.begins_at not in (0, self.begins_at)
+
+    @property
     def has_stream(self) -> bool:
         """Whether the group has a data plane."""
         return self.settings.config.stream is not None

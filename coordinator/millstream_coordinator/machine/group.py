@@ -386,6 +386,9 @@ class GroupMachine:
     def _on_caught_up(self) -> None:
         if self._is_caught_up or (self.phase is Phase.JOINING and "join" in self.context.steps):
             return
+        if self.context.is_elsewhere:
+            self._join_again()
+            return
         self._is_caught_up = True
         self.witness.look()
         if self.phase is Phase.JOINING:
@@ -514,6 +517,8 @@ class GroupMachine:
         self._tell_all(self.witness.see_key(key))
         if key == LEADER_KEY:
             self._on_leader()
+        elif key == CONFIG_KEY and self.context.is_elsewhere:
+            self._join_again()
         elif key == CONFIG_KEY:
             self._on_config()
             self._settle_all()
@@ -539,10 +544,6 @@ class GroupMachine:
                     self.leader.keep(event)
 
     def _on_config(self) -> None:
-        begins_at = self.context.config.begins_at
-        if begins_at and begins_at != self.context.begins_at:
-            self._join_again()  # it is the cfg of a bucket made since
-            return
         self._tell_all(*self.witness.see_config())
         self.owner.on_control()
         if self.leader is not None:
