@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from millstream_bridge import Record
-from millstream_bridge.jetstream.connection import Message
+from millstream_bridge.jetstream.connection import Delivery, Message
 from millstream_bridge.jetstream.info import Found, StreamInfo
 from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.proof.decode import Decoder
@@ -47,8 +47,12 @@ class MemorySides:
 
     async def messages(
         self, part: Part, subject: str, first_seq: int
-    ) -> AsyncGenerator[list[Stored]]:
-        found = [it for it in self.stored if it[0] >= first_seq and covers(subject, it[1].subject)]
+    ) -> AsyncGenerator[list[Delivery]]:
+        found = [
+            (b"$JS.ACK.S.c.1.%d.1.0.0" % seq, it.subject.encode(), it.block, it.payload)
+            for seq, it in self.stored
+            if seq >= first_seq and covers(subject, it.subject)
+        ]
         for at in range(0, len(found), 7):
             yield found[at : at + 7]
 

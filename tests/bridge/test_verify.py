@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 
 from millstream_bridge import Record, verify
+from millstream_bridge.jetstream.reader import sequence
 from millstream_bridge.model import TimestampType
 from millstream_bridge.moving.chain import ChainPublisher
-from millstream_bridge.proof.ledger import Ledger, canonical, compare, first_different_block
+from millstream_bridge.proof.ledger import Ledger, compare, first_different_block
+from millstream_bridge.proof.parts import joined, parts_of, record_of
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_mapping import records
 from tests.helpers.kafka import Kafka
@@ -16,23 +18,30 @@ from tests.helpers.servers import Server
 
 
 @given(records, records)
-def test_two_records_have_the_same_bytes_only_if_they_are_equal(one: Record, two: Record) -> None:
+def test_two_records_have_the_same_parts_only_if_they_are_equal(one: Record, two: Record) -> None:
     same = one._replace(kafka_partition=0) == two._replace(kafka_partition=0)
 
-    assert (canonical(one) == canonical(two)) is same
+    assert (parts_of(one) == parts_of(two)) is same
+    assert (joined(parts_of(one)) == joined(parts_of(two))) is same
 
 
-def test_headers_that_look_alike_when_joined_have_different_bytes() -> None:
+@given(records)
+def test_a_record_is_made_again_from_its_parts(record: Record) -> None:
+    assert record_of(record.kafka_partition, parts_of(record)) == record
+
+
+def test_headers_that_look_alike_when_joined_have_different_parts() -> None:
     one = Record(0, 0, 0, TimestampType.CREATE, b"k", b"v", (("ab", b"c"),))
     two = one._replace(headers=(("a", b"bc"),))
 
-    assert canonical(one) != canonical(two)
+    assert parts_of(one) != parts_of(two)
 
 
 def ledger_of(offsets: Sequence[int]) -> Ledger:
     ledger = Ledger()
     for seq, offset in enumerate(offsets, 1):
-        ledger.add(Record(0, offset, 0, TimestampType.CREATE, None, b"v"), seq)
+        record = Record(0, offset, 0, TimestampType.CREATE, None, b"v")
+        ledger.add(offset, parts_of(record), b"$JS.ACK.S.c.1.%d.1.0.0" % seq)
     return ledger
 
 
@@ -44,7 +53,7 @@ def test_a_missing_record_is_located_by_its_block() -> None:
     assert sides[0].digest != sides[1].digest
     assert (sides[0].count, sides[1].count) == (5_000, 4_999)
     assert first_different_block(whole, holed) == 3
-    assert holed.starts[3] == 3_001
+    assert sequence(holed.starts[3]) == 3_001
 
 
 def test_equal_sides_have_no_different_block() -> None:

@@ -15,13 +15,13 @@ import asyncio
 import functools
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, suppress
 
 import msgspec
 
 from ..errors import ConfigurationError, ConnectionLost
-from .connection import Connection, Message, parse_answer
+from .connection import ACK_PREFIX, Connection, Delivery, Message, parse_answer
 
 BATCH_MESSAGES = 5_000
 BATCH_BYTES = 16 << 20
@@ -41,6 +41,19 @@ async def read_stream(
     ConfigurationError: no such stream, or a permission is missing. ConnectionLost: the server went
     away or fell silent.
     """
+    reading = read_deliveries(connection, stream, subject, first_seq=first_seq, last_seq=last_seq)
+    async with aclosing(reading) as batches:
+        async for batch in batches:
+            yield [
+                (sequence(ack), Message(name.decode("utf-8", "replace"), "", block, payload))
+                for ack, name, block, payload in batch
+            ]
+
+
+async def read_deliveries(
+    connection: Connection, stream: str, subject: str, *, first_seq: int = 1, last_seq: int
+) -> AsyncGenerator[list[Delivery]]:
+    """The same, as it came."""
     if first_seq > last_seq:
         return
     api = connection.api_prefix
@@ -65,14 +78,14 @@ async def read_stream(
         if not is_done:
             ask()
         while not is_done:
-            messages = await feed.one_request()
+            batch = await feed.one_request()
             is_done = feed.is_done(last_seq)
             if not is_done:
                 ask()  # the next ones come while these are used
             if is_wanted is not None:
-                messages = [it for it in messages if is_wanted(it[1].subject)]
-            if messages:
-                yield messages
+                batch = [it for it in batch if is_wanted(it[1])]
+            if batch:
+                yield batch
     finally:
         if connection.is_open:
             connection.unsubscribe(sid)
@@ -81,7 +94,7 @@ async def read_stream(
 
 async def _make_consumer(
     connection: Connection, stream: str, subject: str, first_seq: int
-) -> tuple[str, int, Callable[[str], object] | None]:
+) -> tuple[str, int, Callable[[bytes], object] | None]:
     """The consumer's name, how many messages it has to deliver, and what tells the wanted ones.
 
     None: all are.
@@ -97,10 +110,10 @@ async def _make_consumer(
     return unfiltered, of_all, _matcher(subject)
 
 
-def _matcher(subject: str) -> Callable[[str], object]:
+def _matcher(subject: str) -> Callable[[bytes], object]:
     """True of the subjects that a wildcard subject matches; the same ones come again."""
     forms = {"*": r"[^.]+", ">": r".+"}
-    pattern = r"\.".join(forms.get(it, re.escape(it)) for it in subject.split("."))
+    pattern = r"\.".join(forms.get(it, re.escape(it)) for it in subject.split(".")).encode()
     return functools.lru_cache(_SUBJECTS)(re.compile(pattern, re.DOTALL).fullmatch)
 
 
@@ -145,7 +158,7 @@ class _Feed:
         self._denied = denied
         self._request = 0
         self._reply = ""
-        self._messages: list[tuple[int, Message]] = []
+        self._batch: list[Delivery] = []
         self._status: int | None = None
         self._over = asyncio.Event()
         self._seq = 0
@@ -160,25 +173,23 @@ class _Feed:
 
     def take(self, message: Message) -> None:
         """A delivered message, or a status that ends the request it answers."""
-        if message.reply.startswith("$JS.ACK."):
+        subject, ack, block, payload = message
+        if ack.startswith(_ACK):
             # Subject and reply of a delivered message are the stream's: it cannot be of an earlier
             # request, for those were over only when their messages had come.
-            self._seq, self._pending = _numbers(message.reply)
-            self._messages.append((self._seq, message))
-            if self._pending == 0 or len(self._messages) >= BATCH_MESSAGES:
-                self._over.set()
-        elif message.subject == self._reply:
+            self.take_run([(ack.encode(), subject.encode(), block, payload)])
+        elif subject == self._reply:
             self._status = message.status
             self._over.set()
 
-    def take_run(self, run: list[tuple[int, Message]], pending: int) -> None:
-        """Delivered messages in a row, read at once."""
-        self._messages += run
-        self._seq, self._pending = run[-1][0], pending
-        if pending == 0 or len(self._messages) >= BATCH_MESSAGES:
+    def take_run(self, run: list[Delivery]) -> None:
+        """Delivered messages in a row."""
+        self._batch += run
+        self._seq, self._pending = _numbers(run[-1][0])
+        if self._pending == 0 or len(self._batch) >= BATCH_MESSAGES:
             self._over.set()
 
-    async def one_request(self) -> list[tuple[int, Message]]:
+    async def one_request(self) -> list[Delivery]:
         """What one request brought. ConnectionLost: nothing, though something is still to come.
 
         ConfigurationError: the server forbids it, which it says beside the request.
@@ -193,28 +204,34 @@ class _Feed:
                 raise ConfigurationError(f"NATS: {denied}")
             if asyncio.get_running_loop().time() > give_up_at:
                 raise ConnectionLost("the stream's reader got no answer")
-        if not self._messages:
+        if not self._batch:
             raise ConnectionLost(
                 f"the stream's reader got status {self._status}, {self._pending} messages to come"
             )
-        messages, self._messages = self._messages, []
-        return messages
+        batch, self._batch = self._batch, []
+        return batch
 
     def is_done(self, last_seq: int) -> bool:
         """Whether everything up to a sequence was delivered."""
         return self._pending == 0 or self._seq >= last_seq
 
 
-def _numbers(reply: str) -> tuple[int, int]:
+def sequence(ack: bytes) -> int:
+    """The stream's sequence of a delivery, from its ack subject."""
+    return _numbers(ack)[0]
+
+
+def _numbers(ack: bytes) -> tuple[int, int]:
     """Stream sequence and what is still to come, of an ack subject of either form.
 
     ``$JS.ACK.stream.consumer.delivered.seq.consumer_seq.time.pending``, and the longer one with
     domain and account before the stream and a random token at the end.
     """
-    tokens = reply.split(".")
+    tokens = ack.split(b".")
     if len(tokens) == _ACK_TOKENS:
         return int(tokens[5]), int(tokens[8])
     return int(tokens[7]), int(tokens[10])
 
 
+_ACK = ACK_PREFIX.decode()
 _ACK_TOKENS = 9

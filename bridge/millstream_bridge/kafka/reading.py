@@ -27,12 +27,13 @@ async def records_between(
     while left:
         polled = await source.poll(_POLL_RECORDS, _POLL_S)
         records = polled.records
-        if any(it.offset + 1 >= left.get(it.kafka_partition, 0) for it in records):
-            ends = dict(left)
-            for it in records:
-                if it.offset + 1 >= left.get(it.kafka_partition, it.offset + 2):
-                    del left[it.kafka_partition]
-            records = [it for it in records if it.offset < ends.get(it.kafka_partition, 0)]
+        reached = [
+            p for p, at in {it[0]: it[1] for it in records}.items() if at + 1 >= left.get(p, 0)
+        ]
+        if reached:
+            records = [it for it in records if it.offset < left.get(it.kafka_partition, 0)]
+            for partition in reached:
+                left.pop(partition, None)
         if records:
             yield records
         if polled.error is not None:

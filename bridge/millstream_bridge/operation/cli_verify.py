@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..model import Record, Route
 from ..project.file import Project
 from ..project.routes import current_routes
-from ..proof.ledger import canonical
+from ..proof.parts import parts_of
 from ..proof.values import Difference, Proof, Side
 from ..proof.verify import ROUND_S, verify as prove, verify_online
 from .console import (
@@ -282,7 +282,7 @@ def _verdict(proof: Proof) -> str:
 def side_by_side(difference: Difference) -> list[tuple[str, str, str]]:
     """A row for each thing in which the two records differ, or for all if one is not there."""
     one, other = difference.kafka, difference.nats
-    if one is not None and other is not None and canonical(one) == canonical(other):
+    if one is not None and other is not None and parts_of(one) == parts_of(other):
         other = None  # the place is wrong, not the record
     rows = []
     for name in ("key", "value", "headers", "timestamp_ms", "timestamp_type"):

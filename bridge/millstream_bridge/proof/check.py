@@ -18,30 +18,31 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from ..errors import BridgeError, ConfigurationError
-from ..jetstream.connection import Message
+from ..jetstream.connection import Delivery
+from ..jetstream.reader import sequence
 from ..model import Record, Watermarks
-from ..records.headers import LARGE_HEADER, ORIGIN_HEADER
+from ..records.headers import ORIGIN_HEADER
 from ..records.mapping import Mapping
 from ..records.origin import returned
 from ..records.poison import mark_in
 from .decode import Decoder
 from .ledger import BLOCK_OFFSETS, Ledger, compare, different, first_different_block
 from .newest import Newest
+from .parts import Parts, parts_of, record_of
 from .sides import Bounds, Part, Sides
 from .stream_side import StreamSide
 from .values import Apart, Difference, PartitionProof, Proof, Side
-
-_LARGE = LARGE_HEADER.encode()
 
 
 @dataclass(slots=True)
 class _Collected:
     """A `Book` that keeps the records, for blocks that are compared one by one."""
 
+    kafka_partition: int
     records: list[tuple[int, Record]] = field(default_factory=list)
 
-    def add(self, record: Record, seq: int) -> None:
-        self.records.append((seq, record))
+    def add(self, _: int, parts: Parts, place: bytes) -> None:
+        self.records.append((sequence(place), record_of(self.kafka_partition, parts)))
 
 
 class Check:
@@ -99,9 +100,9 @@ class Check:
             found = await self._blocks(bounds, {p: part for part in parts for p in part.partitions})
             for p, (records, stored, difference) in found.items():
                 for record in records:
-                    kafka[p].add(record)
-                for seq, record in stored:
-                    nats[p].add(record, seq)
+                    kafka[p].add(record.offset, parts_of(record))
+                for _, record in stored:
+                    nats[p].add(record.offset, parts_of(record))
                 if difference is not None:
                     differences[p] = difference
         sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
@@ -140,7 +141,7 @@ class Check:
             )
             for part in parts
         ]
-        streams = self._read_streams(zip(parts, sides, strict=True), first_seqs)
+        streams = self._read_streams(zip(parts, sides, strict=True), first_seqs, nats)
         if any(part.expires for part in parts):
             await streams
             first = {p: ledger.first_offset for p, ledger in nats.items()}
@@ -196,46 +197,49 @@ class Check:
         return self._proof(sides, differences, "full")
 
     async def _read_streams(
-        self, sides: Iterable[tuple[Part, StreamSide]], first_seqs: AbcMapping[str, int]
+        self,
+        sides: Iterable[tuple[Part, StreamSide]],
+        first_seqs: AbcMapping[str, int],
+        ledgers: AbcMapping[int, Ledger],
     ) -> None:
         """One after the other: each has megabytes on their way."""
         for part, side in sides:
-            await self._read_stream(part, side, first_seqs.get(part.stream, 1))
+            own = [ledgers[p] for p in part.partitions]
+            await self._read_stream(part, side, first_seqs.get(part.stream, 1), own)
 
-    async def _read_stream(self, part: Part, side: StreamSide, first_seq: int) -> None:
-        async for messages in self._sides.messages(part, part.filter, first_seq):
-            await self._feed(side, part, messages)
+    async def _read_stream(
+        self, part: Part, side: StreamSide, first_seq: int, ledgers: Iterable[Ledger] = ()
+    ) -> None:
+        async for batch in self._sides.messages(part, part.filter, first_seq):
+            await self._feed(side, part, batch)
+            for ledger in ledgers:
+                ledger.settle()
             await asyncio.sleep(0)  # Kafka's side is read meanwhile
 
-    async def _feed(
-        self, side: StreamSide, part: Part, messages: list[tuple[int, Message]]
-    ) -> None:
+    async def _feed(self, side: StreamSide, part: Part, batch: list[Delivery]) -> None:
         """Hand messages to a side; large ones are put together first."""
         at = 0
-        for place, (seq, message) in enumerate(messages):
-            if _LARGE not in message.block:
-                continue
-            side.add_all(messages[at:place])
-            at = place + 1
-            headers = Decoder.lines(message.block)
+        while (at := side.add_all(batch, at)) < len(batch):
+            ack, subject, block, payload = batch[at]
+            at += 1
+            headers = Decoder.lines(block)
             source = self._mapping.source_in(headers)
             try:
-                whole, payload = await self._sides.whole(part, seq, headers, message.payload)
+                whole, payload = await self._sides.whole(part, sequence(ack), headers, payload)
             except ValueError as error:
                 if source is not None:
-                    side.add_damaged(seq, source.kafka_partition, source.offset, str(error))
+                    side.add_damaged(ack, source.kafka_partition, source.offset, str(error))
                 continue
-            side.add(seq, message.subject, list(whole), payload)
-        side.add_all(messages[at:] if at else messages)
+            side.add(ack, subject.decode(), list(whole), payload)
 
     async def _read_marks(self, parts: Sequence[Part]) -> None:
         """What the bridge noted as parked or skipped."""
         for part in parts:
             token = part.partitions[0] if self._is_dense else "*"
             subject = f"{self._mapping.poison_subject(token)}.*"
-            async for messages in self._sides.messages(part, subject, 1):
-                for _, message in messages:
-                    mark = mark_in(Decoder.lines(message.block))
+            async for batch in self._sides.messages(part, subject, 1):
+                for _, _, block, _ in batch:
+                    mark = mark_in(Decoder.lines(block))
                     if mark is None or mark.source.topic != self._mapping.route.topic:
                         continue
                     self._absent.add((mark.source.kafka_partition, mark.source.offset))
@@ -245,7 +249,9 @@ class Check:
     async def _read_kafka(self, bounds: Bounds, ledgers: AbcMapping[int, Ledger]) -> None:
         async for records in self._sides.records(bounds):
             for record in self._of_kafka(records):
-                ledgers[record.kafka_partition].add(record)
+                ledgers[record.kafka_partition].add(record.offset, parts_of(record))
+            for ledger in ledgers.values():
+                ledger.settle()
 
     def _of_kafka(self, records: Sequence[Record]) -> Iterable[Record]:
         """Records that should be in the stream."""
@@ -278,12 +284,12 @@ class Check:
         number = first_different_block(kafka, nats)
         assert number is not None
         block = _block_bounds(number, bounds)
-        below = [seq for it, seq in nats.starts.items() if it <= number]
+        below = [sequence(ack) for it, ack in nats.starts.items() if it <= number]
         found = await self._blocks({partition: block}, {partition: part}, max(below, default=1))
         return found[partition][2] or Difference(
             kafka_partition=partition,
             offset=block.low,
-            seq=nats.starts.get(number),
+            seq=sequence(nats.starts[number]) if number in nats.starts else None,
             what="a block differed and no longer does: somebody changes one of the sides",
         )
 
@@ -313,7 +319,7 @@ class Check:
     async def _block(
         self, partition: int, block: Watermarks, part: Part, first_seq: int | None
     ) -> tuple[list[tuple[int, Record]], Difference | None]:
-        book = _Collected()
+        book = _Collected(partition)
         side = StreamSide(
             self._mapping, {partition: block}, {partition: book}, is_dense=self._is_dense
         )
@@ -321,8 +327,8 @@ class Check:
             first_seq = await self._bisect(partition, block.low, part)
         subject = self._mapping.partition_filter(partition)
         async with aclosing(self._sides.messages(part, subject, first_seq)) as batches:
-            async for messages in batches:
-                await self._feed(side, part, messages)
+            async for batch in batches:
+                await self._feed(side, part, batch)
                 if side.first_beyond is not None:
                     break
         return book.records, side.differences.get(partition)

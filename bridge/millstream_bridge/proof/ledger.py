@@ -1,8 +1,7 @@
 """One side of a partition as hashes of blocks, so that a difference is located. Pure.
 
-Each record becomes one unambiguous string of bytes of everything it is (offset, timestamp and its
-type, key, value, headers with order, repeats and nulls) and nothing of how it was moved: no
-sequence, no session. Blocks of 1,000 offsets are hashed.
+Blocks of 1,000 offsets are hashed: the parts of their records (see `parts`), then the lengths of
+these and how many there are.
 """
 
 import hashlib
@@ -11,65 +10,59 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..model import Record
+from .parts import Parts, lengths, parts_of
 from .values import Difference, Side
 
 BLOCK_OFFSETS: Final = 1_000
 
 
-def canonical(record: Record) -> bytes:
-    """Everything a record is, as bytes that no other record has."""
-    _, offset, timestamp_ms, kind, key, value, headers = record
-    if not headers and key is not None and value is not None:
-        return b"%d %d %b %d %d 0\n%b%b" % (
-            *(offset, timestamp_ms, kind.encode(), len(key), len(value)),
-            *(key, value),
-        )
-    head = (
-        f"{offset} {timestamp_ms} {kind} {-1 if key is None else len(key)}"
-        f" {-1 if value is None else len(value)} {len(headers)}\n"
-    )
-    parts = [head.encode("ascii"), key or b"", value or b""]
-    for name, content in headers:
-        text = name.encode("utf-8", "surrogatepass")
-        parts.append(b"%d %d\n" % (len(text), -1 if content is None else len(content)))
-        parts += (text, content or b"")
-    return b"".join(parts)
+def _new_hash() -> "hashlib.blake2b":
+    return hashlib.blake2b(digest_size=16)
 
 
 @dataclass(slots=True)
 class Ledger:
     """One side of one partition, filled in rising order of offsets.
 
-    ``blocks`` holds a digest per block number, ``starts`` the sequence at which the stream's side
-    of a block begins.
+    ``blocks`` holds a digest per block number, ``starts`` the place at which the stream's side of a
+    block begins. `settle` lets go of the records themselves; call it now and then.
     """
 
     count: int = 0
     first_offset: int | None = None
     last_offset: int | None = None
     blocks: dict[int, bytes] = field(default_factory=dict)
-    starts: dict[int, int] = field(default_factory=dict)
+    starts: dict[int, bytes] = field(default_factory=dict)
     _block: int = -1
+    _end: int = -1
     _parts: list[bytes] = field(default_factory=list)
+    _lengths: list[bytes] = field(default_factory=list)
+    _hash: "hashlib.blake2b" = field(default_factory=_new_hash)
 
-    def add(self, record: Record, seq: int = 0) -> None:
-        """The next record."""
-        offset = record[1]
-        block = offset // BLOCK_OFFSETS
-        if block != self._block:
+    def add(self, offset: int, parts: Parts, place: bytes = b"") -> None:
+        """The next record; ``place`` is the ack subject of its message."""
+        if offset >= self._end:
             self._close_block()
-            self._block = block
-            self.starts[block] = seq
+            self._block = offset // BLOCK_OFFSETS
+            self._end = (self._block + 1) * BLOCK_OFFSETS
+            self.starts[self._block] = place
             if self.first_offset is None:
                 self.first_offset = offset
-        self._parts.append(canonical(record))
+        self._parts += parts
         self.count += 1
         self.last_offset = offset
+
+    def settle(self) -> None:
+        """Hash what was added."""
+        if self._parts:
+            self._hash.update(b"".join(self._parts))
+            self._lengths.append(lengths(self._parts))
+            self._parts.clear()
 
     def side(self) -> Side:
         """The finished side."""
         self._close_block()
-        whole = hashlib.blake2b(digest_size=16)
+        whole = _new_hash()
         for block, digest in self.blocks.items():
             whole.update(b"%d " % block + digest)
         return Side(
@@ -80,10 +73,13 @@ class Ledger:
         )
 
     def _close_block(self) -> None:
-        if self._parts:
-            joined = b"".join(self._parts)
-            self.blocks[self._block] = hashlib.blake2b(joined, digest_size=16).digest()
-            self._parts = []
+        self.settle()
+        if self._lengths:
+            ends = b"".join(self._lengths)
+            self._hash.update(ends + len(ends).to_bytes(8, "big"))
+            self.blocks[self._block] = self._hash.digest()
+            self._lengths.clear()
+            self._hash = _new_hash()
 
 
 def first_different_block(kafka: Ledger, nats: Ledger) -> int | None:
@@ -122,7 +118,7 @@ def compare(
 
 def different(kafka_partition: int, kafka: Record, seq: int, nats: Record) -> Difference | None:
     """How two records of one offset differ, None if they do not."""
-    if canonical(kafka) == canonical(nats):
+    if parts_of(kafka) == parts_of(nats):
         return None
     names = [
         name

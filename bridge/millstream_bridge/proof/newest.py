@@ -9,8 +9,9 @@ record: about 150 bytes each.
 import hashlib
 from dataclasses import dataclass, field
 
+from ..jetstream.reader import sequence
 from ..model import Record
-from .ledger import canonical
+from .parts import Parts, joined, parts_of
 from .values import Difference, Side
 
 
@@ -40,13 +41,13 @@ class Newest:
     differs_at: tuple[int, int] | None = None
     """Offset and sequence of the first record that is not the same on both sides."""
 
-    def add(self, record: Record, seq: int) -> None:
+    def add(self, offset: int, parts: Parts, place: bytes) -> None:
         """The stream's next record."""
-        digest = hashlib.blake2b(canonical(record), digest_size=16).digest()
-        self._stored[record.offset] = (seq, digest)
+        digest = _digest(parts)
+        self._stored[offset] = (sequence(place), digest)
         self._whole.update(digest)
-        self._first = record.offset if self._first is None else self._first
-        self._last = record.offset
+        self._first = offset if self._first is None else self._first
+        self._last = offset
 
     def side(self) -> Side:
         """The stream's side; before Kafka's records are compared."""
@@ -72,8 +73,8 @@ class Newest:
         self._found.setdefault(subject, []).append(record.offset)
         seq, digest = stored
         if self.differs_at is None:
-            own = hashlib.blake2b(canonical(record), digest_size=16).digest()
-            self.differs_at = None if own == digest else (record.offset, seq)
+            is_equal = _digest(parts_of(record)) == digest
+            self.differs_at = None if is_equal else (record.offset, seq)
 
     def kafka_side(self) -> Side:
         """Kafka's side, without a hash: it would be another one than the stream's."""
@@ -104,3 +105,7 @@ class Newest:
         if self.keeps is None or len(found) < self.keeps:
             return missing[0]
         return next((it for it in missing if it > found[0]), None)
+
+
+def _digest(parts: Parts) -> bytes:
+    return hashlib.blake2b(joined(parts), digest_size=16).digest()

@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping as AbcMapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 from ..errors import BridgeError, ConfigurationError
-from ..jetstream.connection import Connection, Message
+from ..jetstream.connection import Connection, Delivery
 from ..jetstream.info import Found, StreamInfo, next_message, stream_info
 from ..jetstream.large import LargeValues
-from ..jetstream.reader import read_stream
+from ..jetstream.reader import read_deliveries
 from ..jetstream.stream import Stream
 from ..kafka.admin import Denied, KafkaAdmin, Unsupported
 from ..kafka.reading import records_between
@@ -52,9 +52,7 @@ class Sides(Protocol):
         """The route's streams; ConfigurationError: one is not there."""
         ...
 
-    def messages(
-        self, part: Part, subject: str, first_seq: int
-    ) -> AsyncGenerator[list[tuple[int, Message]]]:
+    def messages(self, part: Part, subject: str, first_seq: int) -> AsyncGenerator[list[Delivery]]:
         """A stream's messages from a sequence to its end as it was when `parts` looked."""
         ...
 
@@ -117,18 +115,15 @@ class LiveSides:
             parts.append(Part(stream=stream, filter=subject, partitions=partitions, info=info))
         return parts
 
-    def messages(
-        self, part: Part, subject: str, first_seq: int
-    ) -> AsyncGenerator[list[tuple[int, Message]]]:
+    def messages(self, part: Part, subject: str, first_seq: int) -> AsyncGenerator[list[Delivery]]:
         """Close it if it is left early: there is a consumer to remove."""
-        reading = read_stream(
+        return read_deliveries(
             self._connection,
             part.stream,
             subject,
             first_seq=first_seq,
             last_seq=part.info.last_seq,
         )
-        return cast(AsyncGenerator[list[tuple[int, Message]]], reading)
 
     async def next_message(self, part: Part, subject: str, seq: int) -> Found | None:
         return await next_message(self._connection, part.stream, subject, seq)

@@ -1,21 +1,31 @@
 """The stream's side of all partitions: messages into ledgers, and what cannot be. Pure."""
 
-from collections.abc import Mapping as AbcMapping
-from typing import Protocol
+from collections.abc import Mapping as AbcMapping, Sequence
+from typing import Final, Protocol
 
-from ..jetstream.connection import Message
-from ..model import Record, Watermarks
-from ..records.headers import REPLAYED, SOURCE_HEADER, HeaderError, SourceHeader
+from ..jetstream.connection import Delivery
+from ..jetstream.reader import sequence
+from ..model import Watermarks
+from ..records.headers import (
+    LARGE_HEADER,
+    REPLAYED,
+    SOURCE_HEADER,
+    HeaderError,
+    SourceHeader,
+)
 from ..records.mapping import Mapping
 from .decode import Decoder
+from .parts import Parts, parts_of, record_of
 from .values import Apart, Difference
+
+_LARGE: Final = LARGE_HEADER.encode()
 
 
 class Book(Protocol):
     """Where the records of a partition go, in rising order of offsets."""
 
-    def add(self, record: Record, seq: int) -> None:
-        """The next record."""
+    def add(self, offset: int, parts: Parts, place: bytes) -> None:
+        """The next record; ``place`` is the ack subject of its message."""
         ...
 
 
@@ -45,17 +55,24 @@ class StreamSide:
         self.first_beyond: int | None = None
         """The sequence of the first record above the marks."""
 
-    def add_all(self, messages: list[tuple[int, Message]]) -> None:
-        """The next messages of the route's subjects, none of them large."""
-        common = self._decoder.common
-        for seq, (subject, _, block, payload) in messages:
-            record = common(subject, block, payload)
-            if record is not None:
-                self._take(seq, record.kafka_partition, record.offset, record)
-            else:
-                self.add(seq, subject, Decoder.lines(block), payload)
+    def add_all(self, batch: Sequence[Delivery], at: int = 0) -> int:
+        """The next messages of the route's subjects, from place ``at`` on.
 
-    def add(self, seq: int, subject: str, headers: list[tuple[str, str]], payload: bytes) -> None:
+        Returns the place of the first large one, which is not added, or how many there are.
+        """
+        common, take = self._decoder.common, self._take
+        for ack, subject, block, payload in batch[at:] if at else batch:
+            found = common(subject, block, payload)
+            if found is not None:
+                take(ack, *found)
+            elif _LARGE in block:
+                return at
+            else:
+                self.add(ack, subject.decode("utf-8", "replace"), Decoder.lines(block), payload)
+            at += 1
+        return at
+
+    def add(self, ack: bytes, subject: str, headers: list[tuple[str, str]], payload: bytes) -> None:
         """The next message of any form, a large one put together."""
         source = self._mapping.source_in(headers)
         if source is None:
@@ -65,49 +82,49 @@ class StreamSide:
                 self.apart.foreign += not self._mapping.is_beside(subject)
             return
         try:
-            record: Record | str = self._decoder.record(subject, headers, payload)
+            parts: Parts | str = parts_of(self._decoder.record(subject, headers, payload))
         except ValueError as error:
-            record = str(error)
-        self._take(seq, source.kafka_partition, source.offset, record)
+            parts = str(error)
+        self._take(ack, source.kafka_partition, source.offset, parts)
 
-    def add_damaged(self, seq: int, partition: int, offset: int, why: str) -> None:
+    def add_damaged(self, ack: bytes, partition: int, offset: int, why: str) -> None:
         """A record whose parts cannot be put together."""
-        self._take(seq, partition, offset, why)
+        self._take(ack, partition, offset, why)
 
-    def _take(self, seq: int, partition: int, offset: int, record: Record | str) -> None:
+    def _take(self, ack: bytes, partition: int, offset: int, parts: Parts | str) -> None:
         mark = self._marks.get(partition)
         if mark is None:  # the topic has grown since
-            self.first_beyond = self.first_beyond or seq
+            self.first_beyond = self.first_beyond or sequence(ack)
             return
         last = self._last[partition]
         if partition in self.differences:
             return
         if offset <= last:
             what = "is stored again" if offset == last else f"comes after offset {last}"
-            self._differ(partition, offset, seq, f"it {what}", record)
+            self._differ(partition, offset, ack, f"it {what}", parts)
             return
         self._last[partition] = offset
         if offset >= mark.high:
-            self.first_beyond = self.first_beyond or seq
+            self.first_beyond = self.first_beyond or sequence(ack)
         elif offset < mark.low:
             self.apart.older += 1
-        elif isinstance(record, str):
-            self._differ(partition, offset, seq, record)
-        elif self._is_dense and seq != offset + 1:
-            what = f"its sequence is not offset + 1, as a dense stream's is, but {seq}"
-            self._differ(partition, offset, seq, what, record)
+        elif isinstance(parts, str):
+            self._differ(partition, offset, ack, parts)
+        elif self._is_dense and sequence(ack) != offset + 1:
+            what = f"its sequence is not offset + 1, as a dense stream's is, but {sequence(ack)}"
+            self._differ(partition, offset, ack, what, parts)
         else:
-            self._books[partition].add(record, seq)
+            self._books[partition].add(offset, parts, ack)
 
     def _differ(
-        self, partition: int, offset: int, seq: int, what: str, record: Record | str = ""
+        self, partition: int, offset: int, ack: bytes, what: str, parts: Parts | str = ""
     ) -> None:
         self.differences[partition] = Difference(
             kafka_partition=partition,
             offset=offset,
-            seq=seq,
+            seq=sequence(ack),
             what=what,
-            nats=None if isinstance(record, str) else record,
+            nats=None if isinstance(parts, str) else record_of(partition, parts),
         )
 
 
