@@ -1,6 +1,7 @@
 """A plan says what will be, as a file that can be read back; its check says what drifted since."""
 
 import asyncio
+import dataclasses
 import json
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from hypothesis import given, strategies as st
 
 from millstream_bridge import NatsTarget, Route
 from millstream_bridge.kafka.admin import Topic, TopicConfig
-from millstream_bridge.project.drift import check, stream_drift
+from millstream_bridge.project.assess import Assessment
+from millstream_bridge.project.drift import check, kafka_drift, stream_drift
 from millstream_bridge.project.file import load_project
 from millstream_bridge.project.findings import GroupLag, TopicFacts
 from millstream_bridge.project.plan import plan_text, stream_names
@@ -96,6 +98,8 @@ def test_copies_are_kept_where_there_are_servers_for_them(
 
     [route] = routes_of(load_project(file).rules, [])
     assert route.replicas == replicas
+    alone = "this NATS server stands alone" in file.read_text()
+    assert alone is not is_cluster
 
 
 def test_groups_are_noted_with_their_routes(tmp_path: Path) -> None:
@@ -119,10 +123,49 @@ def test_a_topic_that_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> Non
     assert "# reading: not permitted → permit Read and Describe" in file.read_text()
 
 
+def test_groups_that_came_and_went_are_drift(tmp_path: Path) -> None:
+    billing = GroupLag(group="billing", state="Stable", members=2, lag=7, positions={0: 3})
+    file = tmp_path / "project.toml"
+    file.write_text(text_of(facts_of([a_record(0)], groups=[billing])))
+    other = facts_of([a_record(0)], groups=[dataclasses.replace(billing, group="audit")])
+
+    found = kafka_drift(load_project(file), Assessment(kafka="k:1", topics=[other], notes=[]))
+
+    assert [(it.where, it.what) for it in found] == [
+        ("group audit", "Kafka group audit reads topic t, and the project does not have it"),
+        ("group billing", "has no position in any topic of the project"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("", ["partition 0 offset 0 makes a message of 2,000,160 bytes"]),
+        ('large = "chunks"', []),
+        ('on_poison = "park"', []),
+    ],
+)
+def test_a_record_that_fits_no_message_is_drift_unless_the_route_answers_it(
+    tmp_path: Path, settings: str, says: list[str]
+) -> None:
+    small = facts_of([a_record(0)], message_bytes_max=1 << 20)
+    file = tmp_path / "project.toml"
+    file.write_text(text_of(small).replace("planned =", f"{settings}\nplanned ="))
+    large = facts_of([a_record(0, value=b"x" * 2_000_000)], message_bytes_max=1 << 20)
+
+    found = kafka_drift(load_project(file), Assessment(kafka="k:1", topics=[large], notes=[]))
+
+    assert [it.what.partition(", the server")[0] for it in found] == says
+
+
 @pytest.mark.parametrize(
     ("config", "what"),
     [
         ({"subjects": ["flights.>"], "max_msgs_per_subject": 1}, []),
+        (
+            {"subjects": ["flights.>"], "max_msgs_per_subject": 1, "storage": "memory"},
+            ["storage is memory, the route says file"],
+        ),
         ({"subjects": ["flights.>"]}, ["max_msgs_per_subject is -1, the route says 1"]),
         (
             {

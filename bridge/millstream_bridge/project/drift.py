@@ -96,10 +96,11 @@ def _of_topic(rule: Rule, facts: TopicFacts) -> list[Drift]:
         if name in now and now[name] != before:
             what = f"{name} was {before}, is {now[name]} now"
             drifts.append(Drift(where=where, what=what, remedy=_remedy(name)))
-    settings = rule.settings
+    takes_large = rule.settings.get("large", "refuse") != "refuse"
+    goes_on = rule.settings.get("on_poison", "stop") != "stop"
     for it in findings(facts):
-        is_answered = it.about == "size" and settings.get("large", "refuse") != "refuse"
-        is_answered |= it.about == "headers" and settings.get("on_poison", "stop") != "stop"
+        is_answered = it.about == "size" and takes_large
+        is_answered |= it.about in ("size", "headers") and goes_on
         grave = it.verdict is Verdict.CANNOT or (
             it.about == "size" and it.verdict is Verdict.CHOICE
         )
