@@ -218,7 +218,20 @@ def test_positions_move_when_all_frames_sent_together_are_stored() -> None:
 
     assert before == {}
     assert window.positions == {0: 2, 1: 2}
-    assert window.stored_bytes == 4
+
+
+def test_records_and_bytes_are_counted_as_they_are_stored() -> None:
+    """Of frames sent together also some; of a record in pieces once all are."""
+    window = Window("s", 0)
+    window.on_sent(RECORDS[:4], 400)
+    window.on_sent(RECORDS[4:5], 300, frames=3)
+
+    counted = [(window.stored_records, window.stored_bytes)]
+    for seq, count in ((3, 3), (4, 1), (6, 2), (7, 1)):
+        window.on_acks(count, seq)
+        counted.append((window.stored_records, window.stored_bytes))
+
+    assert counted == [(0, 0), (3, 3), (4, 4), (4, 4), (5, 5)]
 
 
 def test_an_acknowledgement_with_a_gap_in_its_sequence_ends_the_session() -> None:

@@ -71,7 +71,8 @@ class ChainPublisher:
         self._reply = ""
         self._moved = moved or asyncio.Event()
         self._moved_at = 0.0
-        self._stored = (0, 0)
+        self._stored_before = (0, 0)
+        """In the sessions before this one."""
         self._positions: dict[int, int] = {}
         self.foreign_seqs: list[int] = []
 
@@ -92,6 +93,7 @@ class ChainPublisher:
         found = await asyncio.gather(*map(self._stream.position, partitions))
         positions = {p: at for p, at in zip(partitions, found, strict=True) if at is not None}
         self._positions = dict(positions)
+        self._stored_before = self.stored
         self._window = self._window_type(secrets.token_hex(6), last_seq)
         self._reply = self._connection.new_ack_subject(AckSink(self._on_acks, self._on_other))
         return positions
@@ -282,7 +284,10 @@ class ChainPublisher:
     @property
     def stored(self) -> tuple[int, int]:
         """Records and payload bytes acknowledged in all sessions."""
-        return self._stored
+        records, size = self._stored_before
+        if self._window is None:
+            return records, size
+        return records + self._window.stored_records, size + self._window.stored_bytes
 
     @property
     def set_aside(self) -> tuple[int, int]:
@@ -309,12 +314,7 @@ class ChainPublisher:
     def _on_acks(self, count: int, seq: int) -> None:
         window = self._window
         assert window is not None
-        records, size = window.stored_records, window.stored_bytes
         window.on_acks(count, seq)
-        self._stored = (
-            self._stored[0] + window.stored_records - records,
-            self._stored[1] + window.stored_bytes - size,
-        )
         self._positions.update(window.positions)
         self._moved_at = asyncio.get_running_loop().time()
         self._moved.set()

@@ -80,11 +80,11 @@ class Window:
         self.reason = ""
         self.sent_count = 0
         self.stored_count = 0
-        self.stored_bytes = 0
         self.positions: dict[int, int] = {}
         self._sent_bytes = 0
         self._done_frames = 0
-        self._extra_frames = 0
+        self._done_records = 0
+        self._done_bytes = 0
         self._in_flight: deque[Pushed] = deque()
         self._id_prefix = f"Nats-Msg-Id: {session}-"
         self._expected_prefix = f"\r\nNats-Expected-Last-Msg-Id: {session}-"
@@ -97,12 +97,22 @@ class Window:
     @property
     def stored_records(self) -> int:
         """How many records are stored as a whole."""
-        whole = self.stored_count - self._extra_frames
-        if self._in_flight:
-            front = self._in_flight[0]
-            if front.last_frame - self._done_frames > len(front.records):
-                whole -= self.stored_count - self._done_frames
-        return whole
+        return self._done_records + len(self._begun)
+
+    @property
+    def stored_bytes(self) -> int:
+        """The payload of the records that are stored as a whole."""
+        return self._done_bytes + _payload_bytes(self._begun)
+
+    @property
+    def _begun(self) -> Sequence[Record]:
+        """What is stored of the oldest records in flight; none of one that is several frames."""
+        if not self._in_flight:
+            return ()
+        front = self._in_flight[0]
+        if front.last_frame - self._done_frames > len(front.records):
+            return ()
+        return front.records[: self.stored_count - self._done_frames]
 
     @property
     def out_bytes(self) -> int:
@@ -161,12 +171,12 @@ class Window:
         self.stored_count = stored
         while self._in_flight and self._in_flight[0].last_frame <= stored:
             pushed = self._in_flight.popleft()
-            self._extra_frames += pushed.last_frame - self._done_frames - len(pushed.records)
+            self._done_records += len(pushed.records)
+            self._done_bytes += _payload_bytes(pushed.records)
             self._done_frames = pushed.last_frame
             self._sent_bytes -= pushed.wire_bytes
             for record in pushed.records:
                 self.positions[record.kafka_partition] = record.offset + 1
-                self.stored_bytes += len(record.value or b"")
 
     def on_refusal(self, code: int, description: str) -> None:
         """The server refused the first frame not yet stored; the session is over."""
@@ -186,3 +196,7 @@ class Window:
     def _end(self, state: SessionState, reason: str) -> None:
         self.state = state
         self.reason = reason
+
+
+def _payload_bytes(records: Sequence[Record]) -> int:
+    return sum([len(record.value or b"") for record in records])
