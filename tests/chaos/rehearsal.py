@@ -1,12 +1,13 @@
 """A migration rehearsed from end to end, there and back, on the flights: nothing missed or twice.
 
-    python -m tests.chaos.rehearsal [--kafka real] [--server real] [--limit 10000]
+    python -m tests.chaos.rehearsal [--kafka real] [--server real] [--limit 10000] [--year]
 
 A producer and a Kafka consumer group are at work on the topic ``flights``. Then, all of it by the
 commands a team would type: ``assess``, ``plan`` (the file is edited as a person would), ``run``,
 ``verify``, ``cutover`` of the group while the producer stays on Kafka; the producer moves behind
 the ``barrier`` and publishes straight to NATS; ``rollback`` takes the group home, and the producer
-goes back to Kafka. The bridge runs all the while.
+goes back to Kafka. The bridge runs all the while. ``--year`` takes all 336,776 flights of the year
+(`make flights` fetches them) instead of the 10,452 that are packaged.
 
 Both the Kafka group's member and the coordinator group's worker write into one **book**: each
 aircraft's track (`millstream.demo.tracks`), which is wrong as soon as one leg is lost, repeated or
@@ -35,10 +36,11 @@ from typing import Any
 import nats
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
-from millstream.demo.flights import Flight, read_flights
+from millstream.demo.flights import PACKAGED, Flight, read_flights
 from millstream.demo.tracks import Track, follow
 from millstream_coordinator import Group, Message, Publisher
 from tests.chaos.flights import computed
+from tests.chaos.flights_data import FILE, fetched
 from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, mock_kafka, real_kafka
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
@@ -48,6 +50,8 @@ PARTITIONS = 6
 PATIENCE_S = 180.0
 BACKLOG_MAX = 1_000
 """The producer waits while the group is so far behind."""
+SLOW_MAX = 2_000
+"""So many flights the producer takes its time with, while the group is cut over."""
 _LOOK_S = 0.02
 _CHUNK, _FEW = 50, 10
 
@@ -341,7 +345,7 @@ async def rehearse(
             await flow.to_kafka(acts[1])
             result.verified.append(await stage.verify())
 
-            between = (acts[1] + acts[2]) // 2
+            between = min((acts[1] + acts[2]) // 2, acts[1] + SLOW_MAX)
             slow = asyncio.create_task(flow.to_kafka(between, pause_s=0.1), name="producer")
             cut, left_at = await stage.switch("cutover", member.stop)
             worker = _worker(server, book)
@@ -406,8 +410,12 @@ def main() -> int:
     parser.add_argument("--kafka", choices=[MOCK, REAL_KAFKA], default=REAL_KAFKA)
     parser.add_argument("--server", choices=[EMBEDDED, REAL], default=REAL)
     parser.add_argument("--limit", type=int, default=None, help="only the first so many flights")
+    parser.add_argument("--year", action="store_true", help="of the whole year's")
     args = parser.parse_args()
-    flights = read_flights(limit=args.limit)
+    if args.year and not fetched():
+        print(f"{FILE} is not there; make flights fetches it", file=sys.stderr)
+        return 3
+    flights = read_flights(FILE if args.year else PACKAGED, limit=args.limit)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rehearsal-")))
         kafka = stack.enter_context(mock_kafka() if args.kafka == MOCK else real_kafka())
