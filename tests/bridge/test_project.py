@@ -140,6 +140,16 @@ async def test_topics_are_taken_from_kafka_and_one_can_be_chosen(
         await current_routes(project.select(["orders-jp"]))
 
 
+async def test_what_kafka_keeps_for_itself_is_meant_by_no_pattern(
+    mock: Kafka, tmp_path: Path
+) -> None:
+    for name in ("orders", "__consumer_offsets"):
+        mock.create_topic(name, 1)
+    project = a_project(tmp_path, mock, 'topics = ".*"', "{topic}", "{topic}.{partition}")
+
+    assert [it.topic for it in await current_routes(project)] == ["orders"]
+
+
 async def test_two_routes_that_write_one_subject_space_are_refused(
     mock: Kafka, tmp_path: Path
 ) -> None:

@@ -77,6 +77,9 @@ def test_the_null_key_is_the_null_token_or_the_default() -> None:
         ("o.{partition}.{value.list}", a_record(), "value"),
         ("o.{partition}.{value.x}", a_record(value=b"[1]"), "value"),
         ("o.{partition}.{value.x}", a_record(value=b"no JSON"), "no JSON"),
+        ("o.{partition}.{value.x}", a_record(value=b'{"x": "\xff"}'), "no JSON"),
+        ("o.{partition}.{value.x}", a_record(value=b'{"x": "\\ud800"}'), "no JSON"),
+        ("o.{partition}.{value.x}", a_record(value=b"[" * 5_000 + b"]" * 5_000), "no JSON"),
         ("o.{partition}.{value.x}", a_record(value=None), "value"),
     ],
 )

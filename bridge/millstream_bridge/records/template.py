@@ -230,7 +230,7 @@ def _value(document: Any, path: list[str]) -> bytes | None:
     for step in path:
         document = document.get(step) if isinstance(document, dict) else None
     if isinstance(document, str):
-        return document.encode("utf-8", "surrogatepass")
+        return document.encode()
     if isinstance(document, bool | int | float):
         return msgspec.json.encode(document)
     return None
@@ -239,7 +239,7 @@ def _value(document: Any, path: list[str]) -> bytes | None:
 def _document(record: Record) -> Any:
     try:
         return msgspec.json.decode(record.value or b"null")
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SubjectError(f"its value is no JSON, which its subject needs: {error}") from error
 
 
