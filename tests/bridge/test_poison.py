@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from millstream_bridge import PoisonRecord, barrier
+from millstream_bridge import PoisonRecord, Record, barrier
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.reader import read_stream
-from millstream_bridge.model import Route
+from millstream_bridge.model import Route, TimestampType
 from millstream_bridge.records.headers import parse_block
 from millstream_bridge.records.mapping import Mapping
-from millstream_bridge.records.poison import Mark, mark_in
+from millstream_bridge.records.poison import Mark, mark, mark_in
 from tests.bridge.moves import a_route, move_all, offsets, stored_records
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
@@ -30,6 +30,19 @@ async def marks(url: str, route: Route) -> list[Mark]:
     finally:
         await connection.close()
     return [mark for mark in found if mark is not None]
+
+
+def test_a_mark_says_any_reason_in_one_short_line_of_ascii() -> None:
+    record = Record(3, 7, 1_000, TimestampType.CREATE, b"k", b"v")
+
+    made = mark(Mapping(a_route("t")), record, "parked", "ключ\r\nEvil: header\t" + "x" * 9_000)
+    _, headers = parse_block(f"NATS/1.0\r\n{made.lines}\r\n".encode())
+    found = mark_in(headers)
+
+    assert found is not None
+    assert (found.fate, found.source.kafka_partition, found.source.offset) == ("parked", 3, 7)
+    assert found.reason.startswith("???? Evil: header xxx")
+    assert len(found.reason) == 500
 
 
 @pytest.mark.parametrize("shared", [False, True])
