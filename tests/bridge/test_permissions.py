@@ -14,6 +14,7 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined]
     AclBinding,
+    AclBindingFilter,
     AclOperation,
     AclPermissionType,
     AdminClient,
@@ -27,7 +28,7 @@ from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.project.assess import assess
 from millstream_bridge.project.permissions import Needs, Purpose, needs
 from tests.bridge.moves import a_route, move_all
-from tests.helpers.kafka import Kafka, KafkaNode
+from tests.helpers.kafka import Kafka, KafkaNode, await_true
 from tests.helpers.require import need
 from tests.helpers.servers import real_server
 
@@ -144,6 +145,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
 
 
 def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
+    """Give the bridge's user these rights; returns when the broker goes by them."""
     operations = {
         "Read": AclOperation.READ,
         "Write": AclOperation.WRITE,
@@ -170,6 +172,17 @@ def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
     admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
     for done in admin.create_acls(rules).values():
         done.result(20)
+    any_name: Any = None
+    every = AclBindingFilter(
+        ResourceType.ANY,
+        any_name,
+        ResourcePatternType.ANY,
+        any_name,
+        any_name,
+        AclOperation.ANY,
+        AclPermissionType.ANY,
+    )
+    await_true(lambda: {*rules} <= {*admin.describe_acls(every).result(20)})
 
 
 def make_topic(node: KafkaNode, topic: str) -> None:

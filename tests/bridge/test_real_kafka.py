@@ -35,7 +35,7 @@ async def test_what_the_console_producer_wrote_is_moved_and_verified(
         run_tool,
         "ConsoleProducer",
         *("--bootstrap-server", a_real_kafka.bootstrap, "--topic", topic),
-        *(word for one in properties for word in ("--reader-property", one)),
+        *(word for one in properties for word in ("--property", one)),
         stdin=b"\n".join(lines) + b"\n",
     )
 

@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from tests.chaos.bridge_sides import CLUSTER, Sides
 from tests.helpers.kafka import REAL as REAL_KAFKA
@@ -33,6 +33,7 @@ PARTITIONS = 6
 BACKLOG = 20_000
 LIFE_S_MAX = 1.0
 READY_S_MAX = 60.0
+ASKS_MAX = 10
 TOPIC, STREAM = "flights", "FLIGHTS"
 _AT_ONCE = 500
 
@@ -160,7 +161,10 @@ class Chaos:
         consumer = Consumer({"bootstrap.servers": self._sides.bootstrap, "group.id": "chaos"})
         try:
             places = [TopicPartition(TOPIC, number) for number in range(PARTITIONS)]
-            return sum([consumer.get_watermark_offsets(place, 20)[1] for place in places])
+            for _ in range(ASKS_MAX):
+                with contextlib.suppress(KafkaException):  # a broker may just have gone
+                    return sum([consumer.get_watermark_offsets(place, 20)[1] for place in places])
+            raise TimeoutError("Kafka does not tell the partitions' ends")
         finally:
             consumer.close()
 

@@ -42,13 +42,13 @@ MOCK, REAL = "mock", "real"
 START_TIMEOUT_S = 120.0
 _CHECKOUT = Path(__file__).parents[2]
 
-_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>millstream</groupId><artifactId>kafka-for-tests</artifactId><version>1</version>
 <dependencies>
 <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId>
-<version>{KAFKA_VERSION}</version></dependency>
+<version>{version}</version></dependency>
 <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId>
-<version>{KAFKA_VERSION}</version></dependency>
+<version>{version}</version></dependency>
 <dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId>
 <version>1.7.36</version></dependency>
 </dependencies></project>
@@ -105,7 +105,7 @@ class Kafka:
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         made = admin.create_topics([NewTopic(topic, partitions, 1, config=dict(config or {}))])
         made[topic].result(timeout=20)
-        _await(lambda: len(admin.list_topics(topic, timeout=5).topics[topic].partitions) > 0)
+        await_true(lambda: len(admin.list_topics(topic, timeout=5).topics[topic].partitions) > 0)
 
     def produce(self, topic: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Produce records (keywords of confluent-kafka's ``produce``); all are acked then."""
@@ -231,7 +231,7 @@ class KafkaNode:
                 return bool(admin.list_topics(timeout=1).brokers)
             return False
 
-        _await(answers)
+        await_true(answers)
 
     def kill(self) -> None:
         """SIGKILL and reap."""
@@ -261,12 +261,12 @@ def run_tool(name: str, *arguments: str, stdin: bytes = b"") -> bytes:
     return done.stdout
 
 
-def fetch(folder: Path) -> None:
+def fetch(folder: Path, version: str = KAFKA_VERSION) -> None:
     """Let Maven copy Kafka's jars into ``folder`` (92 files, 54 MB)."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         pom = Path(scratch, "pom.xml")
-        pom.write_text(_POM)
+        pom.write_text(_POM.format(version=version))
         target = f"-DoutputDirectory={folder.resolve()}"
         subprocess.run(
             ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies", target], check=True
@@ -312,7 +312,7 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in sockets]
 
 
-def _await(is_true: Any, timeout_s: float = START_TIMEOUT_S) -> None:
+def await_true(is_true: Any, timeout_s: float = START_TIMEOUT_S) -> None:
     """Poll with the pauses a child's end would need; no clock of its own is set."""
     import threading
     import time

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from .kafka import _await, _ending_with_us, _free_ports, _run_java, class_path
+from .kafka import _ending_with_us, _free_ports, _run_java, await_true, class_path
 
 START_S_MAX = 120.0
 
@@ -114,11 +114,11 @@ class KafkaCluster:
         """Make a topic with three replicas and return when every partition has a leader."""
         made = self._client().create_topics([NewTopic(topic, partitions, len(self.nodes))])
         made[topic].result(timeout=60)
-        _await(lambda: all(leader > 0 for leader in self._leaders(topic)), START_S_MAX)
+        await_true(lambda: all(leader > 0 for leader in self._leaders(topic)), START_S_MAX)
 
     def leader(self, topic: str, partition: int) -> Node:
         """The node that leads a partition now; waits while none does."""
-        _await(lambda: self._leaders(topic)[partition] in self.nodes, START_S_MAX)
+        await_true(lambda: self._leaders(topic)[partition] in self.nodes, START_S_MAX)
         return self.nodes[self._leaders(topic)[partition]]
 
     def await_whole(self, topic: str) -> None:
@@ -130,7 +130,7 @@ class KafkaCluster:
                 return all(len(one.isrs) == len(self.nodes) for one in found.values())
             return False
 
-        _await(is_whole, START_S_MAX)
+        await_true(is_whole, START_S_MAX)
 
     def open(self) -> Self:
         """Start all nodes and wait until they know of each other."""
@@ -145,7 +145,7 @@ class KafkaCluster:
                 return len(self._client().list_topics(timeout=2).brokers) == len(self.nodes)
             return False
 
-        _await(all_there, START_S_MAX)
+        await_true(all_there, START_S_MAX)
         return self
 
     def close(self) -> None:
