@@ -4,6 +4,7 @@ More than a thousand cases of either kind, each from its own seed.
 """
 
 import random
+from collections import Counter
 
 import pytest
 
@@ -112,6 +113,34 @@ async def test_a_record_that_changed_is_found_among_the_newest() -> None:
         assert proof.equal is not is_kept, seed
         if proof.difference is not None:
             assert (proof.difference.offset, proof.difference.what) == (offset, "different value")
+
+
+async def test_a_record_that_only_the_stream_has_is_found_among_the_newest() -> None:
+    found = 0
+    for seed in ALL:
+        chance = random.Random(f"only the stream {seed}")
+        records = some_kafka(chance)
+        subjects = Counter(map(MAPPING.subject, records))
+        ends = {(p, at) for p, mark in MemorySides(records, []).marks.items() for at in mark}
+        alone = [
+            it
+            for it in records
+            if subjects[MAPPING.subject(it)] == 1
+            and not {(it.kafka_partition, at) for at in (it.offset, it.offset + 1)} & ends
+        ]
+        if not alone:
+            continue
+        lost = chance.choice(alone)
+        kafka = [it for it in records if it is not lost]
+        stored = stored_of(newest_of(records, 1), chance)
+
+        proof = await proof_of(MemorySides(kafka, stored, {"max_msgs_per_subject": 1}))
+
+        assert proof.difference is not None, seed
+        assert proof.difference.what == "the stream has a record that Kafka does not have"
+        assert proof.difference.offset == lost.offset
+        found += 1
+    assert found > CASES // 10
 
 
 async def test_what_kafka_compacted_since_is_counted_and_what_it_has_must_be_there() -> None:
