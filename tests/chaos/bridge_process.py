@@ -53,7 +53,7 @@ def publisher(guard: str, connection: Connection, mapping: Mapping) -> Publisher
     if mapping.route.mode == "dense":
         return DensePublisher(connection, mapping, make_chain=chain)
     if mapping.route.shared:
-        return CheckpointPublisher(connection, mapping)
+        return CheckpointPublisher(connection, mapping, stall_s=STALL_S)
     return chain(connection, mapping)
 
 

@@ -34,6 +34,8 @@ from .stand_in import StandIn
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
 END_S = 0.3
+STALL_S = 10.0
+"""A batch without an answer for so long ends the session; without room the server gives none."""
 
 _BATCH_BYTES = 4 << 20
 _BATCHES_AT_ONCE = 4
@@ -46,8 +48,11 @@ class CheckpointPublisher:
 
     batch_records = 4_000
 
-    def __init__(self, connection: Connection, mapping: Mapping) -> None:
+    def __init__(
+        self, connection: Connection, mapping: Mapping, *, stall_s: float = STALL_S
+    ) -> None:
         self._connection = connection
+        self._stall_s = stall_s
         self._mapping = mapping
         self._stream = Stream(connection, mapping)
         self._stand_in = StandIn(self._stream)
@@ -159,7 +164,7 @@ class CheckpointPublisher:
         subject, payload = self._mapping.checkpoint_subject(partition), self._mark(partition, None)
         answer = parse_answer(
             await self._connection.publish_and_wait(
-                lambda reply: encode(subject, reply, block, payload)
+                lambda reply: encode(subject, reply, block, payload), timeout_s=self._stall_s
             )
         )
         self._raise_refusal(answer.get("error"), partition, 0)
@@ -248,7 +253,8 @@ class CheckpointPublisher:
         payload = self._mark(partition, position)
         answer = parse_answer(
             await self._connection.publish_and_wait(
-                lambda reply: b"".join([*parts, encode(subject, reply, block, payload)])
+                lambda reply: b"".join([*parts, encode(subject, reply, block, payload)]),
+                timeout_s=self._stall_s,
             )
         )
         self._raise_refusal(answer.get("error"), partition, moved[0].offset)
