@@ -1,6 +1,7 @@
 """The stream's side of all partitions: messages into ledgers, and what cannot be. Pure."""
 
 from collections.abc import Mapping as AbcMapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from ..jetstream.connection import Delivery
@@ -29,6 +30,16 @@ class Book(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Lane:
+    """A partition: the offsets that count, its book, and the last offset met."""
+
+    low: int
+    high: int
+    book: Book
+    last: int = -1
+
+
 class StreamSide:
     """Feeds the records of the stream, in the stream's order, to a book for each partition.
 
@@ -45,11 +56,9 @@ class StreamSide:
         is_dense: bool = False,
     ) -> None:
         self._mapping = mapping
-        self._marks = marks
-        self._books = books
         self._is_dense = is_dense
         self._decoder = Decoder(mapping)
-        self._last = dict.fromkeys(marks, -1)
+        self._lanes = {p: _Lane(it.low, it.high, books[p]) for p, it in marks.items()}
         self.apart = Apart()
         self.differences: dict[int, Difference] = {}
         self.first_beyond: int | None = None
@@ -92,21 +101,21 @@ class StreamSide:
         self._take(ack, partition, offset, why)
 
     def _take(self, ack: bytes, partition: int, offset: int, parts: Parts | str) -> None:
-        mark = self._marks.get(partition)
-        if mark is None:  # the topic has grown since
+        lane = self._lanes.get(partition)
+        if lane is None:  # the topic has grown since
             self.first_beyond = self.first_beyond or sequence(ack)
             return
-        last = self._last[partition]
         if partition in self.differences:
             return
+        last = lane.last
         if offset <= last:
             what = "is stored again" if offset == last else f"comes after offset {last}"
             self._differ(partition, offset, ack, f"it {what}", parts)
             return
-        self._last[partition] = offset
-        if offset >= mark.high:
+        lane.last = offset
+        if offset >= lane.high:
             self.first_beyond = self.first_beyond or sequence(ack)
-        elif offset < mark.low:
+        elif offset < lane.low:
             self.apart.older += 1
         elif isinstance(parts, str):
             self._differ(partition, offset, ack, parts)
@@ -114,7 +123,7 @@ class StreamSide:
             what = f"its sequence is not offset + 1, as a dense stream's is, but {sequence(ack)}"
             self._differ(partition, offset, ack, what, parts)
         else:
-            self._books[partition].add(offset, parts, ack)
+            lane.book.add(offset, parts, ack)
 
     def _differ(
         self, partition: int, offset: int, ack: bytes, what: str, parts: Parts | str = ""
