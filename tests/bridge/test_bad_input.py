@@ -21,6 +21,7 @@ from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, offsets, stored_records
 from tests.helpers.kafka import Kafka
+from tests.helpers.record_batch import produce_bytes, record_batch
 from tests.helpers.require import need
 from tests.helpers.servers import Server, real_server
 
@@ -120,6 +121,28 @@ async def test_a_route_may_go_on_behind_what_kafka_dropped_and_counts_it(
     assert low > 1
     assert stored == [0, *range(low, 81)]
     assert bridge.progress.missed == low - 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(record_batch([b"damaged", b"too"], spoil=True), id="spoilt"),
+        pytest.param(record_batch([b"not", b"packed"], codec=1), id="badly-compressed"),
+        pytest.param(record_batch([b"not", b"packed"], codec=7), id="unknown-codec"),
+    ],
+)
+async def test_a_corrupt_batch_stops_after_all_before_it_are_stored(
+    nats_server: Server, mock: Kafka, topic: str, bad: bytes
+) -> None:
+    mock.create_topic(topic, 1)
+    for batch in (record_batch([b"first", b"second"]), bad, record_batch([b"behind"])):
+        produce_bytes(mock.bootstrap, topic, 0, batch)
+
+    for _ in range(2):
+        with pytest.raises(RecordError, match=f"topic {topic} partition 0 offset 2: the batch"):
+            await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+    assert offsets(await stored_records(nats_server.url, a_route(topic))) == {0: [0, 1]}
 
 
 async def test_a_stream_knows_which_topic_of_the_name_it_was_made_for(

@@ -2,7 +2,8 @@
 
 No consumer group is joined and nothing is committed: the stream says where to go on. Offsets that
 Kafka no longer has are an error (``auto.offset.reset`` is ``error``), never a jump. Only what
-transactions committed is read. The client blocks, so each source has one thread, which also keeps
+transactions committed is read. Checksums are checked: nobody else would notice a spoilt byte, as
+what verify reads comes from here too. The client blocks, so each source has one thread, which also keeps
 its calls in order.
 
 librdkafka's mock cluster is the same client against another bootstrap. It has no transactions to
@@ -74,6 +75,7 @@ class KafkaSource:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "allow.auto.create.topics": False,
+            "check.crcs": True,
             "fetch.wait.max.ms": 20,
             "fetch.message.max.bytes": 1 << 20,
             "fetch.max.bytes": 8 << 20,
@@ -254,6 +256,12 @@ class KafkaSource:
             return None
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             return OffsetGone(self._topic, partition, offset, self._low_of(partition))
+        if code in _CORRUPT:
+            reason = (
+                f"the batch here cannot be read: {error.str()}; let a replica lead that has it"
+                " whole, or delete the records up to behind it and let on_gap continue"
+            )
+            return RecordError(self._topic, partition, offset, reason)
         if code in _FINAL_ERRORS:
             return ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {error.str()}")
         return self._unless_passing(error)
@@ -279,6 +287,20 @@ class KafkaSource:
 _LEADER_MOVES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _PASSING_ERRORS = frozenset({KafkaError.LEADER_NOT_AVAILABLE})
 """What a broker that is just starting says of a topic it has."""
+
+_CORRUPT = frozenset(
+    {
+        KafkaError._BAD_MSG,
+        KafkaError._BAD_COMPRESSION,
+        KafkaError._NOT_IMPLEMENTED,
+        KafkaError._UNDERFLOW,
+        KafkaError.INVALID_MSG,
+    }
+)
+"""A batch that is damaged, or packed in a way the client does not know.
+
+The client may go on behind it, or ask for it for ever.
+"""
 
 _FINAL_ERRORS = frozenset(
     {
