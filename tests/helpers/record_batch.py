@@ -47,7 +47,7 @@ def produce_bytes(bootstrap: str, topic: str, partition: int, batch: bytes) -> N
         + struct.pack(">iii", 1, partition, len(batch))
         + batch
     )
-    host, _, port = bootstrap.split(",")[0].rpartition(":")
+    host, _, port = bootstrap.split(",", maxsplit=1)[0].rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(struct.pack(">i", len(request)) + request)
         (size,) = struct.unpack(">i", connection.recv(4, socket.MSG_WAITALL))

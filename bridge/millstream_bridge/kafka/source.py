@@ -3,8 +3,8 @@
 No consumer group is joined and nothing is committed: the stream says where to go on. Offsets that
 Kafka no longer has are an error (``auto.offset.reset`` is ``error``), never a jump. Only what
 transactions committed is read. Checksums are checked: nobody else would notice a spoilt byte, as
-what verify reads comes from here too. The client blocks, so each source has one thread, which also keeps
-its calls in order.
+what verify reads comes from here too. The client blocks, so each source has one thread, which also
+keeps its calls in order.
 
 librdkafka's mock cluster is the same client against another bootstrap. It has no transactions to
 abort and always answers -1 when a timestamp is looked up; neither is asked of it here.
