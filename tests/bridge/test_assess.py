@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import pytest
@@ -22,16 +20,9 @@ from millstream_bridge.project.findings import (
     verdict,
 )
 from millstream_bridge.project.shape import Shape, newest
+from tests.bridge.test_cli import run
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
-
-PROGRAM = [sys.executable, "-m", "millstream_bridge", "assess"]
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *options], capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def a_record(offset: int, **changes: object) -> Record:
@@ -250,8 +241,8 @@ async def test_the_command_prints_a_table_findings_and_a_report(
     mock.produce("flights", [{"partition": 0, "key": None, "value": b"x" * 100}])
     options = ["--kafka", mock.bootstrap, "--nats", nats_server.url]
 
-    shown = await asyncio.to_thread(run, *options)
-    told = await asyncio.to_thread(run, *options, "--json")
+    shown = await asyncio.to_thread(run, "assess", *options)
+    told = await asyncio.to_thread(run, "assess", *options, "--json")
 
     assert (shown.returncode, told.returncode) == (0, 0)
     assert "TOPIC    PARTITIONS  RECORDS" in shown.stdout

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from millstream_bridge import BridgeError
 from millstream_bridge.back.runner import BackBridge
 from millstream_bridge.project.permissions import Purpose, needs
 from tests.bridge.moves import a_route
+from tests.bridge.test_cli import SUBJECT, run
 from tests.bridge.test_permissions import make_topic, permit, secured  # noqa: F401 - a fixture
 from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
@@ -100,16 +99,9 @@ async def test_the_listed_operations_are_enough_on_kafka(
 
 
 def test_the_command_prints_them() -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "millstream_bridge", "permissions", "--for", "back"),
-            *("--kafka", "127.0.0.1:1", "--topic", "flights", "--stream", "FLIGHTS"),
-            *("--subject", "flights.{partition}.{key}", "--json"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
+    done = run(
+        *("permissions", "--for", "back", "--kafka", "127.0.0.1:1", "--json"),
+        *("--topic", "flights", "--stream", "FLIGHTS", "--subject", SUBJECT),
     )
 
     assert json.loads(done.stdout)["publish"] == list(LISTED)

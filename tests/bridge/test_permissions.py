@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,6 +26,7 @@ from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.project.assess import assess
 from millstream_bridge.project.permissions import Needs, Purpose, needs
 from tests.bridge.moves import a_route, move_all
+from tests.bridge.test_cli import SUBJECT, run
 from tests.helpers.kafka import Kafka, KafkaNode, await_true
 from tests.helpers.require import need
 from tests.helpers.servers import real_server
@@ -249,21 +248,14 @@ async def test_a_wrong_password_is_one_line_without_it(secured: KafkaNode, topic
 def test_the_command_prints_what_a_user_needs() -> None:
     words = [
         *("permissions", "--kafka", "k", "--topic", "flights", "--stream", "FLIGHTS"),
-        *("--subject", "flights.{partition}.{key}"),
+        *("--subject", SUBJECT),
     ]
 
-    def run(*more: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "millstream_bridge", *words, *more],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        ).stdout
+    shown = run(*words).stdout
+    told = json.loads(run(*words, "--for", "verify", "--json").stdout)
 
-    assert '    "$JS.API.STREAM.CREATE.FLIGHTS"\n' in run()
-    assert run().endswith("# Kafka\nRead on topic flights\n")
-    told = json.loads(run("--for", "verify", "--json"))
+    assert '    "$JS.API.STREAM.CREATE.FLIGHTS"\n' in shown
+    assert shown.endswith("# Kafka\nRead on topic flights\n")
     assert told["schema"] == "millstream.bridge.permissions/1"
     assert "flights.*.*" not in told["publish"]
 

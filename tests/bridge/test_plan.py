@@ -3,8 +3,6 @@
 import asyncio
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,16 +26,9 @@ from millstream_bridge.project.routes import check_together, current_routes
 from millstream_bridge.project.rule import routes_of
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_assess import a_record, facts_of
+from tests.bridge.test_cli import run
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
-
-PROGRAM = [sys.executable, "-m", "millstream_bridge", "plan"]
-
-
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *options], capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def text_of(*topics: TopicFacts, is_cluster: bool = False) -> str:
@@ -216,8 +207,8 @@ async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
     file = tmp_path / "project.toml"
     options = ("--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
 
-    written = await asyncio.to_thread(run, *options)
-    again = await asyncio.to_thread(run, *options)
+    written = await asyncio.to_thread(run, "plan", *options)
+    again = await asyncio.to_thread(run, "plan", *options)
 
     assert written.returncode == 0, written.stderr
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
@@ -235,7 +226,7 @@ async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
 ) -> None:
     mock.create_topic("orders", 2)
     file = tmp_path / "project.toml"
-    made = run("--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
+    made = run("plan", "--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
     assert made.returncode == 0, made.stderr
     file.write_text(
         file.read_text().replace('"partitions" = "2"', '"partitions" = "1"')
@@ -243,8 +234,8 @@ async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
     )
     mock.create_topic("new", 1)
 
-    told = await asyncio.to_thread(run, "--check", str(file), "--json")
-    shown = await asyncio.to_thread(run, "--check", str(file))
+    told = await asyncio.to_thread(run, "plan", "--check", str(file), "--json")
+    shown = await asyncio.to_thread(run, "plan", "--check", str(file))
 
     assert (told.returncode, shown.returncode) == (1, 1)
     document = json.loads(told.stdout)
@@ -266,6 +257,7 @@ async def test_settings_and_groups_that_changed_on_a_real_kafka_are_drift(
     file = tmp_path / "project.toml"
     made = await asyncio.to_thread(
         run,
+        "plan",
         *("--kafka", a_real_kafka.bootstrap, "--nats", real_nats_server.url),
         *("--topics", topic, "--out", str(file)),
     )

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,10 +12,9 @@ from millstream_bridge import ConfigurationError, Route
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.project.file import Project, load_project
 from tests.bridge.moves import offsets, stored_records, until
+from tests.bridge.test_cli import run
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
-
-PROGRAM = [sys.executable, "-m", "millstream_bridge"]
 
 
 def a_file(folder: Path, kafka: str, nats: str, *more: str) -> Path:
@@ -28,12 +25,6 @@ def a_file(folder: Path, kafka: str, nats: str, *more: str) -> Path:
         "subject = '{topic}.{partition}.{key}'\n" + "\n".join(more)
     )
     return file
-
-
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *words], capture_output=True, text=True, timeout=60, check=False
-    )
 
 
 def route_of(topic: str) -> Route:
