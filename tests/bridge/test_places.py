@@ -1,8 +1,9 @@
 """The place on the other side: exact where there is one, refused where there is none."""
 
+import pytest
 from hypothesis import given, strategies as st
 
-from millstream_bridge.cutover.places import Edge, Place, in_stream, in_topic
+from millstream_bridge.cutover.places import Edge, Place, in_stream, in_topic, replay_obstacle
 
 # A history: each message of a partition in the stream's order, True for a record of Kafka's, False
 # for a native one; and where the way back wrote each native one in Kafka.
@@ -88,3 +89,28 @@ def test_a_native_message_skipped_by_the_group_is_named() -> None:
 
     assert place.at == 4
     assert "sequence 4 is not handled, and sequence 9" in (place.obstacle or "")
+
+
+def test_a_place_is_never_behind_a_record_the_stream_does_not_have() -> None:
+    """Offset 10 came to Kafka after the bridge had stopped, and 11 came back from NATS."""
+    natives = Edge(None, (6, 11))
+
+    assert in_topic(Edge((5, 9), None), natives, end_offset=10) == Place(10)
+
+
+@pytest.mark.parametrize(
+    ("is_handled", "is_behind", "says"),
+    [
+        (True, False, None),  # handled, and not given again
+        (False, True, None),
+        (True, True, "handled, and would be again"),
+        (False, False, "not handled, and would be missed"),
+    ],
+)
+def test_a_replayed_record_is_in_the_way_where_it_would_be_missed_or_come_again(
+    is_handled: bool, is_behind: bool, says: str | None
+) -> None:
+    found = replay_obstacle(9, 4, is_handled=is_handled, is_behind=is_behind)
+
+    assert (found is None) is (says is None)
+    assert found is None or found == f"the record of offset 4, replayed at sequence 9, is {says}"
