@@ -7,35 +7,48 @@ fail (a test that cannot even be collected is no catch). The work tree itself is
     python -m tests.mutants.run [NAME…]
 
 Exit code 0 when every bug is caught, 1 when one escapes, 2 when a patch or a name does not fit.
+
+Two are judged at a time, each in a copy of its own. Most of what a short test takes is to load
+pytest and the libraries, so that is done once here, and each run is forked from it; what is the
+project's own it loads from its copy.
 """
 
 import argparse
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import NoReturn
+
+import pytest
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-CODE = ("millstream", "broker", "coordinator", "bridge", "tests", "examples", "pyproject.toml")
+PACKAGES = ("millstream", "broker", "coordinator", "bridge")
+CODE = (*PACKAGES, "tests", "examples", "pyproject.toml")
+LIBRARIES = ("confluent_kafka", "hypothesis", "msgspec", "nats", "prometheus_client", "pydantic",
+             "pydantic_settings", "pytest_asyncio.plugin")  # fmt: skip
 JOBS = min(2, os.cpu_count() or 1)
-"""So many bugs are judged at a time, each in a copy of its own."""
+"""So many bugs are judged at a time."""
 FAILED = 1
 """pytest's exit code for failed tests; the others mean that nothing was judged."""
+CRASHED = 70
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutant:
-    """One planted bug and the tests of which one must see it."""
+    """One planted bug and the tests of which one must see it; without a patch, no bug."""
 
     name: str
-    patch: Path
+    patch: Path | None
     tests: tuple[str, ...]
 
     @classmethod
@@ -51,10 +64,11 @@ class Mutant:
 
 
 class Copy:
-    """A copy of the tree in which bugs may be planted."""
+    """A copy of the tree in which bugs may be planted; what its tests print is in ``log``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.log = folder.with_suffix(".log")
         folder.mkdir()
         for name in CODE:
             source = ROOT / name
@@ -64,61 +78,96 @@ class Copy:
             else:
                 shutil.copy2(source, folder / name)
 
-    def apply(self, patch: Path, *, reverse: bool = False) -> bool:
-        """Apply or take back one patch; whether it fitted."""
-        command = ["patch", "-p1", "--forward", "--fuzz=0", "-s", "-i", str(patch)]
-        if reverse:
-            command = ["patch", "-p1", "-R", "-s", "-i", str(patch)]
+    def apply(self, patch: Path, *options: str) -> bool:
+        """Apply one patch, or with ``-R`` take it back; whether it fitted."""
+        command = ["patch", "-p1", "--forward", "--fuzz=0", "-s", *options, "-i", str(patch)]
         return subprocess.run(command, cwd=self.folder, check=False).returncode == 0
 
-    def pytest(self, tests: tuple[str, ...]) -> tuple[int, str]:
-        """Run the tests against this copy; pytest's exit code and output."""
-        paths = [self.folder, *(self.folder / name for name in ("broker", "coordinator", "bridge"))]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
-            cwd=self.folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(map(str, paths)),
+    def start(self, tests: Sequence[str]) -> int:
+        """Fork a process that runs the tests against this copy and exits as pytest does."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            self._run(tests)
+        return child
+
+    def _run(self, tests: Sequence[str]) -> NoReturn:
+        code = CRASHED
+        try:
+            with self.log.open("wb") as log, Path(os.devnull).open("rb") as nothing:
+                os.dup2(nothing.fileno(), 0)
+                os.dup2(log.fileno(), 1)
+                os.dup2(log.fileno(), 2)
+            paths = [str(self.folder), *(str(self.folder / name) for name in PACKAGES)]
+            os.chdir(self.folder)
+            os.environ |= {
+                "PYTHONPATH": os.pathsep.join(paths),
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "HYPOTHESIS_PROFILE": "mutants",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout
+            }
+            sys.dont_write_bytecode = True
+            sys.path[:0] = paths
+            for name in [it for it in sys.modules if it.split(".")[0] == "tests"]:
+                del sys.modules[name]  # the work tree's
+            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
+        except BaseException:  # noqa: BLE001 - it must not go on as its parent
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
 
 
-def judge(copy: Copy, mutant: Mutant) -> str:
-    """Plant one bug: "caught", or what went wrong."""
-    if not copy.apply(mutant.patch):
-        return "PATCH DOES NOT FIT"
-    try:
-        code, output = copy.pytest(mutant.tests)
-    finally:
-        copy.apply(mutant.patch, reverse=True)
-    if code == FAILED:
-        return "caught"
-    if code == 0:
-        return "ESCAPED"
-    sys.stderr.write(output)
-    return f"NOT JUDGED (pytest exit code {code})"
-
-
-def judge_and_tell(free: list[Copy], mutant: Mutant) -> str:
-    """Plant one bug in a copy that is free, print the verdict and return it."""
-    copy = free.pop()
-    started = time.monotonic()
-    try:
-        verdict = judge(copy, mutant)
-    finally:
+def run_all(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> Iterator["Judged"]:
+    """Run each one's tests in a copy that is free, under its patch, which fits; as they end."""
+    free, waiting = list(copies), deque(mutants)
+    running: dict[int, tuple[Copy, Mutant, float]] = {}
+    while waiting or running:
+        while waiting and free:
+            copy, mutant = free.pop(), waiting.popleft()
+            if mutant.patch is not None:
+                copy.apply(mutant.patch)
+            running[copy.start(mutant.tests)] = (copy, mutant, time.monotonic())
+        child, status = os.wait()
+        copy, mutant, started = running.pop(child)
+        if mutant.patch is not None:
+            copy.apply(mutant.patch, "-R")
         free.append(copy)
-    took = time.monotonic() - started
-    tests = " ".join(mutant.tests)
-    print(f"{verdict:<10} {took:5.1f} s  {mutant.name:<40} {tests}", flush=True)
-    return verdict
+        yield Judged(
+            mutant=mutant,
+            code=os.waitstatus_to_exitcode(status),
+            seconds=time.monotonic() - started,
+            output=copy.log.read_text(encoding="utf-8", errors="replace"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """How the tests of one mutant ended: pytest's exit code, and all that was printed."""
+
+    mutant: Mutant
+    code: int
+    seconds: float
+    output: str
+
+    @property
+    def verdict(self) -> str:
+        """ "caught", or what went wrong."""
+        if self.code == FAILED:
+            return "caught"
+        return "ESCAPED" if self.code == 0 else f"NOT JUDGED (exit code {self.code})"
+
+
+def is_green(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> bool:
+    """Whether all named tests pass on the code as it is; prints what fails."""
+    tests = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
+    parts = [tests[place :: len(copies)] for place in range(len(copies))]
+    unharmed = [Mutant(name="none", patch=None, tests=part) for part in parts if part]
+    failed = [done for done in run_all(copies, unharmed) if done.code != 0]
+    for done in failed:
+        sys.stderr.write(done.output)
+    return not failed
 
 
 def main() -> int:
@@ -130,19 +179,32 @@ def main() -> int:
     if unknown := names - {mutant.name for mutant in mutants}:
         parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
     mutants = [mutant for mutant in mutants if not names or mutant.name in names]
+    for library in LIBRARIES:
+        importlib.import_module(library)
 
     with tempfile.TemporaryDirectory(prefix="millstream-mutants-") as folder:
         copies = [Copy(Path(folder, str(number))) for number in range(JOBS)]
-        code, output = copies[0].pytest(tuple(dict.fromkeys(t for m in mutants for t in m.tests)))
-        if code != 0:
-            sys.stderr.write(output)
+        unfit = [
+            it.name for it in mutants if it.patch and not copies[0].apply(it.patch, "--dry-run")
+        ]
+        if unfit:
+            sys.stderr.write(f"these patches do not fit: {', '.join(unfit)}\n")
+            return 2
+        if not is_green(copies, mutants):
             sys.stderr.write("the named tests do not pass on the code as it is\n")
             return 2
-        with ThreadPoolExecutor(JOBS) as pool:
-            verdicts = list(pool.map(partial(judge_and_tell, copies), mutants))
-    caught = verdicts.count("caught")
-    print(f"{caught} of {len(verdicts)} planted bugs caught")
-    return 0 if caught == len(verdicts) else 1
+        caught = 0
+        for done in run_all(copies, mutants):
+            caught += done.code == FAILED
+            if done.code not in (0, FAILED):
+                sys.stderr.write(done.output)
+            tests = " ".join(done.mutant.tests)
+            print(
+                f"{done.verdict:<10} {done.seconds:5.1f} s  {done.mutant.name:<40} {tests}",
+                flush=True,
+            )
+    print(f"{caught} of {len(mutants)} planted bugs caught")
+    return 0 if caught == len(mutants) else 1
 
 
 if __name__ == "__main__":
