@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from millstream_bridge import (
+    BackBridge,
     Bridge,
     ConfigurationError,
     RecordError,
     Route,
     Unreachable,
+    assess,
     barrier,
     verify,
 )
@@ -206,9 +208,59 @@ async def test_an_unknown_topic_is_named(nats_server: Server, mock: Kafka) -> No
         await move_all(mock.bootstrap, nats_server.url, a_route("nosuch"))
 
 
-async def test_kafka_out_of_reach_is_told(nats_server: Server) -> None:
-    with pytest.raises(Unreachable, match=f"Kafka at {NOWHERE}"):
+async def test_kafka_out_of_reach_is_told_with_the_reason(nats_server: Server) -> None:
+    told = f"Kafka at {NOWHERE} is unreachable: .*Connection refused$"
+    with pytest.raises(Unreachable, match=told):
         await move_all(NOWHERE, nats_server.url, a_route("flights"))
+    with pytest.raises(Unreachable, match=told):
+        await assess(kafka=NOWHERE)
+    with pytest.raises(Unreachable, match=told):
+        await BackBridge(kafka=NOWHERE, nats=nats_server.url, route=a_route("flights")).run()
+
+
+async def test_a_kafka_that_is_spoken_to_in_the_wrong_way_is_told(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """The mock has neither TLS nor users."""
+    mock.create_topic(topic, 1)
+    user = {"sasl.mechanism": "PLAIN", "sasl.username": "me", "sasl.password": "hush-hush"}
+    wrong = {"security.protocol": "SASL_PLAINTEXT", **user}
+
+    with pytest.raises(Unreachable, match="SASL") as told:
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic), kafka_options=wrong)
+
+    assert "hush-hush" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("auto.offset.reset", "latest"),
+        ("enable.partition.eof", "false"),
+        ("isolation.level", "read_uncommitted"),
+        ("check.crcs", "false"),
+    ],
+)
+async def test_a_kafka_option_that_would_lose_something_is_refused(
+    nats_server: Server, mock: Kafka, topic: str, option: str, value: str
+) -> None:
+    mock.create_topic(topic, 1)
+    route = a_route(topic)
+
+    with pytest.raises(ConfigurationError, match=f"Kafka option {option}: the bridge needs"):
+        await move_all(mock.bootstrap, nats_server.url, route, kafka_options={option: value})
+
+
+async def test_a_kafka_option_that_says_what_holds_anyway_is_taken(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    options = {"enable.auto.commit": "False", "auto.offset.reset": "error", "client.rack": "a"}
+
+    moved = await move_all(mock.bootstrap, nats_server.url, a_route(topic), kafka_options=options)
+
+    assert moved.records == 1
 
 
 async def test_nats_out_of_reach_is_told(mock: Kafka, topic: str) -> None:

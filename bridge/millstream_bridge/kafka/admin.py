@@ -25,7 +25,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # theirs, not 
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..model import Positions, Watermarks
-from .clients import admin_settings, client_logger
+from .clients import Complaints, admin_settings, client_logger, error_text
 from .worker_thread import WorkerThread
 
 _TOPIC_SOURCE = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
@@ -130,7 +130,11 @@ class KafkaAdmin:
         self._timeout_s = timeout_s
         self._thread = WorkerThread("kafka admin")
         self._client: AdminClient | None = None
-        self._config = admin_settings(bootstrap, options)
+        self._complaints = Complaints()
+        self._config = {
+            **admin_settings(bootstrap, options),
+            "error_cb": self._complaints.note,
+        }
 
     async def topics(self) -> dict[str, Topic]:
         """Every topic this user may see, by name."""
@@ -176,14 +180,16 @@ class KafkaAdmin:
             try:
                 self._client = AdminClient(self._config, logger=client_logger)
             except KafkaException as error:
-                raise ConfigurationError(f"Kafka client: {_text(error)}") from error
+                raise ConfigurationError(f"Kafka client: {error_text(error)}") from error
         return self._client
 
     def _topics(self) -> dict[str, Topic]:
         try:
             metadata = self._admin().list_topics(timeout=self._timeout_s)
         except KafkaException as error:
-            raise Unreachable("Kafka", self.bootstrap, _text(error)) from error
+            raise self._complaints.unreachable(
+                self.bootstrap, error, lambda: self._admin().poll(0)
+            ) from error
         return {
             name: Topic(
                 name,
@@ -298,8 +304,3 @@ class KafkaAdmin:
         if code in _SILENT:
             return Unreachable("Kafka", self.bootstrap, detail.str())
         return ConfigurationError(f"Kafka at {self.bootstrap}: {need}: {detail.str()}")
-
-
-def _text(error: KafkaException) -> str:
-    detail = error.args[0] if error.args else error
-    return detail.str() if isinstance(detail, KafkaError) else str(detail)

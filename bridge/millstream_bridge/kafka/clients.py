@@ -1,14 +1,22 @@
 """What our Kafka clients have in common: who they say they are, and where their complaints go."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+
+from ..errors import ConfigurationError, Unreachable
 
 CLIENT_ID = "millstream-bridge"
 
 client_logger = logging.getLogger(f"{__name__}.librdkafka")
 # Its complaints of every connection attempt are of use to who debugs it; set the level for them.
 client_logger.setLevel(logging.CRITICAL)
+
+_SILENT: Final = frozenset(
+    {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
+)
 
 
 def admin_settings(bootstrap: str, options: Mapping[str, str] | None) -> dict[str, Any]:
@@ -19,3 +27,47 @@ def admin_settings(bootstrap: str, options: Mapping[str, str] | None) -> dict[st
         "error_cb": lambda _: None,
         **(options or {}),
     }
+
+
+def refuse_ours(options: Mapping[str, str] | None, ours: Mapping[str, object]) -> None:
+    """ConfigurationError: an option changes a setting on which it depends that nothing is lost."""
+    for name, value in (options or {}).items():
+        if name in ours and value.lower() != str(ours[name]).lower():
+            needed = str(ours[name]).lower()
+            raise ConfigurationError(f"Kafka option {name}: the bridge needs it to be {needed}")
+
+
+def error_text(error: KafkaException) -> str:
+    """What the client says of a call that failed."""
+    detail = error.args[0] if error.args else error
+    return detail.str() if isinstance(detail, KafkaError) else str(detail)
+
+
+class Complaints:
+    """Why a client does not come through: names, certificates, passwords, closed ports.
+
+    A call that waited in vain says only that it did; the client tells the reason beside it.
+    """
+
+    def __init__(self) -> None:
+        self._latest = ""
+
+    def note(self, error: KafkaError) -> None:
+        """For ``error_cb``."""
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._latest = error.str().partition(" (after ")[0]
+
+    def forget(self) -> None:
+        """The client came through."""
+        self._latest = ""
+
+    def unreachable(
+        self, bootstrap: str, error: KafkaException, serve: Callable[[], object] | None
+    ) -> Unreachable:
+        """The error of a call with its reason. ``serve`` lets the client tell what it has to."""
+        if serve is not None:
+            serve()
+        reason = error_text(error)
+        if self._latest and error.args[0].code() in _SILENT:
+            reason = self._latest
+        return Unreachable("Kafka", bootstrap, reason)

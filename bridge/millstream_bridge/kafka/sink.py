@@ -43,7 +43,7 @@ from confluent_kafka import (
 from ..errors import BridgeError, ConfigurationError, SessionLost, Unreachable
 from ..model import Record
 from .admin import KafkaAdmin, TopicConfig
-from .clients import client_logger
+from .clients import Complaints, client_logger, error_text
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
@@ -101,6 +101,7 @@ class KafkaSink:
         self._consumer: Consumer | None = None
         self._refused: list[tuple[Message, KafkaError]] = []
         self._is_closed = False
+        self._complaints = Complaints()
         self._options = dict(options or {})
         self._batch_bytes = BATCH_BYTES
         self._common = {"bootstrap.servers": bootstrap, "client.id": name, **(options or {})}
@@ -180,6 +181,7 @@ class KafkaSink:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "allow.auto.create.topics": False,
+                "error_cb": self._complaints.note,
             }
             self._consumer = self._made(lambda: Consumer(settings, logger=client_logger))
         return self._consumer
@@ -323,10 +325,11 @@ class KafkaSink:
         try:
             return make()
         except KafkaException as error:
-            raise ConfigurationError(f"Kafka client: {_text(error)}") from error
+            raise ConfigurationError(f"Kafka client: {error_text(error)}") from error
 
     def _unreachable(self, error: KafkaException) -> Unreachable:
-        return Unreachable("Kafka", self.bootstrap, _text(error))
+        serve = None if self._consumer is None else lambda: self._offsets().poll(0)
+        return self._complaints.unreachable(self.bootstrap, error, serve)
 
 
 _FENCED = frozenset(
@@ -383,8 +386,3 @@ def _index(message: Message, records: Sequence[Record]) -> int | None:
         if (record.kafka_partition, record.key, record.value) == kept:
             return place
     return None
-
-
-def _text(error: KafkaException) -> str:
-    detail = error.args[0] if error.args else error
-    return detail.str() if isinstance(detail, KafkaError) else str(detail)

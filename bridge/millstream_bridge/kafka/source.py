@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -29,7 +29,7 @@ from confluent_kafka import (
 from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError, Unreachable
 from ..model import Positions, Record, TimestampType, Watermarks
 from ..ports import Polled
-from .clients import CLIENT_ID, client_logger
+from .clients import CLIENT_ID, Complaints, client_logger, error_text, refuse_ours
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
@@ -41,11 +41,24 @@ LOOK_S = 0.5
 """How long a look at the topic's size may hold up reading."""
 LEADER_RETRY_S = 0.1
 
+_OURS: Final[Mapping[str, object]] = {
+    "enable.auto.commit": False,
+    "enable.auto.offset.store": False,
+    "enable.partition.eof": True,
+    "auto.offset.reset": "error",
+    "isolation.level": "read_committed",
+    "allow.auto.create.topics": False,
+    "check.crcs": True,
+}
+"""Without these something could be lost, moved twice or never end."""
 _TYPES = {TIMESTAMP_LOG_APPEND_TIME: TimestampType.LOG_APPEND}
 
 
 class KafkaSource:
-    """A `Source` over one topic. ``options`` are librdkafka's, for security and the like."""
+    """A `Source` over one topic. ``options`` are librdkafka's, for security and the like.
+
+    ConfigurationError: an option contradicts what the bridge needs.
+    """
 
     def __init__(
         self,
@@ -65,17 +78,12 @@ class KafkaSource:
         self._is_assigned = False
         self._is_closed = False
         self._pause = threading.Event()
+        self._complaints = Complaints()
+        refuse_ours(options, _OURS)
         self._config: dict[str, Any] = {
             "bootstrap.servers": bootstrap,
             "group.id": f"millstream-bridge-{topic}",
             "client.id": CLIENT_ID,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "error",
-            "isolation.level": "read_committed",
-            "allow.auto.create.topics": False,
-            "check.crcs": True,
             "fetch.wait.max.ms": 20,
             "fetch.message.max.bytes": 1 << 20,
             "fetch.max.bytes": 8 << 20,
@@ -86,6 +94,7 @@ class KafkaSource:
             "reconnect.backoff.max.ms": 1_000,
             "topic.metadata.refresh.interval.ms": 10_000,
             **(options or {}),
+            **_OURS,
         }
 
     async def watermarks(self) -> dict[int, Watermarks]:
@@ -133,11 +142,12 @@ class KafkaSource:
                     {**self._config, "error_cb": self._on_error}, logger=client_logger
                 )
             except KafkaException as error:
-                raise ConfigurationError(f"Kafka client: {_text(error)}") from error
+                raise ConfigurationError(f"Kafka client: {error_text(error)}") from error
         return self._consumer
 
     def _on_error(self, error: KafkaError) -> None:
         """Say once that Kafka is away, until it is heard of again; the client tries by itself."""
+        self._complaints.note(error)
         if error.code() == KafkaError._ALL_BROKERS_DOWN and self._is_heard:
             self._is_heard = False
             logger.warning(
@@ -155,6 +165,7 @@ class KafkaSource:
         except KafkaException as error:
             raise self._unreachable(error) from error
         self._is_heard = True
+        self._complaints.forget()
         topic = metadata.topics[self._topic]
         fault: KafkaError | None = topic.error
         if fault is not None and fault.code() in _PASSING_ERRORS:
@@ -255,6 +266,10 @@ class KafkaSource:
             ends[partition] = offset
             return None
         if code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            if _TRUNCATED in error.str():
+                return RecordError(self._topic, partition, self._position(partition), _CUT_OFF)
+            if offset < 0:
+                offset = self._position(partition)
             return OffsetGone(self._topic, partition, offset, self._low_of(partition))
         if code in _CORRUPT:
             reason = (
@@ -272,6 +287,11 @@ class KafkaSource:
         self._on_error(error)
         return None
 
+    def _position(self, partition: int) -> int:
+        """The next offset to be read, -1 if the client does not know."""
+        (place,) = self._client().position([TopicPartition(self._topic, partition)])
+        return max(-1, place.offset)
+
     def _low_of(self, partition: int) -> int | None:
         place = TopicPartition(self._topic, partition)
         try:
@@ -281,9 +301,18 @@ class KafkaSource:
         return int(found[0])
 
     def _unreachable(self, error: KafkaException) -> BridgeError:
-        return Unreachable("Kafka", self.bootstrap, _text(error))
+        # A client that reads might hand out a record here, which would be lost.
+        serve = None if self._is_assigned else lambda: self._client().poll(0)
+        return self._complaints.unreachable(self.bootstrap, error, serve)
 
 
+_TRUNCATED = KafkaError(KafkaError._LOG_TRUNCATION).str()
+"""The client finds that by the leaders' epochs, also where the log is long enough again."""
+_CUT_OFF = (
+    "Kafka has lost records that were read: a broker that lacked them leads the partition now, and"
+    " what it has stored since is at the same offsets. `verify` shows which records of the stream"
+    " are no longer in Kafka; move the topic into a new stream"
+)
 _LEADER_MOVES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _PASSING_ERRORS = frozenset({KafkaError.LEADER_NOT_AVAILABLE})
 """What a broker that is just starting says of a topic it has."""
@@ -317,8 +346,3 @@ def _place(message: Message) -> tuple[int, int]:
     """Partition and offset, -1 where the client has none."""
     partition, offset = message.partition(), message.offset()
     return -1 if partition is None else partition, -1 if offset is None else offset
-
-
-def _text(error: KafkaException) -> str:
-    detail = error.args[0] if error.args else error
-    return detail.str() if isinstance(detail, KafkaError) else str(detail)
