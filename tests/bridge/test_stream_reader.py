@@ -121,3 +121,45 @@ async def test_a_request_that_brings_nothing_though_something_is_there_is_an_err
 
     with pytest.raises(ConnectionLost, match="status 409, 2 messages to come"):
         await feed.one_request()
+
+
+@pytest.mark.parametrize("unheard", [1, 3])
+async def test_a_consumer_that_the_node_has_not_heard_of_is_asked_again(
+    nats_server: Server, unheard: int
+) -> None:
+    connection = await filled(nats_server, 5)
+    write, asked = connection.write, 0
+
+    def misdirect(data: bytes) -> None:
+        nonlocal asked
+        if b"CONSUMER.MSG.NEXT" in data:
+            asked += 1
+            if asked <= unheard:
+                data = data.replace(b"CONSUMER.MSG.NEXT.S.", b"CONSUMER.MSG.NEXT.S.not-")
+        write(data)
+
+    connection.write = misdirect  # type: ignore[method-assign]
+    try:
+        read = [
+            seq
+            async for messages in read_stream(connection, "S", "s.>", last_seq=5)
+            for seq, _ in messages
+        ]
+    finally:
+        await connection.close()
+
+    assert read == [1, 2, 3, 4, 5]
+    assert asked == unheard + 1
+
+
+async def test_a_consumer_that_nobody_ever_hears_of_is_given_up() -> None:
+    feed = _Feed("_INBOX.x", pending=2)
+    gone = b"NATS/1.0 503\r\n\r\n"
+    feed.take(Message(feed.next_reply(), "", gone, b""))
+    assert await feed.one_request() == []
+    assert feed._alone_since is not None
+
+    feed._alone_since -= 60
+    feed.take(Message(feed.next_reply(), "", gone, b""))
+    with pytest.raises(ConnectionLost, match="status 503, 2 messages to come"):
+        await feed.one_request()

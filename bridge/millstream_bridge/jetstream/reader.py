@@ -1,7 +1,8 @@
 """Reading a stream fast: a pull consumer without acks, thousands of messages a request.
 
 The consumer is nameless to users, lives in memory and dies by itself when its reader does. A
-request is over when its messages have come or a status says so; the next is sent then. Each has a
+request is over when its messages have come or a status says so; the next is sent then. In a
+cluster, the node that is asked may not have heard of a new consumer yet and say 503. Each has a
 reply subject of its own, because a status may follow the last message (409 Batch Completed, when
 bytes are left over) and must not be taken for the next request's. What is still to come is told by
 the server with every message, so an end is never guessed. The order is the stream's.
@@ -23,6 +24,7 @@ import msgspec
 from ..errors import ConfigurationError, ConnectionLost
 from .connection import ACK_PREFIX, Connection, Delivery, Message, parse_answer
 
+NO_RESPONDERS = 503
 BATCH_MESSAGES = 5_000
 BATCH_BYTES = 16 << 20
 _EXPIRES_S = 5.0
@@ -79,6 +81,10 @@ async def read_deliveries(
             ask()
         while not is_done:
             batch = await feed.one_request()
+            if not batch:
+                await asyncio.sleep(_LOOK_S)
+                ask()
+                continue
             is_done = feed.is_done(last_seq)
             if not is_done:
                 ask()  # the next ones come while these are used
@@ -160,6 +166,7 @@ class _Feed:
         self._reply = ""
         self._batch: list[Delivery] = []
         self._status: int | None = None
+        self._alone_since: float | None = None
         self._over = asyncio.Event()
         self._seq = 0
         self._pending = pending
@@ -190,11 +197,13 @@ class _Feed:
             self._over.set()
 
     async def one_request(self) -> list[Delivery]:
-        """What one request brought. ConnectionLost: nothing, though something is still to come.
+        """What one request brought; nothing: nobody took it, and it is worth asking again.
 
-        ConfigurationError: the server forbids it, which it says beside the request.
+        ConnectionLost: it brought nothing, though something is still to come. ConfigurationError:
+        the server forbids it, which it says beside the request.
         """
-        give_up_at = asyncio.get_running_loop().time() + 2 * _EXPIRES_S
+        now = asyncio.get_running_loop().time()
+        give_up_at = now + 2 * _EXPIRES_S
         while not self._over.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
@@ -204,7 +213,11 @@ class _Feed:
                 raise ConfigurationError(f"NATS: {denied}")
             if asyncio.get_running_loop().time() > give_up_at:
                 raise ConnectionLost("the stream's reader got no answer")
-        if not self._batch:
+        if self._batch:
+            self._alone_since = None
+        elif self._status == NO_RESPONDERS and now < (self._alone_since or now) + _EXPIRES_S:
+            self._alone_since = self._alone_since or now
+        else:
             raise ConnectionLost(
                 f"the stream's reader got status {self._status}, {self._pending} messages to come"
             )
