@@ -1,11 +1,12 @@
 """What the Kafka side does with the answers of a cluster in motion."""
 
 import ctypes
+from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, TopicPartition
 
-from millstream_bridge.errors import Unreachable
+from millstream_bridge.errors import BridgeError, OffsetGone, RecordError, Unreachable
 from millstream_bridge.kafka.mock import MockKafka
 from millstream_bridge.kafka.source import KafkaSource
 
@@ -42,3 +43,56 @@ async def test_a_topic_without_a_leader_yet_is_waited_for_not_refused() -> None:
                 await source.watermarks()
         finally:
             await source.close()
+
+
+class Answering:
+    """A client at offset 150 of partition 3, whose log begins at 7, that is given one error."""
+
+    def __init__(self, text: str) -> None:
+        self._error = KafkaError(KafkaError._AUTO_OFFSET_RESET, text)
+
+    def consume(self, *_: object) -> list["Answering"]:
+        return [self]
+
+    def error(self) -> KafkaError:
+        return self._error
+
+    def partition(self) -> int:
+        return 3
+
+    def offset(self) -> None:
+        return None
+
+    def position(self, places: list[TopicPartition]) -> list[TopicPartition]:
+        return [TopicPartition(it.topic, it.partition, 150) for it in places]
+
+    def get_watermark_offsets(self, *_: object, **__: object) -> tuple[int, int]:
+        return 7, 300
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+async def told(text: str) -> BridgeError | None:
+    """What the source makes of it."""
+    source = KafkaSource("127.0.0.1:1", "t")
+    source._consumer = cast(Any, Answering(text))
+    try:
+        return (await source.poll(1, 0)).error
+    finally:
+        await source.close()
+
+
+async def test_a_log_that_was_cut_off_is_told_from_one_that_begins_later() -> None:
+    """The text is the client's own, as seen with Apache Kafka 4.3 after an unclean election."""
+    cut = await told(
+        "Partition log truncation detected at offset 150 (leader epoch 0): broker end offset is 50"
+        " (offset leader epoch 0). Reset to INVALID.: Local: Partition log truncation detected"
+    )
+    gone = await told("fetch failed due to requested offset not available on the broker")
+
+    assert type(cut) is RecordError  # on_gap decides of OffsetGone only
+    assert "topic t partition 3 offset 150: Kafka has lost records" in str(cut)
+    assert type(gone) is OffsetGone
+    assert "topic t partition 3 offset 150" in str(gone)
+    assert "its log begins at 7" in str(gone)
