@@ -28,6 +28,7 @@ REQUESTS: Final = "millstream.coordinator"
 """What the subjects of the micro service's requests begin with."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NOT_IN_STREAMS: Final = frozenset(" .*>/\\\t\r\n")
 
 CONFIG_KEY: Final = "cfg"
 CONTROL_KEY: Final = "ctl"
@@ -77,6 +78,11 @@ def check_name(kind: str, name: str) -> str:
     if not _NAME.fullmatch(name):
         raise BadName(kind, name)
     return name
+
+
+def is_stream(name: str) -> bool:
+    """Whether a stream can have this name."""
+    return bool(name) and not set(name) & _NOT_IN_STREAMS
 
 
 def bucket(group: str) -> str:

@@ -120,9 +120,8 @@ class Group:
         Raises BadName, or ValueError for a number out of range or an unknown policy; GroupError
         when ``tracing`` is asked for and OpenTelemetry is not installed.
         """
-        if partitions < 1:
-            raise ValueError(f"a group needs at least one partition, not {partitions}")
         for argument, number, least in (
+            ("partitions", partitions, 1),
             ("capacity", capacity, 0),
             ("max_ack_pending", max_ack_pending, 1),
             ("max_lanes", max_lanes, 1),
@@ -130,14 +129,23 @@ class Group:
             ("max_pending_bytes", max_pending_bytes, 1),
             ("max_parked_keys", max_parked_keys, 1),
         ):
-            if number < least:
-                raise ValueError(f"{argument} must be at least {least}, not {number}")
+            _check_number(argument, number, least)
         if on_failure not in list(FailurePolicy):
             known = ", ".join(repr(str(it)) for it in FailurePolicy)
             raise ValueError(f"on_failure must be one of {known}, not {on_failure!r}")
-        if heartbeat_interval * 2 > heartbeat_timeout:
-            raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval")
-        if not timedelta(0) < retry_min <= retry_max:
+        if not all(isinstance(it, str) for label in (labels or {}).items() for it in label):
+            raise ValueError(f"labels must be texts by their names, not {labels!r}")
+        timing = Timing(
+            heartbeat_interval_s=_seconds("heartbeat_interval", heartbeat_interval),
+            heartbeat_timeout_s=_seconds("heartbeat_timeout", heartbeat_timeout),
+            static_grace_s=_seconds("static_grace", static_grace),
+            drain_timeout_s=_seconds("drain_timeout", drain_timeout),
+            retry_min_s=_seconds("retry_min", retry_min),
+            retry_max_s=_seconds("retry_max", retry_max),
+        )
+        if not 0 < timing.heartbeat_interval_s * 2 <= timing.heartbeat_timeout_s:
+            raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval, above 0")
+        if not 0 < timing.retry_min_s <= timing.retry_max_s:
             raise ValueError("retry_min must be above 0 and at most retry_max")
         self.name = check_name("group", name)
         self.instance = secrets.token_hex(6)
@@ -154,14 +162,7 @@ class Group:
         self._can_lead = can_lead
         self._on_failure = FailurePolicy(on_failure)
         self._max_attempts = max_attempts
-        self._timing = Timing(
-            heartbeat_interval_s=seconds(heartbeat_interval),
-            heartbeat_timeout_s=seconds(heartbeat_timeout),
-            static_grace_s=seconds(static_grace),
-            drain_timeout_s=seconds(drain_timeout),
-            retry_min_s=seconds(retry_min),
-            retry_max_s=seconds(retry_max),
-        )
+        self._timing = timing
         self._limits = Limits(
             max_ack_pending=max_ack_pending,
             max_lanes=max_lanes,
@@ -228,10 +229,10 @@ class Group:
 
         Raises KeyRuleError and ValueError, as `handler` does.
         """
-        if max_messages < 2 or max_wait < timedelta(0):
-            raise ValueError("max_messages must be at least 2, max_wait 0")
+        if max_messages < 2:
+            raise ValueError(f"max_messages must be at least 2, not {max_messages}")
         self._limits = replace(
-            self._limits, batch_messages=max_messages, batch_wait_s=seconds(max_wait)
+            self._limits, batch_messages=max_messages, batch_wait_s=_seconds("max_wait", max_wait)
         )
         self._is_batch = True
         return self._register(key, deadline)
@@ -240,14 +241,15 @@ class Group:
         rule = KeyRule.parse(key) if isinstance(key, str) else key
         if not isinstance(rule, KeyRule):
             raise ValueError(f"the key is a rule's text or a KeyRule, not {key!r}")  # noqa: TRY004
-        if deadline is not None and deadline <= timedelta(0):
+        deadline_s = None if deadline is None else _seconds("deadline", deadline)
+        if deadline_s == 0:
             raise ValueError("a deadline must be above 0")
 
         def register(handler: H) -> H:
             if self._handler is not None:
                 raise ValueError("a group has one handler")
             self._handler, self._rule = handler, rule
-            self._deadline_s = None if deadline is None else seconds(deadline)
+            self._deadline_s = deadline_s
             return handler
 
         return register
@@ -635,6 +637,18 @@ class Group:
         elif not isinstance(event, PartitionAssigned):
             is_lost = isinstance(event, PartitionLost)
             self._keepers.leave(event.partition, event.epoch, is_lost=is_lost)
+
+
+def _check_number(argument: str, given: object, least: int) -> None:
+    if not isinstance(given, int) or given < least:
+        raise ValueError(f"{argument} must be at least {least}, not {given!r}")
+
+
+def _seconds(argument: str, given: object) -> float:
+    """A duration in seconds. Raises ValueError; a bare number is one that many users write."""
+    if not isinstance(given, timedelta) or given < timedelta(0):
+        raise ValueError(f"{argument} must be a timedelta of 0 or more, not {given!r}")
+    return seconds(given)
 
 
 def _put(queue: asyncio.Queue[GroupEvent | None], event: GroupEvent | None) -> None:

@@ -524,10 +524,15 @@ async def test_a_member_counts_what_it_does() -> None:
         {"max_parked_keys": 0},
         {"retry_min": timedelta(0)},
         {"retry_min": timedelta(seconds=2), "retry_max": timedelta(seconds=1)},
+        {"heartbeat_interval": timedelta(0)},
+        {"static_grace": timedelta(seconds=-1)},
+        {"drain_timeout": 30},
+        {"capacity": "2"},
+        {"labels": {"zone": 3}},
     ],
 )
 def test_a_setting_out_of_range_is_refused_at_once(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"must be|at least|above|FailurePolicy"):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* must be|above"):
         make(open_server(), Log(), **wrong)
 
 
@@ -538,6 +543,8 @@ def test_a_batch_of_one_a_deadline_of_nothing_and_no_key_are_refused_at_once() -
         group.batch_handler(key=RULE, max_messages=1)
     with pytest.raises(ValueError, match="deadline"):
         group.handler(key=RULE, deadline=timedelta(0))
+    with pytest.raises(ValueError, match="deadline must be a timedelta"):
+        group.handler(key=RULE, deadline=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="not None"):
         group.handler(key=None)  # type: ignore[arg-type]
 

@@ -192,10 +192,13 @@ def test_a_url_that_is_none_is_one_line_and_exit_2(url: str) -> None:
     assert err.count("\n") == 1
 
 
-def test_a_wrong_setting_is_one_line_and_exit_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MILLSTREAM_COORDINATOR_HEARTBEAT_TIMEOUT", "soon")
+@pytest.mark.parametrize("timeout", ["soon", "0.3"])
+def test_a_wrong_setting_is_one_line_and_exit_2(
+    monkeypatch: pytest.MonkeyPatch, timeout: str
+) -> None:
+    monkeypatch.setenv("MILLSTREAM_COORDINATOR_HEARTBEAT_TIMEOUT", timeout)
 
-    code, _, err = coordinator("describe", "delays")
+    code, _, err = coordinator("run", "delays")
 
     assert code == 2
     assert "heartbeat_timeout" in err
@@ -326,11 +329,14 @@ def test_an_existing_group_is_led_as_it_is(server: Server, described: str, tmp_p
     assert process.returncode == 0
 
 
-def test_a_stream_that_is_not_there_is_one_line_and_exit_2(server: Server, name: str) -> None:
-    code, _, err = coordinator("run", name, *new_group(server, "NOWHERE"))
+@pytest.mark.parametrize("stream", ["NOWHERE", "NO.WHERE", "*"])
+def test_a_stream_that_is_not_there_is_one_line_and_exit_2(
+    server: Server, name: str, stream: str
+) -> None:
+    code, _, err = coordinator("run", name, *new_group(server, stream, "n.*.{key}"))
 
     assert code == 2
-    assert "stream 'NOWHERE' not found" in err
+    assert f"stream {stream!r} not found" in err
     assert err.count("\n") == 1
 
 

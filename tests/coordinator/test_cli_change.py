@@ -531,6 +531,24 @@ def test_create_makes_what_is_described_once(server: Server, name: str, tmp_path
     assert json.loads(out)["schema"] == "millstream.coordinator.create/1"
 
 
+def test_a_refused_create_says_what_it_would_have_done(
+    server: Server, name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "topic.toml"
+    file.write_text(DESCRIPTION.format(name=name))
+    coordinator(server, "create", str(file))
+    other = f"{name}2"
+    same_subjects = DESCRIPTION.format(name=other).replace(f'"{other}.', f'"{name}.')
+    file.write_text(same_subjects)
+
+    code, out, err = coordinator(server, "create", str(file), "--yes")
+
+    assert code == 2
+    assert out.startswith(f"refuse stream {other}: ")
+    assert out.endswith(f"\nwould create bucket {other}\nwould create config {other}\n")
+    assert err.endswith("cannot be as described: nothing done\n")
+
+
 def test_a_description_that_is_none_is_one_line_and_exit_2(server: Server, tmp_path: Path) -> None:
     file = tmp_path / "topic.toml"
     file.write_text("[topic.X]\ncolour = 1\n")

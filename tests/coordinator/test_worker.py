@@ -301,6 +301,7 @@ async def test_nobody_at_the_url_is_said() -> None:
         {"max_ack_pending": 0},
         {"max_lanes": 0},
         {"heartbeat_timeout": timedelta(seconds=0.3)},
+        {"partitions": "4"},
     ],
 )
 def test_a_number_out_of_range_is_refused_at_once(wrong: dict[str, object]) -> None:

@@ -102,6 +102,8 @@ class Streams:
         self.warnings = tuple(warnings)
 
     async def _info(self, stream: str) -> dict[str, Any]:
+        if not naming.is_stream(stream):  # in a subject it would ask for something else
+            raise StreamMissing(stream)
         try:
             return await self._api.call(f"STREAM.INFO.{stream}")
         except RequestFailed as error:

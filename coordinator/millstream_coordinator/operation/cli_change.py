@@ -404,9 +404,10 @@ async def _create(
         if as_json:
             show_json(wanted.as_json())
         else:
+            is_done_next = not dry_run and not wanted.is_refused
             for step in wanted.steps:
                 is_work = step.action in (Action.CREATE, Action.UPDATE)
-                typer.echo(f"{'would ' if dry_run and is_work else ''}{step}")
+                typer.echo(f"{'would ' if is_work and not is_done_next else ''}{step}")
         if wanted.is_refused:
             refused = sum(step.action is Action.REFUSE for step in wanted.steps)
             raise GroupError(

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..errors import ServerUnreachable
 from ..jetstream.permissions import Role, config_text, needs
+from ..naming import is_stream
 from .connect import connected
 from .console import (
     AsJson,
@@ -185,7 +186,7 @@ permissions delays --stream FLIGHTS --role observer >> nats-server.conf
         told otherwise); observer: looks; admin: changes; service: runs `run`.
         """
         for name in stream or ():
-            if not name or set(name) & set(" .*>/\\\t\r\n"):
+            if not is_stream(name):
                 fail("permissions", f"{name!r} is no stream's name", USAGE_ERROR)
         typer.echo(config_text(needs(role, group, stream or (), prefix=settings.api_prefix)))
 

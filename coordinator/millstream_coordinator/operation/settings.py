@@ -136,6 +136,8 @@ class CoordinatorSettings(BaseSettings):
     def _fits_together(self) -> "CoordinatorSettings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
+        if self.heartbeat_interval * 2 > self.heartbeat_timeout:
+            raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval")
         api_prefix(self.domain, self.js_prefix)
         return self
 
