@@ -9,8 +9,8 @@ from hypothesis import given, strategies as st
 from millstream_bridge import Record, open_large_values
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import TimestampType
-from millstream_bridge.records.chunks import CHUNKS_MAX, Reference, pieces, reference_in
-from millstream_bridge.records.headers import HeaderError, parse_block
+from millstream_bridge.records.chunks import CHUNKS_MAX, Reference, is_chunk, pieces, reference_in
+from millstream_bridge.records.headers import HeaderError, SourceHeader, parse_block
 from millstream_bridge.records.mapping import Mapping, covers
 from tests.bridge.moves import a_route, move_all, offsets, some_records, stored_records
 from tests.helpers.kafka import Kafka
@@ -153,6 +153,35 @@ def test_pieces_together_are_the_value(size: int, limit: int, key: bytes) -> Non
     assert last.subject == mapping.subject(record)
     with pytest.raises(HeaderError, match="large"):
         mapping.record(last.subject, headers, b"")
+
+
+def test_pieces_push_out_those_of_an_older_record_of_their_key_and_no_others() -> None:
+    """In a stream that keeps one message per subject."""
+    mapping = Mapping(a_route("flights"))
+
+    def subjects(offset: int, key: bytes) -> list[str]:
+        record = Record(3, offset, 1, TimestampType.CREATE, key, value(5_000))
+        found = pieces(mapping, record, 2_100)
+        assert found is not None
+        return [piece.subject for piece in found]
+
+    assert subjects(7, b"k") == subjects(8, b"k")
+    assert not set(subjects(7, b"k")) & set(subjects(8, b"other"))
+
+
+def test_a_piece_is_of_one_record() -> None:
+    mapping = Mapping(a_route("flights"))
+    found = pieces(mapping, Record(3, 7, 1, TimestampType.CREATE, b"k", value(5_000)), 2_100)
+    assert found is not None
+    headers = parse_block(f"NATS/1.0\r\n{found[0].lines}\r\n".encode())[1]
+
+    def is_piece_of(kafka_partition: int, offset: int) -> bool:
+        source = SourceHeader("flights", kafka_partition, offset, 1, TimestampType.CREATE, "")
+        return is_chunk(headers, source)
+
+    assert is_piece_of(3, 7)
+    assert not is_piece_of(3, 8)
+    assert not is_piece_of(2, 7)
 
 
 def test_more_pieces_than_a_batch_takes_are_none() -> None:
