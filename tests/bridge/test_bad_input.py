@@ -1,6 +1,7 @@
 """What cannot be done is said in one line that names what and where, and nothing is skipped."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from millstream_bridge import (
 )
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.stream import Stream, find_problem
+from millstream_bridge.kafka import source
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.records.mapping import Mapping
-from tests.bridge.moves import a_route, move_all, offsets, stored_records
+from tests.bridge.moves import a_route, move_all, offsets, stored_messages, stored_records
 from tests.helpers.kafka import Kafka
 from tests.helpers.record_batch import produce_bytes, record_batch
 from tests.helpers.require import need
@@ -134,8 +136,13 @@ async def test_a_route_may_go_on_behind_what_kafka_dropped_and_counts_it(
     ],
 )
 async def test_a_corrupt_batch_stops_after_all_before_it_are_stored(
-    nats_server: Server, mock: Kafka, topic: str, bad: bytes
+    nats_server: Server,
+    mock: Kafka,
+    topic: str,
+    bad: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(source, "MOCK_CLUSTER", "what no cluster is called")
     mock.create_topic(topic, 1)
     for batch in (record_batch([b"first", b"second"]), bad, record_batch([b"behind"])):
         produce_bytes(mock.bootstrap, topic, 0, batch)
@@ -201,6 +208,41 @@ async def test_the_same_topic_under_another_template_is_refused(
         await move_all(
             mock.bootstrap, nats_server.url, a_route(topic, subject="flights.x.{partition}.{key}")
         )
+
+
+async def test_a_stream_that_holds_another_topic_under_the_same_subjects_is_refused(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    for name in (topic, f"{topic}-new"):
+        mock.create_topic(name, 1)
+        mock.produce(name, [{"partition": 0, "value": b"v"}])
+    await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+    with pytest.raises(ConfigurationError, match=f"FLIGHTS holds topic {topic} under flights"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(f"{topic}-new"))
+
+    assert offsets(await stored_records(nats_server.url, a_route(topic))) == {0: [0]}
+
+
+async def test_other_content_of_a_stream_is_told_and_stays(
+    nats_server: Server, mock: Kafka, topic: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}] * 3)
+    await make_stream(nats_server.url)
+    connection = await Connection.open(nats_server.url, name="somebody")
+    await connection.request("flights.0.theirs", b"theirs")
+    await connection.close()
+    caplog.set_level(logging.WARNING, "millstream_bridge")
+
+    for _ in range(2):
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+
+    told = [it for it in caplog.messages if "not of topic" in it]
+    assert len(told) == 1
+    assert f"FLIGHTS holds messages under flights.*.* that are not of topic {topic}" in told[0]
+    stored = await stored_messages(nats_server.url, a_route(topic))
+    assert [seq for seq, _ in stored] == [2, 3, 4]
 
 
 async def test_an_unknown_topic_is_named(nats_server: Server, mock: Kafka) -> None:

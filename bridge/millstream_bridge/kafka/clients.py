@@ -9,6 +9,8 @@ from confluent_kafka import KafkaError, KafkaException
 from ..errors import ConfigurationError, Unreachable
 
 CLIENT_ID = "millstream-bridge"
+MOCK_CLUSTER = "mockCluster"
+"""How the id of librdkafka's mock cluster begins."""
 
 client_logger = logging.getLogger(f"{__name__}.librdkafka")
 # Its complaints of every connection attempt are of use to who debugs it; set the level for them.

@@ -15,12 +15,11 @@ from confluent_kafka.admin import (
 )
 
 from ..errors import Unreachable
-from .clients import admin_settings, client_logger
+from .clients import MOCK_CLUSTER, admin_settings, client_logger
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
 
-_MOCK = "mockCluster"
 _SILENT = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 _NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
@@ -59,7 +58,7 @@ class TopicIdentity:
                 self._client = AdminClient(self._config, logger=client_logger)
                 listed = self._client.list_topics(self._topic, timeout=self._timeout_s)
                 # It takes its time to say that it does not know.
-                self._has_ids = not str(listed.cluster_id).startswith(_MOCK)
+                self._has_ids = not str(listed.cluster_id).startswith(MOCK_CLUSTER)
                 if not self._has_ids:
                     return None
             answers = self._client.describe_topics(

@@ -7,7 +7,8 @@ what verify reads comes from here too. The client blocks, so each source has one
 keeps its calls in order.
 
 librdkafka's mock cluster is the same client against another bootstrap. It has no transactions to
-abort and always answers -1 when a timestamp is looked up; neither is asked of it here.
+abort and always answers -1 when a timestamp is looked up; neither is asked of it here. Nor are its
+checksums checked.
 """
 
 import logging
@@ -29,7 +30,7 @@ from confluent_kafka import (
 from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError, Unreachable
 from ..model import Positions, Record, TimestampType, Watermarks
 from ..ports import Polled
-from .clients import CLIENT_ID, Complaints, client_logger, error_text, refuse_ours
+from .clients import CLIENT_ID, MOCK_CLUSTER, Complaints, client_logger, error_text, refuse_ours
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
@@ -166,6 +167,8 @@ class KafkaSource:
             raise self._unreachable(error) from error
         self._is_heard = True
         self._complaints.forget()
+        if str(metadata.cluster_id).startswith(MOCK_CLUSTER):
+            self._check_no_sums()
         topic = metadata.topics[self._topic]
         fault: KafkaError | None = topic.error
         if fault is not None and fault.code() in _PASSING_ERRORS:
@@ -174,6 +177,13 @@ class KafkaSource:
             reason = fault.str() if fault is not None else "it has no partitions"
             raise ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {reason}")
         return sorted(topic.partitions)
+
+    def _check_no_sums(self) -> None:
+        """The mock writes the markers of transactions without a checksum."""
+        if self._config["check.crcs"] and not self._is_assigned:
+            self._config["check.crcs"] = False
+            self._client().close()
+            self._consumer = None
 
     def _watermarks(self) -> dict[int, Watermarks]:
         marks = {}
