@@ -47,8 +47,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Let a Kafka group go on exactly where a coordinator group has got to; with a proof.
 
-        A dry run unless --yes. Stop the workers first, or let --wait wait for their end. Refused
-        (exit code 1) where no exact place exists; the proof says which partition and why.
+        A dry run unless --yes. Stop the workers first, or let --wait wait for their end: what takes
+        long, --bring-back too, is done before. Refused (exit code 1) where no exact place exists;
+        the proof says which partition and why.
         """
 
         async def move(route: Route, groups: GroupMove) -> CutProof:
