@@ -21,6 +21,7 @@ from millstream_coordinator.model import (
     PartitionState,
     Retention,
     Timing,
+    decode,
 )
 from millstream_coordinator.ports import (
     Command,
@@ -389,13 +390,18 @@ def test_a_consumer_of_who_had_not_heard_of_a_resize_does_not_undo_it() -> None:
     assert plane.count == 2
 
 
+def hears_no_config(one: Process) -> None:
+    """Its watch tells it no ``cfg`` from now on."""
+    hears = one.client.send
+    one.client.send = lambda event: (
+        None if isinstance(event, KeyChanged) and event.key == naming.CONFIG_KEY else hears(event)
+    )
+
+
 def test_a_leader_that_missed_a_resize_makes_no_record_of_before() -> None:
     plane = plane_of()
     (a,) = plane.settle("a")
-    hears = a.client.send
-    a.client.send = lambda event: (
-        None if isinstance(event, KeyChanged) and event.key == naming.CONFIG_KEY else hears(event)
-    )
+    hears_no_config(a)
     config = plane.read(ConfigRecord, naming.CONFIG_KEY) or plane.config
     plane.put(naming.CONFIG_KEY, replace(config, level=4, base_epoch=100))
 
@@ -403,6 +409,28 @@ def test_a_leader_that_missed_a_resize_makes_no_record_of_before() -> None:
     plane.until(lambda: 0 in plane.records())
 
     assert plane.records()[0].level == 4
+
+
+def test_a_leader_that_missed_a_resize_gives_out_no_partition_that_was_freed_for_it() -> None:
+    """What its owner did there the new partitions would not begin with."""
+    plane = plane_of()
+    (a,) = plane.settle("a")
+    hears_no_config(a)
+    config = plane.read(ConfigRecord, naming.CONFIG_KEY) or plane.config
+    freed = replace(plane.records()[0], owner=None, instance=None, state=PartitionState.FREE)
+    plane.put(naming.CONFIG_KEY, replace(config, level=4, base_epoch=100))
+    given: list[PartitionRecord] = []
+
+    def notes(_one: Process, command: Command) -> bool:
+        if isinstance(command, WriteKey) and command.key == naming.partition_key(0):
+            given.append(decode(PartitionRecord, command.value))
+        return False
+
+    plane.loses = notes
+    plane.put(naming.partition_key(0), replace(freed, epoch=50))
+    plane.until(lambda: 0 in plane.records() and plane.records()[0].level == 4)
+
+    assert {record.level for record in given} == {4}
 
 
 def test_progress_is_read_by_the_next_leader_too() -> None:

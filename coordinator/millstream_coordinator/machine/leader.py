@@ -18,7 +18,8 @@ number of partitions                   above every epoch it knows of from a reco
                                        or from what is left over (``survey.py``)
 there never was one, as far as it      makes a place for it first (`_create`)
 knows
-nobody owns it                         gives it to the target (`take_away` from nobody)
+nobody owns it                         gives it to the target (`take_away` from nobody), once it
+                                       has read ``cfg`` since
 owner alive and the target             nothing; calls off a move that is under way
 owner alive and not the target         writes ``next``; the owner drains and gives it away.
                                        After ``drain_timeout_s`` takes it away
@@ -47,9 +48,11 @@ from what the bucket says:
    been, after it their records are of another number of partitions and so nobody's;
 4. the new partitions' records are made, their epochs from ``base_epoch`` + 1 on.
 
-A leader that has not heard of step 3 may still give an old partition to somebody: its record says
-that it is an old one. Its epoch may be above ``base_epoch``, as that of a record is which a newer
-``cfg`` made; who leads reads ``cfg`` again before it drops or replaces such a record.
+A partition that is nobody's is given out only by who has read ``cfg`` since it was freed, so not by
+a leader that has not heard of the resize that freed it. One that was paused right after reading may
+still give out what was nobody's before: the record says that it is an old one. Its epoch may be
+above ``base_epoch``, as that of a record is which a newer ``cfg`` made; who leads reads ``cfg``
+again before it drops or replaces such a record.
 """
 
 from __future__ import annotations
@@ -304,7 +307,8 @@ class Leader:
             return
         self._watch_move(partition, record)
         if record.owner is None:
-            if target is not None:
+            # It may have been freed for a resize, and read ahead of the ``cfg`` that ended it.
+            if target is not None and self._has_read_since(CONFIG_KEY, partition):
                 self._take_away(partition, record, target, instance)
         elif self._is_owner_gone(record):
             self._take_away(partition, record, target, instance)
