@@ -93,3 +93,13 @@ async def test_a_consumer_that_is_gone_ends_the_session(wire: Wire, tail: Tail, 
 
     with pytest.raises(ConnectionLost, match=text):
         await tail.next(0)
+
+
+async def test_a_request_without_any_answer_ends_the_session(
+    wire: Wire, tail: Tail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server says of every request that it is over; who does not say so is gone."""
+    monkeypatch.setattr("millstream_bridge.back.tail._SILENCE_S", 0.0)
+
+    with pytest.raises(ConnectionLost, match="no answer for"):
+        await tail.next(0.01)
