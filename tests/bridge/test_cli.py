@@ -208,6 +208,20 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
             3,
             "Kafka at 127.0.0.1:1 is unreachable",
         ),
+        (
+            ["barrier", "--kafka", "k", "--route", "a", "--route", "b"],
+            2,
+            "--route: more than one route needs a --project",
+        ),
+        (
+            [
+                *("verify", "--kafka", "k", "--topic", "t", "--stream", "S"),
+                *("--subject", SUBJECT, "--online", "--sample", "3"),
+            ],
+            2,
+            "--sample does not go with --online",
+        ),
+        (["plan", "--check", "p.toml", "--kafka", "k"], 2, "plan --check takes all from the file"),
         (["kafka-mock", "--topic", "flights"], 2, "is not NAME:PARTITIONS"),
         (
             ["kafka-mock", "--topic", "a:1", "--ready-file", "/nowhere/ready"],
