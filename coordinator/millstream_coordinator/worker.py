@@ -509,6 +509,7 @@ class Group:
                 case Stop():
                     self._error = command.error
                     self._stopped.set()
+                    self._tell_given_up(self._machine.owner.num_running)
                 case _:
                     self._port.execute(command)
         if self._calls is not None:
@@ -611,6 +612,17 @@ class Group:
             self._on_event(event)
         for queue in self._readers:
             _put(queue, event)
+
+    def _tell_given_up(self, num_calls: int) -> None:
+        if num_calls:
+            logger.warning(
+                "group %s member %s: handler calls that did not end in time: %d; the next owner"
+                " handles their messages",
+                self.name,
+                self.member,
+                num_calls,
+                extra={"event": "calls_given_up", "group": self.name, "member": self.member},
+            )
 
     def _log(self, level: int, event: GroupEvent) -> None:
         logger.log(

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from contextvars import ContextVar
 from datetime import timedelta
+from unittest import TestCase
 
 import pytest
 
@@ -458,11 +459,15 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_hold_up_the_end
     group, _ = make(server, handle, drain_timeout=timedelta(seconds=1))
     task = asyncio.create_task(group.run(handle_signals=False))
     await begun.wait()
-    async with asyncio.timeout(10):
-        await group.stop()
-        await task
+    with TestCase().assertLogs("millstream_coordinator.worker", "WARNING") as told:
+        async with asyncio.timeout(10):
+            await group.stop()
+            await task
 
     assert swallowed == [0, 1, 2]
+    assert [it.getMessage().split(": ", 1)[1] for it in told.records] == [
+        "handler calls that did not end in time: 1; the next owner handles their messages"
+    ]
     log = Log()
     again, _ = make(server, log, member="b")
     async with running(again):

@@ -125,6 +125,24 @@ def test_an_unknown_group_is_one_line_and_exit_2(server: Server, name: str) -> N
     assert err == f"millstream coordinator describe: group {name!r} not found\n"
 
 
+@pytest.mark.parametrize("key", [naming.partition_key(1), naming.CONTROL_KEY])
+def test_a_record_that_is_none_is_one_line_that_names_its_key(
+    server: Server, described: str, key: str
+) -> None:
+    async def spoil() -> None:
+        client = await nats.connect(server.url)
+        bucket = await client.jetstream().key_value(naming.bucket(described))
+        await bucket.put(key, b"{}}")
+        await client.close()
+
+    asyncio.run(spoil())
+    code, out, err = coordinator("describe", described, "--nats", server.url)
+
+    assert (code, out) == (2, "")
+    assert f"key '{key}': " in err
+    assert err.count("\n") == 1
+
+
 def test_leading_an_unknown_group_without_saying_what_it_is_is_exit_2(
     server: Server, name: str
 ) -> None:

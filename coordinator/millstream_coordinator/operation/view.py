@@ -16,6 +16,7 @@ from ..model import (
     MemberRecord,
     ParkedRecord,
     PartitionRecord,
+    R,
     decode,
 )
 
@@ -63,28 +64,39 @@ def _view(values: Mapping[str, bytes]) -> GroupView:
         head, _, name = key.partition(".")
         match f"{head}.":
             case naming.MEMBER_PREFIX:
-                members[name] = decode(MemberRecord, value)
+                members[name] = _read(MemberRecord, key, value)
             case naming.PARTITION_PREFIX:
-                record = decode(PartitionRecord, value)
+                record = _read(PartitionRecord, key, value)
                 if not record.is_place:
                     partitions[_number(key, name)] = record
             case naming.PARKED_PREFIX:
-                parked[_number(key, name)] = decode(ParkedRecord, value)
+                parked[_number(key, name)] = _read(ParkedRecord, key, value)
             case naming.DONE_PREFIX:
-                done[name] = decode(DoneRecord, value)
+                done[name] = _read(DoneRecord, key, value)
             case _:
                 pass
     leader = values.get(naming.LEADER_KEY)
     control = values.get(naming.CONTROL_KEY)
     return GroupView(
-        config=decode(ConfigRecord, values[naming.CONFIG_KEY]),
-        control=ControlRecord() if control is None else decode(ControlRecord, control),
-        leader=None if leader is None else decode(LeaderRecord, leader),
+        config=_read(ConfigRecord, naming.CONFIG_KEY, values[naming.CONFIG_KEY]),
+        control=(
+            ControlRecord()
+            if control is None
+            else _read(ControlRecord, naming.CONTROL_KEY, control)
+        ),
+        leader=None if leader is None else _read(LeaderRecord, naming.LEADER_KEY, leader),
         members=dict(sorted(members.items())),
         partitions=dict(sorted(partitions.items())),
         done=dict(sorted(done.items())),
         parked=dict(sorted(parked.items())),
     )
+
+
+def _read(kind: type[R], key: str, value: bytes) -> R:
+    try:
+        return decode(kind, value)
+    except BadRecord as error:
+        raise BadRecord(error.kind, f"key {key!r}: {error.reason}") from error
 
 
 def _number(key: str, text: str) -> int:
