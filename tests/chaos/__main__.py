@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 _STORM = "--kills 100 --server-kills 20 --kafka-kills 20 --cuts 20 --stalls 20"
+_SHORT_STORM = "--records 200000 --kills 10 --server-kills 5 --kafka-kills 3 --cuts 3 --stalls 3"
 RUNS = (
     "takeover --kills 100 --server embedded",
     "takeover --kills 100 --server real",
@@ -37,6 +38,9 @@ RUNS = (
     f"bridge_storm --mode chain --bridges 3 {_STORM}",
     f"bridge_storm --mode shared --bridges 2 {_STORM}",
     f"bridge_storm --mode dense --bridges 2 {_STORM}",
+    f"bridge_storm --mode chain --server embedded {_SHORT_STORM}",
+    f"bridge_storm --mode shared --server embedded {_SHORT_STORM}",
+    f"bridge_storm --mode dense --server embedded {_SHORT_STORM}",
     "bridge_storm --mode chain --server cluster --records 200000 --kills 10 --server-kills 20",
     "bridge_storm --mode shared --server cluster --records 200000 --kills 10 --server-kills 20",
     "bridge_storm --mode chain --kafka cluster --records 200000 --kills 5 --kafka-kills 20",
