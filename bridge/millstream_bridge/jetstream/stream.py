@@ -11,6 +11,7 @@ that lags, and an old position under a right last sequence would store records t
 
 import asyncio
 import base64
+import logging
 from collections.abc import Mapping as AbcMapping
 from typing import Any, Final, NamedTuple
 
@@ -18,8 +19,10 @@ import msgspec
 
 from ..errors import ConfigurationError, ConnectionLost
 from ..records.headers import parse_block
-from ..records.mapping import Mapping, covers
+from ..records.mapping import Mapping, any_source, covers
 from .connection import Connection, parse_answer
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_API_LEVEL = 2
 """The JetStream API level of nats-server 2.12, the first with atomic batches. Older servers take
@@ -254,6 +257,34 @@ class Stream:
                     f"stream {self.name} holds topic {route.topic} under other subjects"
                     f" ({last.subject} at seq {last.seq}), not {route.subject}"
                 )
+
+    async def refuse_other_topic(self) -> None:
+        """ConfigurationError: another topic's records are under the route's subjects.
+
+        Readers could not tell them apart, and two bridges would stand in each other's way.
+        """
+        newest = await self.last_of(self.mapping.route_filter)
+        source = newest and any_source(newest.headers)
+        if newest and source and source.topic != self.mapping.route.topic:
+            raise ConfigurationError(
+                f"stream {self.name} holds topic {source.topic} under {self.mapping.route_filter}"
+                f" (newest at seq {newest.seq}): give topic {self.mapping.route.topic} other"
+                " subjects, or let both routes say that they are shared"
+            )
+
+    async def tell_of_foreign(self) -> None:
+        """Say once what is under the subjects of a route that has stored nothing yet."""
+        newest = await self.last_of(self.mapping.route_filter)
+        if newest is not None:
+            logger.warning(
+                "stream %s holds messages under %s that are not of topic %s (newest at seq %d);"
+                " they stay before its records",
+                self.name,
+                self.mapping.route_filter,
+                self.mapping.route.topic,
+                newest.seq,
+                extra={"event": "foreign_content"},
+            )
 
     async def _several(self, places: range) -> list[StoredMessage | None]:
         return await asyncio.gather(*(self.message(seq) for seq in places))

@@ -219,6 +219,8 @@ class KafkaSource:
         return ends
 
     def _assign(self, positions: Positions, partitions: Sequence[int]) -> None:
+        if self._consumer is None and not self._is_assigned:
+            self._partitions(self._timeout_s)  # whether it is the mock
         if self._is_assigned and self._consumer is not None:
             # A client that was reading may still hold records of the assignment before, and one of
             # those let through would be a hole. A new client cannot.

@@ -90,8 +90,11 @@ class ChainPublisher:
         self._last_frames = Frames(self._mapping, bytes_max)
         last_seq = await self._stream.last_seq()
         await self._stream.refuse_other_form(last_seq)
+        await self._stream.refuse_other_topic()
         found = await asyncio.gather(*map(self._stream.position, partitions))
         positions = {p: at for p, at in zip(partitions, found, strict=True) if at is not None}
+        if not positions:
+            await self._stream.tell_of_foreign()
         self._positions = dict(positions)
         self._stored_before = self.stored
         self._window = self._window_type(secrets.token_hex(6), last_seq)

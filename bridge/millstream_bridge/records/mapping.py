@@ -147,15 +147,10 @@ class Mapping:
 
         None: a foreign message, or a record that was replayed later.
         """
-        for name, value in headers:
-            if name == SOURCE_HEADER:
-                try:
-                    source = SourceHeader.parse(value)
-                except HeaderError:
-                    return None
-                is_here = source.topic == self.route.topic and REPLAYED not in source.flags
-                return source if is_here else None
-        return None
+        source = any_source(headers)
+        if source is None or source.topic != self.route.topic or REPLAYED in source.flags:
+            return None
+        return source
 
     def record(
         self,
@@ -204,6 +199,17 @@ class Mapping:
         if len(tokens) <= self.template.key_place:
             raise HeaderError(f"subject {subject} has no token for the key")
         return from_token(tokens[self.template.key_place], own, null_token=self.route.null_token)
+
+
+def any_source(headers: NatsHeaders) -> SourceHeader | None:
+    """Which record of which topic a message is; None: it did not come from Kafka."""
+    for name, value in headers:
+        if name == SOURCE_HEADER:
+            try:
+                return SourceHeader.parse(value)
+            except HeaderError:
+                return None
+    return None
 
 
 def covers(wide: str, narrow: str) -> bool:
