@@ -316,6 +316,28 @@ async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_
     assert bucket_config("g", streams.num_replicas, has_ttl=True)["num_replicas"] == 3
 
 
+async def test_a_consumer_waits_an_hour_for_an_ack_and_an_orphan_dies_by_itself(
+    bench: Bench,
+) -> None:
+    bench.client.answers["STREAM.INFO"] = {
+        "config": {"retention": "limits", "subjects": ["s.*.*"]},
+        "state": {},
+    }
+    rule = KeyRule.parse("s.*.{key}")
+    streams = Streams(bench.api, SETTINGS, rule)
+    await streams.look()
+
+    await Consumers(bench.api, SETTINGS, rule, streams).create(
+        CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7)
+    )
+
+    made = json.loads(bench.client.bodies[-1])["config"]
+    assert (made["ack_policy"], made["max_deliver"]) == ("explicit", -1)
+    assert made["ack_wait"] == 3600 * 10**9
+    assert made["inactive_threshold"] == 6 * 3600 * 10**9
+    assert made["max_ack_pending"] == SETTINGS.limits.max_ack_pending
+
+
 async def test_the_consumers_of_a_single_server_outlast_its_restart(bench: Bench) -> None:
     bench.client.answers["STREAM.INFO"] = {
         "config": {"retention": "workqueue", "num_replicas": 1, "subjects": ["s.*.*"]},
