@@ -26,12 +26,11 @@ from .console import (
     ReadyFile,
     ReportFile,
     command,
-    project_document,
-    say,
+    give_report,
 )
 from .logs import log_json as log_as_json, teller
 from .metrics import BackMetrics
-from .process import run_loop, write_ready, write_report
+from .process import run_loop, write_ready
 from .status import answering, back_status
 from .web import health, serving
 
@@ -109,14 +108,15 @@ def register(app: typer.Typer) -> None:
         reports, code = run_loop(_run(project, options))
         if reports:
             documents = [back_summary(it) for it in reports]
-            summary = project_document("back", documents) if project.is_file else documents[0]
-            write_report(report, summary)
-            if as_json:
-                say(summary, "")
-            else:
-                for it in reports:
-                    typer.echo(_line(it))
+            give_report(
+                project, "back", documents, report, partial(_show, reports), as_json=as_json
+            )
         raise typer.Exit(code)
+
+
+def _show(reports: Sequence[BackReport]) -> None:
+    for it in reports:
+        typer.echo(_line(it))
 
 
 def _line(report: BackReport) -> str:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,15 +23,14 @@ from .console import (
     ReadyFile,
     ReportFile,
     command,
-    project_document,
-    say,
+    give_report,
     text_keys,
 )
 from .fleet import Fleet, Outcome
 from .live import Live
 from .logs import log_json as log_as_json, teller
 from .metrics import FleetMetrics
-from .process import run_loop, write_ready, write_report
+from .process import run_loop, write_ready
 from .status import answering, fleet_status
 from .web import health, serving
 
@@ -108,24 +108,20 @@ def register(app: typer.Typer) -> None:
         if errors and not project.is_file:
             raise errors[0]
         if outcomes:
-            summary = _summary(project, outcomes)
-            write_report(report, summary)
-            if as_json:
-                say(summary, "")
-            else:
-                for it in outcomes:
-                    if it.report is not None:
-                        typer.echo(_line(it.report))
+            documents = [_document(it) for it in outcomes]
+            show = partial(_show, outcomes)
+            give_report(
+                project, "run", documents, report, show, as_json=as_json, failed=len(errors)
+            )
         if errors:
             raise errors[0]
         raise typer.Exit(code)
 
 
-def _summary(project: Project, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    documents = [_document(it) for it in outcomes]
-    if not project.is_file:
-        return documents[0]
-    return project_document("run", documents, failed=sum(it.error is not None for it in outcomes))
+def _show(outcomes: Sequence[Outcome]) -> None:
+    for it in outcomes:
+        if it.report is not None:
+            typer.echo(_line(it.report))
 
 
 def _document(outcome: Outcome) -> dict[str, Any]:

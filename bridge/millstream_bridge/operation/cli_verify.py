@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,9 @@ from .console import (
     ReportFile,
     command,
     fail,
-    project_document,
-    say,
+    give_report,
 )
-from .process import run_loop, write_report
+from .process import run_loop
 
 _SHOWN_BYTES = 24
 _APART = {
@@ -93,17 +93,15 @@ def _tell(project: Project, proofs: Sequence[Proof], report: Path | None, *, as_
     """Report and tables; exit 1 if a proof failed."""
     equal = all(proof.equal for proof in proofs)
     documents = [proof_summary(proof) for proof in proofs]
-    summary = documents[0]
-    if project.is_file:
-        summary = project_document("verify", documents, equal=equal)
-    write_report(report, summary)
-    if as_json:
-        say(summary, "")
-    else:
-        for proof in proofs:
-            _print_proof(proof)
+    show = partial(_show, proofs)
+    give_report(project, "verify", documents, report, show, as_json=as_json, equal=equal)
     if not equal:
         raise typer.Exit(CHECK_FAILED)
+
+
+def _show(proofs: Sequence[Proof]) -> None:
+    for proof in proofs:
+        _print_proof(proof)
 
 
 async def _prove(project: Project, sample: int | None, seed: int) -> list[Proof]:

@@ -19,6 +19,8 @@ from millstream_coordinator.operation.texts import help_end
 
 from ..errors import BridgeError
 from ..model import Positions
+from ..project.file import Project
+from .process import write_report
 from .settings import project_of
 
 PROGRAM = "millstream bridge"
@@ -175,6 +177,28 @@ def fail(text: str, code: int, cause: BaseException | None = None) -> NoReturn:
 def say(summary: dict[str, Any] | None, line: str) -> None:
     """The report as JSON if there is one, else the line for people."""
     typer.echo(line if summary is None else json.dumps(summary))
+
+
+def give_report(
+    project: Project,
+    command: str,
+    documents: Sequence[dict[str, Any]],
+    report: Path | None,
+    show: Callable[[], None],
+    *,
+    as_json: bool,
+    **more: Any,
+) -> None:
+    """Write what a command did, if that is wanted; print it as JSON, or ``show`` it to people.
+
+    ``documents``: one for each route, of which a project's report is made, with ``more``.
+    """
+    summary = project_document(command, documents, **more) if project.is_file else documents[0]
+    write_report(report, summary)
+    if as_json:
+        say(summary, "")
+    else:
+        show()
 
 
 def project_document(command: str, routes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:

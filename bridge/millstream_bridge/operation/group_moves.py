@@ -1,6 +1,7 @@
 """What cutover and rollback have in common: which groups move, their options, their proofs."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,8 @@ from ..errors import ConfigurationError
 from ..model import Route
 from ..project.file import GroupMove, Project
 from ..project.routes import current_routes
-from .console import project_document, say
-from .process import run_loop, write_report
+from .console import give_report
+from .process import run_loop
 
 KafkaGroup = Annotated[
     str | None,
@@ -66,18 +67,18 @@ def move_groups(
     finally:
         if proofs:
             documents = [proof.as_json() for proof in proofs]
-            summary = project_document(what, documents) if project.is_file else documents[0]
-            write_report(report, summary)
-            if as_json:
-                say(summary, "")
-            else:
-                for proof in proofs:
-                    _show(proof, yes=yes)
+            show = partial(_show, proofs, yes=yes)
+            give_report(project, what, documents, report, show, as_json=as_json)
     if not all(proof.is_exact for proof in proofs):
         raise typer.Exit(CHECK_FAILED)
 
 
-def _show(proof: CutProof, *, yes: bool) -> None:
+def _show(proofs: Sequence[CutProof], *, yes: bool) -> None:
+    for proof in proofs:
+        _show_one(proof, yes=yes)
+
+
+def _show_one(proof: CutProof, *, yes: bool) -> None:
     typer.echo(
         f"{proof.what}: Kafka group {proof.kafka_group} ({proof.kafka_group_state}) on topic"
         f" {proof.topic} | group {proof.group}"
