@@ -353,12 +353,13 @@ async def test_all_groups_are_listed_with_what_they_are_doing(client: Client, na
     [
         ({"ctl": ControlRecord(is_paused=True)}, "paused"),
         ({"part.0": PartitionRecord(epoch=1, stopped_seq=1)}, "1 partition stopped"),
+        ({"part.0": PartitionRecord(epoch=1, version=2)}, "1 partition too new"),
         ({}, "no workers"),
         ({"members.w": MemberRecord(instance="1", capacity=0)}, "no workers"),
         ({"members.w": MemberRecord(instance="1")}, "running"),
         (
             {"members.w": MemberRecord(instance="1"), "ctl": ControlRecord(paused=(0,))},
-            "1 partitions paused",
+            "1 partition paused",
         ),
     ],
 )

@@ -239,7 +239,10 @@ def _condition(view: GroupView) -> str:
     """The first of these that is so: most urgent first."""
     stopped = sum(record.stopped_seq is not None for record in view.partitions.values())
     if stopped:
-        return f"{stopped} partitions stopped" if stopped > 1 else "1 partition stopped"
+        return f"{_partitions(stopped)} stopped"
+    too_new = sum(record.version > KNOWN_VERSION for record in view.partitions.values())
+    if too_new:
+        return f"{_partitions(too_new)} too new"
     if view.control.is_paused:
         return "paused"
     if view.config.resize_to is not None:
@@ -247,8 +250,12 @@ def _condition(view: GroupView) -> str:
     if not any(member.capacity for member in view.members.values()):
         return "no workers"
     if view.control.paused:
-        return f"{len(view.control.paused)} partitions paused"
+        return f"{_partitions(len(view.control.paused))} paused"
     return "running"
+
+
+def _partitions(count: int) -> str:
+    return f"{count} partition{'s' if count > 1 else ''}"
 
 
 async def read_overview(target: Target, *, listen: bool = True) -> Overview:
