@@ -20,9 +20,9 @@ def test_the_environment_sets_what_nothing_else_does(monkeypatch: pytest.MonkeyP
 def test_a_duration_is_seconds_or_iso(
     monkeypatch: pytest.MonkeyPatch, text: str, seconds: float
 ) -> None:
-    monkeypatch.setenv("MILLSTREAM_COORDINATOR_HEARTBEAT_TIMEOUT", text)
+    monkeypatch.setenv("MILLSTREAM_COORDINATOR_DRAIN_TIMEOUT", text)
 
-    assert CoordinatorSettings().heartbeat_timeout == timedelta(seconds=seconds)
+    assert CoordinatorSettings().drain_timeout == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "soon"])
