@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from millstream_bridge import Bridge, barrier
 from millstream_bridge.back.runner import BackBridge
 from millstream_bridge.records.origin import returned
@@ -60,6 +62,22 @@ async def test_the_position_moves_past_what_came_back(
         newest[record.kafka_partition] = record.offset + 1
     assert report.records == 0
     assert dict(report.positions) == newest
+
+
+async def test_the_barrier_does_not_wait_for_what_came_back(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """No bridge runs: nobody moves the position past it."""
+    route = await fill(mock, nats_server, topic)
+    await publish(nats_server, range(20))
+    await back(mock, nats_server, route)
+
+    goal = await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=route, timeout_s=30)
+
+    assert sum(goal.values()) > 12
+    mock.produce(topic, [{"partition": 0, "value": b"new"}])
+    with pytest.raises(TimeoutError, match="partition 0"):
+        await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=route, timeout_s=2)
 
 
 async def test_another_route_moves_what_came_back_like_any_record(
