@@ -242,7 +242,7 @@ class KafkaSource:
             messages += consumer.consume(records_max - 1, 0)
         records: list[Record] = []
         ends: dict[int, int] = {}
-        append, types = records.append, _TYPES
+        append, types, make = records.append, _TYPES, tuple.__new__
         for message in messages:
             error = message.error()
             if error is not None:
@@ -256,17 +256,16 @@ class KafkaSource:
                 reason = f"its headers cannot be read: {unreadable}"
                 return Polled(records, ends, RecordError(self._topic, *_place(message), reason))
             kind, timestamp_ms = message.timestamp()
-            append(
-                Record(
-                    message.partition(),
-                    message.offset(),
-                    timestamp_ms,
-                    types.get(kind, TimestampType.CREATE),
-                    message.key(),
-                    message.value(),
-                    tuple(headers) if headers else (),
-                )
+            fields = (
+                message.partition(),
+                message.offset(),
+                timestamp_ms,
+                types.get(kind, TimestampType.CREATE),
+                message.key(),
+                message.value(),
+                tuple(headers) if headers else (),
             )
+            append(make(Record, fields))  # half the cost of Record(*fields)
         return Polled(records, ends)
 
     def _on_message_error(
