@@ -221,6 +221,14 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
             2,
             "--sample does not go with --online",
         ),
+        (
+            [
+                *("run", "--kafka", "127.0.0.1:1", "--topic", "t", "--stream", "S"),
+                *("--subject", SUBJECT, "--group", "g", "--stop-at-end"),
+            ],
+            2,
+            "--stop-at-end does not go with --group",
+        ),
         (["plan", "--check", "p.toml", "--kafka", "k"], 2, "plan --check takes all from the file"),
         (["kafka-mock", "--topic", "flights"], 2, "is not NAME:PARTITIONS"),
         (
