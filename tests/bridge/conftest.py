@@ -4,34 +4,39 @@ import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
+from tests.helpers.empty_servers import EmptyServers
 from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, mock_kafka, real_kafka
 from tests.helpers.require import need
-from tests.helpers.servers import EMBEDDED, REAL, Server, embedded_server, real_server
+from tests.helpers.servers import EMBEDDED, REAL, Server
 
 _numbers = itertools.count()
 
 
+@pytest.fixture(scope="session")
+def _empty_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmptyServers]:
+    with EmptyServers(tmp_path_factory) as servers:
+        yield servers
+
+
 @pytest.fixture(params=[EMBEDDED, pytest.param(REAL, marks=pytest.mark.real_server)])
-async def nats_server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Server]:
-    """A server of its own, with JetStream on file storage."""
+async def nats_server(
+    request: pytest.FixtureRequest, _empty_servers: EmptyServers
+) -> AsyncIterator[Server]:
+    """A server with JetStream on file storage, empty; the test may do to it what it likes."""
     if request.param == REAL:
         need("nats")
-        async with real_server(tmp_path / "nats") as server:
-            yield server
-    else:
-        async with embedded_server(tmp_path / "nats") as server:
-            yield server
+    async with _empty_servers.one(request.param) as server:
+        yield server
 
 
 @pytest.fixture
-async def real_nats_server(tmp_path: Path) -> AsyncIterator[Server]:
-    """The real nats-server."""
+async def real_nats_server(_empty_servers: EmptyServers) -> AsyncIterator[Server]:
+    """The real nats-server, likewise."""
     need("nats")
-    async with real_server(tmp_path / "nats") as server:
+    async with _empty_servers.one(REAL) as server:
         yield server
 
 
