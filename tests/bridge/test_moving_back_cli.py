@@ -3,6 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
+from millstream_bridge import NatsTarget
+from millstream_bridge.operation.group_moves import moves_of
+from millstream_bridge.project.file import GroupMove, Project
 from tests.bridge.test_back import PARTITIONS, fill, publish
 from tests.bridge.test_cli import arguments, run
 from tests.bridge.test_cutover import commit, handled_by
@@ -163,3 +168,28 @@ def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3() -> None:
 
         assert done.returncode == 3, done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("kafka_group", "group", "moves"),
+    [
+        (None, None, [("old", "new", ("r",)), ("old2", "new2", ())]),
+        ("old", None, [("old", "new", ("r",))]),
+        ("old", "new", [("old", "new", ("r",))]),
+        ("old", "else", [("old", "else", ())]),
+        ("other", None, [("other", "other", ())]),
+        (None, "both", [("both", "both", ())]),
+    ],
+)
+def test_a_group_that_is_named_is_the_projects_or_one_of_its_own(
+    kafka_group: str | None, group: str | None, moves: list[tuple[str, str, tuple[str, ...]]]
+) -> None:
+    known = (
+        GroupMove(kafka="old", group="new", routes=("r",)),
+        GroupMove(kafka="old2", group="new2", routes=()),
+    )
+    project = Project(kafka="k", nats=NatsTarget(), rules=(), groups=known)
+
+    found = moves_of(project, kafka_group, group)
+
+    assert [(it.kafka, it.group, it.routes) for it in found] == moves
