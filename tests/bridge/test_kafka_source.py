@@ -1,12 +1,15 @@
 """What the Kafka side does with the answers of a cluster in motion."""
 
 import ctypes
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from millstream_bridge.errors import BridgeError, OffsetGone, RecordError, Unreachable
+from millstream_bridge.kafka.admin import KafkaAdmin
 from millstream_bridge.kafka.mock import MockKafka
 from millstream_bridge.kafka.source import KafkaSource
 
@@ -30,6 +33,50 @@ async def test_a_leader_on_the_move_is_asked_again() -> None:
             await source.close()
 
     assert (marks[0].low, marks[0].high) == (0, 0)
+
+
+class Coming:
+    """An admin client of a group whose coordinator is not there yet for the first questions."""
+
+    def __init__(self, code: int, times: int) -> None:
+        self._errors = [KafkaException(KafkaError(code, "ConsumerGroupDescribe: "))] * times
+
+    def describe_consumer_groups(self, names: list[str], **_: object) -> dict[str, Future[object]]:
+        return {
+            names[0]: self._answer(SimpleNamespace(state=SimpleNamespace(name="DEAD"), members=[]))
+        }
+
+    def list_consumer_group_offsets(self, *_: object, **__: object) -> dict[str, Future[object]]:
+        return {"g": self._answer(SimpleNamespace(topic_partitions=[]))}
+
+    def _answer(self, good: object) -> Future[object]:
+        answer: Future[object] = Future()
+        if self._errors:
+            answer.set_exception(self._errors.pop())
+        else:
+            answer.set_result(good)
+        return answer
+
+
+@pytest.mark.parametrize(
+    "code", [KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_LOAD_IN_PROGRESS]
+)
+async def test_a_groups_coordinator_that_is_only_just_coming_is_asked_again(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Apache Kafka 4.3 says of a group just after its start."""
+    admin = KafkaAdmin("127.0.0.1:1")
+    admin._client = cast(Any, Coming(code, 3))
+    try:
+        found = await admin.group("g", [("t", 0)])
+        monkeypatch.setattr("millstream_bridge.kafka.admin.COORDINATOR_S", 0.0)
+        admin._client = cast(Any, Coming(code, 1_000))
+        with pytest.raises(Unreachable, match=f"Describe on group g: {KafkaError(code).name()}"):
+            await admin.group("g", [("t", 0)])
+    finally:
+        await admin.close()
+
+    assert (found.state, found.positions) == ("Dead", {})
 
 
 async def test_a_topic_without_a_leader_yet_is_waited_for_not_refused() -> None:

@@ -4,7 +4,9 @@ The client blocks, so it has a thread of its own. librdkafka's mock cluster list
 and the positions of a named group; it does not answer for configurations, and lists no groups.
 """
 
-from collections.abc import Collection, Mapping
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -36,6 +38,16 @@ _DENIED = frozenset(
         KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     }
 )
+_COORDINATOR_COMES = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+"""Said of a group for a moment, on a broker that has just started or taken the group over."""
+COORDINATOR_S = 20.0
+_AGAIN_S = 0.1
 _SILENT = frozenset(
     {
         KafkaError._TIMED_OUT,
@@ -129,6 +141,7 @@ class KafkaAdmin:
         self.bootstrap = bootstrap
         self._timeout_s = timeout_s
         self._thread = WorkerThread("kafka admin")
+        self._closing = threading.Event()
         self._client: AdminClient | None = None
         self._complaints = Complaints()
         self._config = {
@@ -170,6 +183,7 @@ class KafkaAdmin:
 
     async def close(self) -> None:
         """End the thread; the client goes with it."""
+        self._closing.set()
         self._client = None
         self._thread.stop()
 
@@ -257,16 +271,22 @@ class KafkaAdmin:
     def _group(self, name: str, places: Collection[tuple[str, int]]) -> KafkaGroup:
         admin, need = self._admin(), f"Describe on group {name}"
         try:
-            described = self._result(
-                admin.describe_consumer_groups([name], request_timeout=self._timeout_s)[name], need
+            described = self._of_group(
+                lambda: admin.describe_consumer_groups([name], request_timeout=self._timeout_s),
+                name,
+                need,
             )
             state, members = described.state.name.title(), len(described.members)
         except Unsupported:
             state, members = "Unknown", 0
         wanted = [TopicPartition(*place) for place in places] or None
         request = ConsumerGroupTopicPartitions(name, wanted)
-        answers = admin.list_consumer_group_offsets([request], request_timeout=self._timeout_s)
-        listed = self._result(answers[name], need).topic_partitions or ()
+        found = self._of_group(
+            lambda: admin.list_consumer_group_offsets([request], request_timeout=self._timeout_s),
+            name,
+            need,
+        )
+        listed = found.topic_partitions or ()
         positions = {(it.topic, it.partition): it.offset for it in listed if it.offset >= 0}
         return KafkaGroup(name=name, state=state, members=members, positions=positions)
 
@@ -274,15 +294,32 @@ class KafkaAdmin:
         request = ConsumerGroupTopicPartitions(
             group, [TopicPartition(topic, p, offset) for p, offset in sorted(positions.items())]
         )
-        answers = self._admin().alter_consumer_group_offsets(
-            [request], request_timeout=self._timeout_s
+        admin = self._admin()
+        done = self._of_group(
+            lambda: admin.alter_consumer_group_offsets([request], request_timeout=self._timeout_s),
+            group,
+            f"Read on group {group} and topic {topic}",
         )
-        done = self._result(answers[group], f"Read on group {group} and topic {topic}")
         for it in done.topic_partitions or ():
             if it.error is not None:
                 raise ConfigurationError(
                     f"group {group} topic {topic} partition {it.partition}: {it.error.str()}"
                 )
+
+    def _of_group(
+        self, ask: Callable[[], Mapping[str, "Future[Any]"]], name: str, need: str
+    ) -> Any:
+        """What the group's coordinator answers; asked again while it is only just coming."""
+        give_up_at = time.monotonic() + COORDINATOR_S
+        while True:
+            try:
+                return ask()[name].result(timeout=self._timeout_s + 1)
+            except (KafkaException, TimeoutError) as error:
+                detail = (*error.args, None)[0]
+                is_coming = isinstance(detail, KafkaError) and detail.code() in _COORDINATOR_COMES
+                is_late = time.monotonic() > give_up_at
+                if not is_coming or is_late or self._closing.wait(_AGAIN_S):
+                    raise self._error(error, need) from error
 
     def _result(self, answer: "Future[Any]", need: str) -> Any:
         try:
@@ -301,6 +338,8 @@ class KafkaAdmin:
             code == KafkaError._TIMED_OUT and "controller" in detail.str()
         ):
             return Unsupported(f"Kafka at {self.bootstrap} has no answer to it: {need}")
+        if code in _COORDINATOR_COMES:
+            return Unreachable("Kafka", self.bootstrap, f"{need}: {detail.name()}")
         if code in _SILENT:
             return Unreachable("Kafka", self.bootstrap, detail.str())
         return ConfigurationError(f"Kafka at {self.bootstrap}: {need}: {detail.str()}")
