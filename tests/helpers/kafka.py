@@ -176,24 +176,35 @@ class KafkaNode:
     """Apache Kafka as one combined node from its jars; ``folder`` is the caller's.
 
     ``secured``: its users are `ADMIN` and `BRIDGE` by SASL, and only ADMIN may do what no rule
-    permits; ``options`` are then ADMIN's for a client.
+    permits; ``options`` are then ADMIN's for a client. ``settings`` are more lines of its
+    configuration, with {port} and {controller} to be filled in; ``scram`` the users it is made
+    with, as its storage tool wants them.
     """
 
     ADMIN, BRIDGE = "admin", "bridge"
 
-    def __init__(self, folder: Path, *, secured: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        secured: bool = False,
+        settings: str = "",
+        scram: Sequence[str] = (),
+    ) -> None:
         self.options = self.options_of(self.ADMIN) if secured else {}
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self._port, controller = _free_ports(2)
+        self._port, controller = free_ports(2)
         self._properties = folder / "server.properties"
         self._properties.write_text(
-            (_PROPERTIES + (_SECURED if secured else "")).format(
+            (_PROPERTIES + (_SECURED if secured else "") + settings).format(
                 port=self._port, controller=controller, data=folder / "data"
             )
         )
         cluster = _run_java("kafka.tools.StorageTool", "random-uuid").strip()
-        _run_java("kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(self._properties))
+        users = [word for user in scram for word in ("--add-scram", user)]
+        where = ("-t", cluster, "-c", str(self._properties))
+        _run_java("kafka.tools.StorageTool", "format", *where, *users)
 
     @property
     def bootstrap(self) -> str:
@@ -304,7 +315,7 @@ def _ending_with_us(*command: str) -> list[str]:
     return [sys.executable, "-I", "-S", "-c", set_signal_and_become, *command]
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from .kafka import _ending_with_us, _free_ports, _run_java, await_true, class_path
+from .kafka import _ending_with_us, _run_java, await_true, class_path, free_ports
 
 START_S_MAX = 120.0
 
@@ -81,7 +81,7 @@ class KafkaCluster:
     """A context manager; ``folder`` is the caller's and stays."""
 
     def __init__(self, folder: Path, size: int = 3) -> None:
-        ports = _free_ports(2 * size)
+        ports = free_ports(2 * size)
         controllers = ports[size:]
         voters = ",".join(f"{n}@127.0.0.1:{port}" for n, port in enumerate(controllers, 1))
         self.nodes: dict[int, Node] = {}
