@@ -19,6 +19,7 @@ from tests.benchmarks.bridge_ground import (
     Options,
     a_route,
     ground_of,
+    kept,
     mock_kafka,
     produce,
     used_of,
@@ -59,8 +60,10 @@ async def sizes(options: Options, kind: str) -> Figures:
     """A record costs the same in a small topic and in a large one."""
     found: Figures = {}
     for records in options.sizes:
-        with ground_of(options, kind, {"flights": options.partitions}) as ground:
-            produce(ground.kafka, "flights", records, options.partitions, options.size)
+        needed = -(-records // kept(1, options.size))
+        count = max(options.partitions, needed)
+        with ground_of(options, kind, {"flights": count}) as ground:
+            produce(ground.kafka, "flights", records, count, options.size)
             found[f"{records:,}"] = moved(ground, a_route("flights"), records)
             found[f"verify {records:,}"] = proven(ground, a_route("flights"), records)
     return found
@@ -69,10 +72,10 @@ async def sizes(options: Options, kind: str) -> Figures:
 async def partitions(options: Options, kind: str) -> Figures:
     """And in few partitions as in many."""
     topics = {f"p{count}": count for count in PARTITIONS}
-    records = options.records // 2
     with ground_of(options, kind, topics) as ground:
         found: Figures = {}
         for topic, count in topics.items():
+            records = min(options.records // 2, kept(count, options.size))
             produce(ground.kafka, topic, records, count, options.size)
             found[f"{count}"] = moved(ground, a_route(topic), records)
             found[f"verify {count}"] = proven(ground, a_route(topic), records)
