@@ -169,6 +169,7 @@ class Shell:
     """A bash that runs what is typed, one command after the other, with what was begun before."""
 
     def __init__(self, folder: Path, url: str) -> None:
+        self._interrupt_s = INTERRUPT_S
         scripts = Path(sys.executable).parent
         self.environment = {
             **os.environ,
@@ -236,7 +237,10 @@ class Shell:
             sys.stdout.flush()
 
     def _interrupt(self, command: Command) -> tuple[str, int]:
-        """Let it run for a moment, then ^C; that it ends so is its good end."""
+        """Let it run for a moment, then ^C; that it ends so is its good end.
+
+        Where that was too short for a word, a busy machine, the next one has twice as long.
+        """
         text = command.text.removesuffix("# ^C")
         with subprocess.Popen(
             ["bash", "-c", f"exec {text}"],
@@ -247,10 +251,12 @@ class Shell:
             env=self.environment,
         ) as process:
             try:
-                printed, _ = process.communicate(timeout=INTERRUPT_S)
+                printed, _ = process.communicate(timeout=self._interrupt_s)
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGINT)
                 printed, _ = process.communicate(timeout=PATIENCE_S)
+        if not printed:
+            self._interrupt_s *= 2
         return printed, 0 if process.returncode in (0, 130) else process.returncode
 
     def close(self) -> None:
