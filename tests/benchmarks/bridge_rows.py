@@ -40,6 +40,7 @@ HEADERS: Headers = [
 PARTITIONS = (1, 8, 64)
 PROCESSES = (2, 4)
 REPLICAS = 3
+_ON_NODES = 8
 _TOGETHER_S = 600
 
 
@@ -109,13 +110,13 @@ async def processes(options: Options, kind: str) -> Figures:
 async def cluster(options: Options, _: str) -> Figures:
     """A stream of three replicas on three nodes, all on this machine."""
     arms = ("shared", "dense")
-    topics = dict.fromkeys(arms, options.partitions)
-    records = options.records // 4
+    count = min(options.partitions, _ON_NODES)  # a dense route's streams are a Raft group each
+    records = min(options.records // 4, kept(count, options.size))
     found: Figures = {}
     with (
         tempfile.TemporaryDirectory(prefix="millstream-bench-") as folder,
         tempfile.TemporaryDirectory(dir=options.store) as store,
-        mock_kafka(Path(folder), topics) as kafka,
+        mock_kafka(Path(folder), dict.fromkeys(arms, count)) as kafka,
         NatsCluster(store) as nodes,
     ):
         client = await nats.connect(nodes.urls)
@@ -124,7 +125,7 @@ async def cluster(options: Options, _: str) -> Figures:
         pids = [node.pid for node in nodes.nodes.values()]
         ground = Ground(kafka, ",".join(nodes.urls), pids, Path(folder))
         for name in arms:
-            produce(kafka, name, records, options.partitions, options.size)
+            produce(kafka, name, records, count, options.size)
             route = a_route(name, replicas=REPLICAS, **ARMS[name])
             found[name] = moved(ground, route, records)
             found[f"verify {name}"] = proven(ground, route, records)
