@@ -63,7 +63,7 @@ class SessionLost(Exception):
     """The publishing session is over, what was in flight is void; read the stream and open another.
 
     ``is_refused``: the server refused a frame because somebody else wrote; ``is_not_now``: it takes
-    nothing now. Never seen outside the runner.
+    nothing now. Seen only by who drives a publisher.
     """
 
     def __init__(self, reason: str, *, is_refused: bool = False, is_not_now: bool = False) -> None:

@@ -1,4 +1,9 @@
-"""What the runner needs of its two ends, so that either can be another one or a model."""
+"""What the runner needs of its two ends, so that either can be another one or a model.
+
+A source of your own needs no more than `Source`: numbered partitions of records with growing
+offsets, which can be read again from any offset that is not stored yet. The stream says where to go
+on, so a source remembers nothing.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -20,10 +25,23 @@ class Polled(NamedTuple):
 
 
 class Source(Protocol):
-    """The Kafka side: one topic, read by explicit positions."""
+    """The Kafka side: one topic, read by explicit positions.
+
+    An offset always means the same record, and a record keeps its partition. `known_ends`,
+    `partition_count` and `topic_id` may be asked while a poll is under way; nothing else is.
+    """
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """What it is, and where, as errors name it: ``("Kafka", "broker:9092")``."""
+        ...
 
     async def watermarks(self) -> dict[int, Watermarks]:
         """Every partition of the topic; Unreachable, or ConfigurationError for an unknown topic."""
+        ...
+
+    async def topic_id(self) -> str | None:
+        """Another one if the topic is another under the same name; None: not known. Unreachable."""
         ...
 
     async def partition_count(self) -> int:
@@ -39,7 +57,10 @@ class Source(Protocol):
         ...
 
     async def poll(self, records_max: int, wait_s: float) -> Polled:
-        """Records in order per partition, none after ``wait_s``; the error if one ended it."""
+        """Records in order per partition; the error if one ended it.
+
+        Waits for the first, ``wait_s`` at most, and for no other.
+        """
         ...
 
     async def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The coordinator's pages as tests see them: blocks, links, and a shell that types the commands.
+"""The pages that are sessions, as tests see them: blocks, links, a shell that types the commands.
 
 A page is one session, from top to bottom, in a folder of its own and on a server of its own:
 
@@ -37,6 +37,7 @@ from millstream.cli import run as run_millstream
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "coordinator" / "docs"
 README = ROOT / "coordinator" / "README.md"
+OTHER_SOURCES = ROOT / "bridge" / "docs" / "how-to" / "other-sources.md"
 
 RUNNABLE = ("python", "console")
 PATIENCE_S = 30.0
@@ -85,8 +86,8 @@ class Command:
 
 
 def pages() -> list[Path]:
-    """Every page of the coordinator's documentation, and its README."""
-    return [README, *sorted(DOCS.rglob("*.md"))]
+    """Every page of the coordinator's documentation, its README, and the bridge's that is run."""
+    return [README, *sorted(DOCS.rglob("*.md")), OTHER_SOURCES]
 
 
 def blocks(page: Path) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What the coordinator's pages say is so: every command and every program on them is run."""
+"""What the coordinator's pages say is so, and one of the bridge's: all on them is run."""
 
 import re
 import subprocess

@@ -47,7 +47,7 @@ class TopicIdentity:
         """The topic's id; None where Kafka has or tells none. Unreachable: it does not answer."""
         return await self._thread.run(self._id) if self._has_ids else None
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the thread; the client goes with it."""
         self._client = None
         self._thread.stop()

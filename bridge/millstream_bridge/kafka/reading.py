@@ -1,10 +1,10 @@
-"""Kafka's records between two offsets, batch by batch: for whoever does not follow the topic."""
+"""A topic's records between two offsets, batch by batch: for whoever does not follow the topic."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
 from ..errors import Unreachable
 from ..model import Record, Watermarks
-from .source import KafkaSource
+from ..ports import Source
 
 _POLL_RECORDS = 5_000
 _POLL_S = 0.5
@@ -12,12 +12,12 @@ _SILENT_POLLS_MAX = 60
 
 
 async def records_between(
-    source: KafkaSource, bounds: Mapping[int, Watermarks]
+    source: Source, bounds: Mapping[int, Watermarks]
 ) -> AsyncIterator[Sequence[Record]]:
     """Batches of the records of each partition from ``low`` up to, not with, ``high``.
 
-    In order per partition. Unreachable: Kafka fell silent before the end, because it is away or a
-    transaction is open. RecordError: a record is gone.
+    In order per partition. Unreachable: the source fell silent before the end, because it is away
+    or a transaction is open. RecordError: a record is gone.
     """
     left = {p: it.high for p, it in bounds.items() if it.high > it.low}
     if not left:
@@ -45,8 +45,7 @@ async def records_between(
         if silent > _SILENT_POLLS_MAX:
             partition = min(left)
             raise Unreachable(
-                "Kafka",
-                source.bootstrap,
+                *source.place,
                 f"partition {partition} gave nothing more before offset {left[partition]};"
                 " a transaction may be open",
             )

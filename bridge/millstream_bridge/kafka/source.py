@@ -29,8 +29,9 @@ from confluent_kafka import (
 
 from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError, Unreachable
 from ..model import Positions, Record, TimestampType, Watermarks
-from ..ports import Polled
+from ..ports import Polled, Source
 from .clients import CLIENT_ID, MOCK_CLUSTER, Complaints, client_logger, error_text, refuse_ours
+from .identity import TopicIdentity
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class KafkaSource:
         self._topic = topic
         self._timeout_s = timeout_s
         self._thread = WorkerThread("kafka")
+        self._options = options
+        self._identity: TopicIdentity | None = None
         self._consumer: Consumer | None = None
         self._is_heard = False
         self._is_assigned = False
@@ -98,9 +101,19 @@ class KafkaSource:
             **_OURS,
         }
 
+    @property
+    def place(self) -> tuple[str, str]:
+        return "Kafka", self.bootstrap
+
     async def watermarks(self) -> dict[int, Watermarks]:
         """Low and high of every partition of the topic."""
         return await self._run(self._watermarks)
+
+    async def topic_id(self) -> str | None:
+        """The topic's id, asked by a client of its own: while a broker is away it may take long."""
+        if self._identity is None:
+            self._identity = TopicIdentity(self.bootstrap, self._topic, options=self._options)
+        return await self._identity.id()
 
     async def partition_count(self) -> int:
         """How many partitions the topic has now."""
@@ -119,11 +132,13 @@ class KafkaSource:
         return await self._run(lambda: self._poll(records_max, wait_s))
 
     async def close(self) -> None:
-        """Close the client and end its thread."""
+        """Close the clients and end their threads."""
         if self._is_closed:
             return
         self._is_closed = True
         self._pause.set()
+        if self._identity is not None:
+            self._identity.close()
         await self._thread.end(self._close, CLOSE_S)
 
     async def _run(self, call: Callable[[], T]) -> T:
@@ -315,6 +330,21 @@ class KafkaSource:
         # A client that reads might hand out a record here, which would be lost.
         serve = None if self._is_assigned else lambda: self._client().poll(0)
         return self._complaints.unreachable(self.bootstrap, error, serve)
+
+
+def source_of(
+    source: Source | None, kafka: str | None, topic: str, options: Mapping[str, str] | None
+) -> Source:
+    """The source that was given, or the topic of this Kafka; ConfigurationError: not one of them.
+
+    ``options`` are for Kafka.
+    """
+    if (source is None) == (kafka is None):
+        raise ConfigurationError(f"topic {topic}: one of kafka and source is needed")
+    if source is not None:
+        return source
+    assert kafka is not None
+    return KafkaSource(kafka, topic, options=options)
 
 
 _TRUNCATED = KafkaError(KafkaError._LOG_TRUNCATION).str()

@@ -32,6 +32,7 @@ from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 from ..errors import (
@@ -44,14 +45,11 @@ from ..errors import (
 )
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
-from ..kafka.identity import TopicIdentity
-from ..kafka.source import KafkaSource
+from ..kafka.source import source_of
 from ..model import BridgeReport, Positions, Route, Watermarks
 from ..ports import Polled, Publisher, Source
 from ..records.mapping import Mapping
-from .chain import ChainPublisher
-from .checkpoint import CheckpointPublisher
-from .dense import DensePublisher
+from .publisher import publisher_for
 from .sharing import Share
 
 logger = logging.getLogger(__name__)
@@ -125,16 +123,18 @@ class Progress:
 class Bridge:
     """Moves one route. One `run` at a time; `stop` from the same loop (or a signal handler of it).
 
-    ``kafka_options`` are librdkafka's (security and the like). ``share`` is this process's part
-    where several move the route. ``on_ready`` is called once, with the positions, when records
+    Records come from ``kafka``, with librdkafka's ``kafka_options`` (security and the like), or
+    from another ``source``, which is for one run, and closed by it. ``share`` is this process's
+    part where several move the route. ``on_ready`` is called once, with the positions, when records
     flow; with a share, without positions, when others may have all of it. ``make_publisher`` is for
-    tests.
+    another publisher than the route's own (see `publisher`).
     """
 
     def __init__(
         self,
         *,
-        kafka: str,
+        kafka: str | None = None,
+        source: Source | None = None,
         nats: str | NatsTarget,
         route: Route,
         kafka_options: dict[str, str] | None = None,
@@ -150,13 +150,13 @@ class Bridge:
         self._publisher: Publisher | None = None
         self._nats = nats
         self._kafka = kafka
+        self._source = source
         self._kafka_options = kafka_options
         self._mapping = Mapping(route)
         self._share = share
-        self._identity: TopicIdentity | None = None
         self._stand_back_s = stand_back_s
         self._look_for_partitions_s = look_for_partitions_s
-        self._make_publisher = make_publisher or _publisher
+        self._make_publisher = make_publisher or publisher_for
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
         self._before = (0, 0, 0, 0)
@@ -184,8 +184,7 @@ class Bridge:
             )
         route_at_work.set(self.route.name)
         started = time.monotonic()
-        source = KafkaSource(self._kafka, self.route.topic, options=self._kafka_options)
-        self._identity = TopicIdentity(self._kafka, self.route.topic, options=self._kafka_options)
+        source = source_of(self._source, self._kafka, self.route.topic, self._kafka_options)
         work = asyncio.create_task(self._work(source, stop_at_end), name="bridge")
         stop = asyncio.create_task(self._stopping.wait(), name="stop")
         try:
@@ -202,7 +201,6 @@ class Bridge:
             await asyncio.wait({work, stop})
             self._progress.state = State.ENDED
             await source.close()
-            await self._identity.close()
         return BridgeReport(
             topic=self.route.topic,
             stream=self.route.stream,
@@ -220,7 +218,7 @@ class Bridge:
             missed_offsets=self.progress.missed,
         )
 
-    async def _work(self, source: KafkaSource, stop_at_end: bool) -> Ended:
+    async def _work(self, source: Source, stop_at_end: bool) -> Ended:
         marks = await source.watermarks()
         connection = await self._connect()
         goal = {p: mark.high for p, mark in marks.items()} if stop_at_end else None
@@ -296,7 +294,7 @@ class Bridge:
         goal: Positions | None,
     ) -> Ended:
         partitions = sorted(marks)
-        await self._check_identity()
+        await self._check_identity(source)
         positions = await publisher.open(marks, known=self.progress.positions)
         if any(at > marks[p].high for p, at in positions.items()):
             # Another bridge may have stored records younger than our marks.
@@ -321,7 +319,7 @@ class Bridge:
             marks,
             partition_count=partition_count,
             look_for_partitions_s=self._look_for_partitions_s,
-            check_topic=self._check_identity,
+            check_topic=partial(self._check_identity, source),
         )
         done = self._progress
         done.ends, done.read, done.newest_ms = reader.ends, reader.read, reader.newest_ms
@@ -335,14 +333,12 @@ class Bridge:
             finally:
                 await publisher.end()
 
-    async def _check_identity(self) -> None:
+    async def _check_identity(self, source: Source) -> None:
         """ConfigurationError: it is another topic than the one this run began with.
 
         What a stream was filled from before, the stream knows (see `jetstream.stream`).
         """
-        if self._identity is None:
-            return
-        found, known = await self._identity.id(), self._mapping.topic_id
+        found, known = await source.topic_id(), self._mapping.topic_id
         if found is not None and known is not None and found != known:
             raise ConfigurationError(
                 f"topic {self.route.topic} was deleted and made anew while it was moved:"
@@ -602,11 +598,3 @@ def _as_unreachable(lost: Exception, connection: Connection) -> Unreachable:
     if isinstance(lost, Unreachable):
         return lost
     return Unreachable("JetStream", connection.url, str(lost))
-
-
-def _publisher(connection: Connection, mapping: Mapping) -> Publisher:
-    if mapping.route.mode == "dense":
-        return DensePublisher(connection, mapping)
-    if mapping.route.shared:
-        return CheckpointPublisher(connection, mapping)
-    return ChainPublisher(connection, mapping)

@@ -12,8 +12,8 @@ from ..jetstream.reader import read_deliveries
 from ..jetstream.stream import Stream
 from ..kafka.admin import Denied, KafkaAdmin, Unsupported
 from ..kafka.reading import records_between
-from ..kafka.source import KafkaSource
 from ..model import Record, Watermarks
+from ..ports import Source
 from ..records.headers import NatsHeaders
 from ..records.mapping import Mapping
 
@@ -76,20 +76,22 @@ class Sides(Protocol):
 
 
 class LiveSides:
-    """`Sides` of a Kafka and a NATS that are there."""
+    """`Sides` of a source and a NATS that are there; ``kafka``: where the source is a Kafka."""
 
     def __init__(
         self,
-        source: KafkaSource,
+        source: Source,
         connection: Connection,
         mapping: Mapping,
         marks: Bounds,
+        kafka: str | None,
         kafka_options: dict[str, str] | None,
     ) -> None:
         self._marks = marks
         self._source = source
         self._connection = connection
         self._mapping = mapping
+        self._kafka = kafka
         self._kafka_options = kafka_options
 
     @property
@@ -140,8 +142,10 @@ class LiveSides:
         return records_between(self._source, bounds)
 
     async def is_compacted(self) -> bool:
-        """A Kafka that tells nothing of its topics has none compacted."""
-        admin = KafkaAdmin(self._source.bootstrap, options=self._kafka_options)
+        """A Kafka that tells nothing of its topics has none compacted, nor has another source."""
+        if self._kafka is None:
+            return False
+        admin = KafkaAdmin(self._kafka, options=self._kafka_options)
         topic = self._mapping.route.topic
         try:
             await admin.group_names()  # answered at once by a Kafka that has no such answers

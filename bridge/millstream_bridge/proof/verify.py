@@ -14,9 +14,10 @@ from typing import Final
 from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
-from ..kafka.source import KafkaSource
+from ..kafka.source import source_of
 from ..model import Route, Watermarks
 from ..moving.barrier import barrier
+from ..ports import Source
 from ..records.mapping import Mapping
 from .check import Check
 from .sides import LiveSides
@@ -27,7 +28,8 @@ ROUND_S: Final = 5.0
 
 async def verify(
     *,
-    kafka: str,
+    kafka: str | None = None,
+    source: Source | None = None,
     nats: str | NatsTarget,
     route: Route,
     kafka_options: dict[str, str] | None = None,
@@ -36,11 +38,12 @@ async def verify(
 ) -> Proof:
     """Compare both sides; `Proof.equal` says how it went. Changes nothing on either.
 
+    ``source``: what the route was moved from, where that is no Kafka; it is closed.
     ``sample_blocks``: only the first, the last and so many random blocks of each partition (of
     ``seed``). Unreachable, ConfigurationError as for a run; RecordError: a record went from Kafka
     meanwhile.
     """
-    async with _check(kafka, nats, route, kafka_options) as check:
+    async with _check(source, kafka, nats, route, kafka_options) as check:
         if sample_blocks is not None:
             return await check.sample(sample_blocks, random.Random(seed))  # noqa: S311
         return await check.full()
@@ -66,7 +69,7 @@ async def verify_online(
         goal = await barrier(
             kafka=kafka, nats=nats, route=route, timeout_s=timeout_s, kafka_options=kafka_options
         )
-        async with _check(kafka, nats, route, kafka_options) as check:
+        async with _check(None, kafka, nats, route, kafka_options) as check:
             marks = check.marks
             bounds = {p: Watermarks(start.get(p, marks[p].low), goal[p]) for p in goal}
             yield await check.round(bounds, first_seqs)
@@ -77,15 +80,19 @@ async def verify_online(
 
 @asynccontextmanager
 async def _check(
-    kafka: str, nats: str | NatsTarget, route: Route, kafka_options: dict[str, str] | None
+    source: Source | None,
+    kafka: str | None,
+    nats: str | NatsTarget,
+    route: Route,
+    kafka_options: dict[str, str] | None,
 ) -> "AsyncIterator[Check]":
     mapping = Mapping(route)
-    source = KafkaSource(kafka, route.topic, options=kafka_options)
+    source = source_of(source, kafka, route.topic, kafka_options)
     connection: Connection | None = None
     try:
         marks = await source.watermarks()
         connection = await Connection.open(nats, name=f"millstream verify {route.name}")
-        yield Check(LiveSides(source, connection, mapping, marks, kafka_options), mapping)
+        yield Check(LiveSides(source, connection, mapping, marks, kafka, kafka_options), mapping)
     except ConnectionLost as lost:
         raise Unreachable("JetStream", str(NatsTarget.of(nats)), str(lost)) from lost
     finally:
