@@ -1,13 +1,18 @@
-"""A Kafka in the field: compressed batches, leaders that change while records are read."""
+"""A Kafka in the field: compressed batches, leaders that change while records are read, racks."""
 
 import asyncio
+import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
 from millstream_bridge import Bridge, MockKafka
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
-from tests.helpers.kafka import MOCK, Kafka
+from tests.helpers.kafka import MOCK, REAL, Kafka
+from tests.helpers.kafka_cluster import KafkaCluster
+from tests.helpers.require import need
 from tests.helpers.servers import Server
 
 
@@ -52,3 +57,52 @@ async def test_leaders_that_change_while_it_reads_cost_nothing(
     assert offsets(await stored_records(nats_server.url, route)) == {
         partition: [*range(600)] for partition in range(3)
     }
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_it_reads_from_the_broker_of_its_rack(
+    real_nats_server: Server, topic: str, tmp_path: Path
+) -> None:
+    """From the leader and, as the leader tells it to, from the follower."""
+    need("kafka")
+    route = a_route(topic)
+    cluster = await asyncio.to_thread(KafkaCluster, tmp_path, 2)
+    try:
+        await asyncio.to_thread(cluster.open)
+        await asyncio.to_thread(cluster.create_topic, topic, 1)
+        await asyncio.to_thread(cluster.await_whole, topic)
+        leader = await asyncio.to_thread(cluster.leader, topic, 0)
+        kafka = Kafka(kind=REAL, bootstrap=cluster.bootstrap)
+        read_from: list[int] = []
+
+        def note(statistics: str) -> None:
+            partitions = json.loads(statistics)["topics"].get(topic, {}).get("partitions", {})
+            read_from.append(partitions.get("0", {}).get("broker", -1))
+
+        for number in cluster.nodes:
+            options: Any = {
+                "client.rack": f"rack{number}",
+                "statistics.interval.ms": "100",
+                "stats_cb": note,
+            }
+            bridge = Bridge(
+                kafka=cluster.bootstrap,
+                nats=real_nats_server.url,
+                route=route,
+                kafka_options=options,
+            )
+            async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
+                tasks.create_task(bridge.run(), name="bridge")
+                await until(lambda n=number: read_from[-1:] == [n], timeout_s=60)  # type: ignore[misc]
+                records = [{"partition": 0, "value": b"%d" % n} for n in range(300)]
+                await asyncio.to_thread(kafka.produce, topic, records)
+                await until(lambda one=bridge: one.progress.records == 300, timeout_s=60)  # type: ignore[misc]
+                assert read_from[-1] == number
+                bridge.stop()
+        led_since = await asyncio.to_thread(cluster.leader, topic, 0)
+    finally:
+        cluster.close()
+
+    assert led_since is leader
+    assert offsets(await stored_records(real_nats_server.url, route)) == {0: [*range(600)]}

@@ -1,6 +1,6 @@
 """Apache Kafka as three combined nodes from its jars, whose brokers can be killed. ::
 
-with KafkaCluster(folder) as cluster:
+with KafkaCluster(folder) as cluster:       # each node in a rack of its own: rack1, rack2, rack3
     cluster.create_topic("flights", 8)      # three replicas, two must have a record
     cluster.leader("flights", 0).kill()     # another takes over
     cluster.nodes[2].start()
@@ -29,6 +29,8 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
 log.dirs={data}
+broker.rack=rack{number}
+replica.selector.class=org.apache.kafka.common.replica.RackAwareReplicaSelector
 auto.create.topics.enable=false
 default.replication.factor=3
 min.insync.replicas=2
@@ -114,12 +116,19 @@ class KafkaCluster:
         """Make a topic with three replicas and return when every partition has a leader."""
         made = self._client().create_topics([NewTopic(topic, partitions, len(self.nodes))])
         made[topic].result(timeout=60)
-        await_true(lambda: all(leader > 0 for leader in self._leaders(topic)), START_S_MAX)
+        all_of_it = set(range(partitions))
+        await_true(lambda: self._leaders(topic).keys() == all_of_it, START_S_MAX)
 
     def leader(self, topic: str, partition: int) -> Node:
         """The node that leads a partition now; waits while none does."""
-        await_true(lambda: self._leaders(topic)[partition] in self.nodes, START_S_MAX)
-        return self.nodes[self._leaders(topic)[partition]]
+        found: list[Node] = []
+
+        def is_led() -> bool:
+            found.extend(it for p, it in self._leaders(topic).items() if p == partition)
+            return bool(found)
+
+        await_true(is_led, START_S_MAX)
+        return found[0]
 
     def await_whole(self, topic: str) -> None:
         """Wait until every replica of the topic is in sync."""
@@ -127,7 +136,8 @@ class KafkaCluster:
         def is_whole() -> bool:
             with contextlib.suppress(KafkaException, KeyError):
                 found = self._client().list_topics(topic, timeout=5).topics[topic].partitions
-                return all(len(one.isrs) == len(self.nodes) for one in found.values())
+                wholes = [len(one.isrs) == len(self.nodes) for one in found.values()]
+                return bool(wholes) and all(wholes)
             return False
 
         await_true(is_whole, START_S_MAX)
@@ -168,8 +178,13 @@ class KafkaCluster:
         assert self._admin is not None, "the cluster is not open"
         return self._admin
 
-    def _leaders(self, topic: str) -> list[int]:
+    def _leaders(self, topic: str) -> dict[int, Node]:
+        """Who leads each partition that is led; a broker may not know of the topic yet."""
         with contextlib.suppress(KafkaException, KeyError):
             found = self._client().list_topics(topic, timeout=5).topics[topic].partitions
-            return [found[number].leader for number in sorted(found)]
-        return [-1]
+            return {
+                number: self.nodes[one.leader]
+                for number, one in found.items()
+                if one.leader in self.nodes
+            }
+        return {}
