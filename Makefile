@@ -49,7 +49,7 @@ lint: $(VENV)/.dev ## formatting, style, types, import contracts, spelling
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell --skip './.*,*.csv.gz,*.patch' --ignore-words-list nak,te,ans,brigde README.md CHANGELOG.md Makefile millstream broker coordinator bridge tests examples
+	$(BIN)/codespell --skip './.*,*.csv.gz,*.patch' --ignore-words-list nak,te,ans,brigde,unsecure README.md CHANGELOG.md Makefile millstream broker coordinator bridge tests examples
 
 format: $(VENV)/.dev ## let the formatter have its way
 	$(BIN)/ruff check --fix-only .
