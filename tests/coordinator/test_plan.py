@@ -998,6 +998,43 @@ def test_what_was_done_is_still_known_when_a_record_is_lost_and_made_anew_late()
     assert [it.seq for it in plane.handled if it.seq == quick] == [quick]
 
 
+def test_what_was_done_is_not_saved_over_by_an_owner_that_had_not_read_it_yet() -> None:
+    """It got the partition again under another epoch and lost it at once."""
+    plane = Plane()
+    a, b = plane.settle("a", "b")
+    mine, other = sorted(b.partitions)
+    plane.handler_s = 60.0
+    plane.server.publish(STREAM, f"s.{mine}.slow", b"")
+    plane.run(0.05)
+    plane.handler_s = 0.0
+    quick = plane.server.publish(STREAM, f"s.{mine}.quick", b"")
+    plane.run(0.5)
+    is_cut = True
+
+    def loses(one: Process, command: Command) -> bool:
+        if not (is_cut and isinstance(command, ReadKey) and command.key == naming.done_key("b")):
+            return False
+        one.take(Failed(id=command.id, reason=Failure.TIMEOUT))
+        return True
+
+    plane.loses = loses
+    for owner in (b, a):
+        record = plane.records()[mine]
+        name, instance = owner.settings.member, owner.settings.instance
+        given = replace(
+            record, epoch=record.epoch + 1, owner=name, instance=instance, done_from="b"
+        )
+        plane.put(naming.partition_key(mine), given)
+        plane.run(0.1)
+    plane.server.publish(STREAM, f"s.{other}.k", b"")  # so that it saves once more
+    plane.run(0.5)
+    is_cut = False
+    plane.until(plane.is_served)
+    plane.run(1.0)
+
+    assert [it.seq for it in plane.handled if it.seq == quick] == [quick]
+
+
 # ---- epochs without a stream ----
 
 

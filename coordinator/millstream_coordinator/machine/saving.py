@@ -40,8 +40,9 @@ class Saving:
         """… of the newest that was stored."""
 
     def carry(self, one: Ownership) -> None:
-        """Keep the progress of a partition that is given away."""
-        self._carried[one.partition] = one.position()
+        """Keep the progress of a partition that is given away, or what is there if it knew none."""
+        if one.has_progress:
+            self._carried[one.partition] = one.position()
 
     def drop_carried(self, partition: int, record: PartitionRecord | None) -> None:
         """Forget saved progress that no record can point to any more.
