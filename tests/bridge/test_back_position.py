@@ -20,7 +20,7 @@ STREAM = StreamFacts(name="S", created="2026-11-01", first_seq=1, last_seq=9)
 class Source:
     """A Kafka that gives these records, one batch each, and then an end or nothing for ever."""
 
-    bootstrap = "kafka:9092"
+    place = ("Kafka", "kafka:9092")
 
     def __init__(self, ends: dict[int, Watermarks], *records: Record, tells_ends: bool = True):
         self.ends, self.records = ends, list(records)
