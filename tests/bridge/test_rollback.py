@@ -1,15 +1,19 @@
 """A coordinator group's place becomes a Kafka group's again: exact, or refused."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaError
 
 from millstream_bridge import Bridge
+from millstream_bridge.cutover import rollback
 from millstream_bridge.cutover.proof import CutProof
+from millstream_bridge.cutover.returns import Returns, read_on
 from millstream_bridge.cutover.rollback import roll_back
-from millstream_bridge.model import Record, Route
+from millstream_bridge.kafka.source import KafkaSource
+from millstream_bridge.model import Record, Route, Watermarks
 from millstream_coordinator import Group, Message
 from tests.bridge.moves import move_all, until
 from tests.bridge.test_back import PARTITIONS, fill, natives, publish
@@ -183,17 +187,24 @@ async def test_a_dry_run_changes_nothing(nats_server: Server, kafka: Kafka, topi
     assert {it.partition: it.before for it in again.partitions} == {0: 1, 1: 1, 2: 1}
 
 
-async def test_a_group_with_workers_is_waited_for(
-    nats_server: Server, mock: Kafka, topic: str
-) -> None:
-    route = await cut_over_all(mock, nats_server, topic)
-    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
+def noting(server: Server, route: Route, group: str) -> tuple[Group, list[int]]:
+    """A worker of a group, and the sequences it has handled."""
+    worker = Group(server.url, stream=route.stream, name=group, partitions=PARTITIONS)
     seen: list[int] = []
-    told: list[str] = []
 
     @worker.handler(key=route.subject)
     async def note(message: Message) -> None:
         seen.append(message.seq)
+
+    return worker, seen
+
+
+async def test_a_group_with_workers_is_waited_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(mock, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+    told: list[str] = []
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(worker.run(), name="worker")
@@ -214,40 +225,51 @@ async def test_a_group_with_workers_is_waited_for(
 
 @pytest.mark.kafka
 async def test_what_is_published_while_the_group_works_is_in_kafka_before_its_end_is_waited_for(
-    nats_server: Server, a_real_kafka: Kafka, topic: str
+    nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what is published until it leaves is brought back then: nobody waits for the rest."""
+    """And read there; only what is published until it leaves is brought back and read then."""
     kafka = a_real_kafka
-    route = await cut_over_all(kafka, nats_server, topic)
-    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
-    seen: list[int] = []
-    told: list[str] = []
+    looked: list[int] = []
 
-    @worker.handler(key=route.subject)
-    async def note(message: Message) -> None:
-        seen.append(message.seq)
+    async def looks(
+        source: KafkaSource,
+        route_name: str,
+        returns: Mapping[int, Returns],
+        marks: Mapping[int, Watermarks],
+    ) -> None:
+        looked.append(sum(marks[p].high - it.read_to for p, it in returns.items()))
+        await read_on(source, route_name, returns, marks)
+
+    monkeypatch.setattr(rollback, "_READ_AHEAD", 3)
+    monkeypatch.setattr(rollback, "read_on", looks)
+    route = await cut_over_all(kafka, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+    told: list[str] = []
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(worker.run(), name="worker")
-        await publish(nats_server, range(10))
-        await until(lambda: len(seen) == 19)
+        await publish(nats_server, range(30))
+        await until(lambda: len(seen) == 39)
         options: dict[str, Any] = {"apply": True, "bring_back": True, "wait_s": 30}
         rolling = tasks.create_task(
             roll(kafka, nats_server, route, topic, **options, on_event=told.append),
             name="rollback",
         )
         await until(lambda: any("has 1 members" in it for it in told))
+        looked_before = len(looked)
         before = await asyncio.to_thread(all_records, kafka, topic)
-        await publish(nats_server, range(10, 16))
-        await until(lambda: len(seen) == 25)
+        await publish(nats_server, range(30, 36))
+        await until(lambda: len(seen) == 45)
         await worker.stop()
         await running
 
     after = await asyncio.to_thread(all_records, kafka, topic)
     assert rolling.result().problems == []
-    assert values_of(natives(before, route)) == sorted(b"native %d" % n for n in range(10))
-    assert values_of(natives(after, route)) == sorted(b"native %d" % n for n in range(16))
+    assert values_of(natives(before, route)) == sorted(b"native %d" % n for n in range(30))
+    assert values_of(natives(after, route)) == sorted(b"native %d" % n for n in range(36))
     assert await asyncio.to_thread(rest_of, kafka, topic, topic) == []
+    assert sum(looked[:looked_before]) >= 30
+    assert looked[-1] < 30
 
 
 def values_of(records: list[Record]) -> list[bytes]:

@@ -37,7 +37,7 @@ from ..records.mapping import Mapping as RouteMapping
 from .index import Partition, StreamIndex
 from .places import Edge, in_stream, replay_obstacle
 from .proof import CutProof, PartitionCut
-from .returns import Returns, read_returns
+from .returns import Returns, read_on
 from .takeover import TakeOver, group_connection
 
 Uncommitted = Literal["earliest", "latest"]
@@ -320,12 +320,11 @@ class _CutOver:
         if have and (late := await sides.settle(self._timeout_s)):
             # After the line above: all that it says is back is below these ends.
             self._obstacles.append(late)
-        returns = {n: Returns(own_from=0) for n in have}
-        begins = {n: offsets[n] for n in have if back_to[n]}
-        await read_returns(sides.source, sides.route.name, returns, begins, sides.marks)
+        returns = {n: Returns(offsets[n], sides.marks[n].high) for n in have if back_to[n]}
+        await read_on(sides.source, sides.route.name, returns, sides.marks)
         edges = dict.fromkeys(offsets, Edge(None, None))
         for number in have:
-            open_back = returns[number].back
+            open_back = returns[number].back if number in returns else {}
             open_seq = min(open_back, default=back_to[number])
             edges[number] = _edge(sides.index.partitions[number], open_seq, open_back)
         return edges

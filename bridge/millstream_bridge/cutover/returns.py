@@ -1,5 +1,6 @@
 """At which offsets messages that were published straight to NATS are in Kafka now."""
 
+import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -11,34 +12,48 @@ from ..records.origin import returned
 
 @dataclass(slots=True)
 class Returns:
-    """One partition, from an offset on.
+    """What one partition of the topic holds from an offset on, read as far as ``read_to``.
 
-    ``back``: sequence to offset; ``own``: the first record at or behind ``own_from`` that did not
-    come back.
+    ``back``: sequence to offset. ``own``: offsets of the records that did not come back; of those
+    below ``own_from``, which may rise, only a few.
     """
 
+    begin: int
     own_from: int
+    read_to: int = field(init=False)
     back: dict[int, int] = field(default_factory=dict)
-    own: int | None = None
+    own: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.read_to = self.begin
+
+    @property
+    def first_own(self) -> int | None:
+        """The first record at or behind ``own_from`` that did not come back."""
+        place = bisect.bisect_left(self.own, self.own_from)
+        return self.own[place] if place < len(self.own) else None
 
 
-async def read_returns(
+async def read_on(
     source: KafkaSource,
     route_name: str,
-    starts: Mapping[int, Returns],
-    begins: Mapping[int, int],
+    returns: Mapping[int, Returns],
     marks: Mapping[int, Watermarks],
 ) -> None:
-    """Fill in ``starts``, reading each partition from ``begins`` to the end it has in ``marks``.
+    """Read each partition on to the end it has in ``marks``.
 
     Unreachable, RecordError as `records_between`.
     """
-    bounds = {p: Watermarks(max(at, marks[p].low), marks[p].high) for p, at in begins.items()}
+    bounds = {
+        p: Watermarks(max(it.read_to, marks[p].low), marks[p].high) for p, it in returns.items()
+    }
     async for records in records_between(source, bounds):
         for record in records:
-            found = starts[record.kafka_partition]
+            found = returns[record.kafka_partition]
             back_from = returned(record.headers, route_name)
             if back_from is not None:
                 found.back[back_from.seq] = record.offset
-            elif found.own is None and record.offset >= found.own_from:
-                found.own = record.offset
+            elif record.offset >= found.own_from:
+                found.own.append(record.offset)
+    for p, it in returns.items():
+        it.read_to = max(it.read_to, marks[p].high)

@@ -32,11 +32,13 @@ from ..model import Route
 from .cutover import Sides, first_of, is_empty, open_sides, why_not_empty
 from .places import Edge, in_topic, replay_obstacle
 from .proof import CutProof, PartitionCut
-from .returns import Returns, read_returns
+from .returns import Returns, read_on
 from .takeover import Handled, Progress
 
 _LOOK_S = 0.2
 _LOOK_BACK_S = 0.02
+_READ_AHEAD = 1_000
+"""So many offsets of the topic are left to be read when the group has left."""
 
 
 async def roll_back(
@@ -114,6 +116,7 @@ class _RollBack:
         self._kafka_group = kafka_group
         self._is_stopped = is_stopped
         self._timeout_s = timeout_s
+        self._returns: dict[int, Returns] = {}
 
     async def run(
         self,
@@ -173,7 +176,7 @@ class _RollBack:
     ) -> Progress:
         """The group's progress once it has no members; ``wait_s`` counts from when that is told.
 
-        It is told once what had been published straight to NATS before is in Kafka.
+        It is told once what had been published straight to NATS before is in Kafka, and read there.
         """
         sides = self._sides
         before = sides.index.natives_end  # not what is published since: that may never end
@@ -182,13 +185,38 @@ class _RollBack:
             progress = await sides.takeover.progress()
             if not progress.obstacles or wait_s <= 0:
                 return progress
-            if deadline is None and (way_back is None or way_back.has_brought(before)):
+            is_brought = way_back is None or way_back.has_brought(before)
+            await self._read_ahead(progress.handled)
+            if deadline is None and is_brought:
                 on_event(f"all but the last step is done; {progress.obstacles[0]}")
                 deadline = time.monotonic() + wait_s
             if deadline is not None and time.monotonic() >= deadline:
                 return progress
             await asyncio.sleep(_LOOK_S)
             await sides.index.extend()
+
+    async def _read_ahead(self, handled: Mapping[int, Handled]) -> None:
+        """Read the topic on to its end of now, if that is much: nobody then waits for it."""
+        sides = self._sides
+        sides.marks = await sides.source.watermarks()
+        for number, progress in handled.items():
+            if number not in self._returns:
+                self._look_from(number, sides.index.partitions[number].natives_edge(progress.has))
+        left = sum(sides.marks[p].high - it.read_to for p, it in self._returns.items())
+        if left > _READ_AHEAD:
+            await read_on(sides.source, sides.route.name, self._returns, sides.marks)
+
+    def _look_from(self, number: int, natives: tuple[int | None, int | None]) -> Returns:
+        """A partition's returns, to be read from below the edge of what is handled on."""
+        partition, low = self._sides.index.partitions[number], self._sides.marks[number].low
+        moved = partition.last[1] + 1 if partition.last else low
+        near = [seq for seq in natives if seq is not None]
+        begin = max(low, min([moved, *(partition.offset_before(seq) for seq in near)]))
+        returns = self._returns.get(number)
+        if returns is None or begin < returns.begin:  # the group was set back meanwhile
+            returns = self._returns[number] = Returns(begin, moved)
+        returns.own_from = moved
+        return returns
 
     async def _cuts_when_back(
         self,
@@ -217,25 +245,21 @@ class _RollBack:
         records: dict[int, Edge] = {}
         natives: dict[int, tuple[int | None, int | None]] = {}
         returns: dict[int, Returns] = {}
-        begins: dict[int, int] = {}
         for number, progress in sorted(handled.items()):
             partition = sides.index.partitions[number]
             records[number] = await sides.index.edge_at_seq(
                 number, progress.has, progress.floor, progress.end
             )
             natives[number] = partition.natives_edge(progress.has)
-            moved = partition.last[1] + 1 if partition.last else sides.marks[number].low
-            returns[number] = Returns(own_from=moved)
-            near = [seq for seq in natives[number] if seq is not None]
-            begins[number] = min([moved, *(partition.offset_before(seq) for seq in near)])
-        await read_returns(sides.source, sides.route.name, returns, begins, sides.marks)
+            returns[number] = self._look_from(number, natives[number])
+        await read_on(sides.source, sides.route.name, returns, sides.marks)
         committed = found.of_topic(sides.route.topic)
         cuts, is_waiting = [], False
         for number, edge in records.items():
             back, mark = returns[number].back, sides.marks[number]
             last, first = (None if seq is None else (seq, back.get(seq)) for seq in natives[number])
             is_waiting |= any(it is not None and it[1] is None for it in (last, first))
-            own = returns[number].own
+            own = returns[number].first_own
             place = in_topic(edge, Edge(last, first), mark.high if own is None else own)
             has = handled[number].has
             replays = [
