@@ -308,6 +308,13 @@ class Timing:
     retry_min_s: float = 0.1
     retry_max_s: float = 10.0
 
+    def __post_init__(self) -> None:
+        """ValueError: they do not go together."""
+        if not 0 < self.heartbeat_interval_s * 2 <= self.heartbeat_timeout_s:
+            raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval, above 0")
+        if not 0 < self.retry_min_s <= self.retry_max_s:
+            raise ValueError("retry_min must be above 0 and at most retry_max")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:

@@ -295,16 +295,21 @@ async def test_revisions_grow_when_a_bucket_is_lost(
     assert revisions[1] > revisions[0]
 
 
-@pytest.mark.parametrize(("retention", "replicas"), [("limits", 1), ("workqueue", None)])
-async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_work_queue(
-    bench: Bench, retention: str, replicas: int | None
-) -> None:
-    config = {"retention": retention, "num_replicas": 3, "subjects": ["s.*.*"]}
+async def consumers_of(bench: Bench, **config: object) -> tuple[Consumers, Streams]:
+    """The maker of consumers of a stream that is configured so."""
+    config = {"subjects": ["s.*.*"], **config}
     bench.client.answers["STREAM.INFO"] = {"config": config, "state": {}}
     rule = KeyRule.parse("s.*.{key}")
     streams = Streams(bench.api, SETTINGS, rule)
     await streams.look()
-    consumers = Consumers(bench.api, SETTINGS, rule, streams)
+    return Consumers(bench.api, SETTINGS, rule, streams), streams
+
+
+@pytest.mark.parametrize(("retention", "replicas"), [("limits", 1), ("workqueue", None)])
+async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_work_queue(
+    bench: Bench, retention: str, replicas: int | None
+) -> None:
+    consumers, streams = await consumers_of(bench, retention=retention, num_replicas=3)
 
     await consumers.create(CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7))
 
@@ -319,17 +324,9 @@ async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_
 async def test_a_consumer_waits_an_hour_for_an_ack_and_an_orphan_dies_by_itself(
     bench: Bench,
 ) -> None:
-    bench.client.answers["STREAM.INFO"] = {
-        "config": {"retention": "limits", "subjects": ["s.*.*"]},
-        "state": {},
-    }
-    rule = KeyRule.parse("s.*.{key}")
-    streams = Streams(bench.api, SETTINGS, rule)
-    await streams.look()
+    consumers, _ = await consumers_of(bench, retention="limits")
 
-    await Consumers(bench.api, SETTINGS, rule, streams).create(
-        CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7)
-    )
+    await consumers.create(CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7))
 
     made = json.loads(bench.client.bodies[-1])["config"]
     assert (made["ack_policy"], made["max_deliver"]) == ("explicit", -1)
@@ -339,17 +336,9 @@ async def test_a_consumer_waits_an_hour_for_an_ack_and_an_orphan_dies_by_itself(
 
 
 async def test_the_consumers_of_a_single_server_outlast_its_restart(bench: Bench) -> None:
-    bench.client.answers["STREAM.INFO"] = {
-        "config": {"retention": "workqueue", "num_replicas": 1, "subjects": ["s.*.*"]},
-        "state": {},
-    }
-    rule = KeyRule.parse("s.*.{key}")
-    streams = Streams(bench.api, SETTINGS, rule)
-    await streams.look()
+    consumers, _ = await consumers_of(bench, retention="workqueue", num_replicas=1)
 
-    await Consumers(bench.api, SETTINGS, rule, streams).create(
-        CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7)
-    )
+    await consumers.create(CreateConsumer(id=1, name="g-p2-e1", partition=2, start_seq=7))
 
     assert "mem_storage" not in json.loads(bench.client.bodies[-1])["config"]
 
@@ -357,14 +346,7 @@ async def test_the_consumers_of_a_single_server_outlast_its_restart(bench: Bench
 async def test_no_more_consumers_are_asked_for_at_once_than_the_server_answers_in_time(
     bench: Bench,
 ) -> None:
-    bench.client.answers["STREAM.INFO"] = {
-        "config": {"retention": "limits", "subjects": ["s.*.*"]},
-        "state": {},
-    }
-    rule = KeyRule.parse("s.*.{key}")
-    streams = Streams(bench.api, SETTINGS, rule)
-    await streams.look()
-    consumers = Consumers(bench.api, SETTINGS, rule, streams)
+    consumers, _ = await consumers_of(bench, retention="limits")
     bench.client.asked.clear()
     bench.client.gate.clear()
 

@@ -967,16 +967,22 @@ def test_the_witnesses_of_a_loss_are_asked_again_after_the_next_loss() -> None:
     assert naming.done_key("a") in asked[: asked.index(second)]
 
 
+def done_behind_a_slow_one(plane: Plane, partition: int) -> int:
+    """Have a message handled behind one that goes on for long; what is done is saved."""
+    plane.handler_s = 60.0
+    plane.server.publish(STREAM, f"s.{partition}.slow", b"")
+    plane.run(0.05)
+    plane.handler_s = 0.0
+    quick = plane.server.publish(STREAM, f"s.{partition}.quick", b"")
+    plane.run(0.5)
+    return quick
+
+
 def test_what_was_done_is_still_known_when_a_record_is_lost_and_made_anew_late() -> None:
     plane = Plane()
     _a, b = plane.settle("a", "b")
     mine, other = sorted(b.partitions)
-    plane.handler_s = 60.0
-    plane.server.publish(STREAM, f"s.{mine}.slow", b"")
-    plane.run(0.05)
-    plane.handler_s = 0.0
-    quick = plane.server.publish(STREAM, f"s.{mine}.quick", b"")
-    plane.run(0.5)
+    quick = done_behind_a_slow_one(plane, mine)
     key = naming.partition_key(mine)
     is_cut = True
 
@@ -1003,12 +1009,7 @@ def test_what_was_done_is_not_saved_over_by_an_owner_that_had_not_read_it_yet() 
     plane = Plane()
     a, b = plane.settle("a", "b")
     mine, other = sorted(b.partitions)
-    plane.handler_s = 60.0
-    plane.server.publish(STREAM, f"s.{mine}.slow", b"")
-    plane.run(0.05)
-    plane.handler_s = 0.0
-    quick = plane.server.publish(STREAM, f"s.{mine}.quick", b"")
-    plane.run(0.5)
+    quick = done_behind_a_slow_one(plane, mine)
     is_cut = True
 
     def loses(one: Process, command: Command) -> bool:

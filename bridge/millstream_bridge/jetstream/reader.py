@@ -105,10 +105,10 @@ async def _make_consumer(
 
     None: all are.
     """
-    name, pending = await _create(connection, stream, f".{subject}", first_seq)
+    name, pending = await _create(connection, stream, subject, first_seq)
     if pending <= BATCH_MESSAGES:
         return name, pending, None
-    unfiltered, of_all = await _create(connection, stream, "", first_seq)
+    unfiltered, of_all = await _create(connection, stream, None, first_seq)
     if pending < _MOST * of_all:
         await _delete(connection, stream, unfiltered)
         return name, pending, None
@@ -124,13 +124,13 @@ def _matcher(subject: str) -> Callable[[bytes], object]:
 
 
 async def _create(
-    connection: Connection, stream: str, subject: str, first_seq: int
+    connection: Connection, stream: str, subject: str | None, first_seq: int
 ) -> tuple[str, int]:
-    """A consumer's name, and how many messages it has to deliver; ``subject`` has a dot first."""
+    """A consumer's name, and how many messages it has to deliver; ``subject`` None: all."""
     name = f"millstream-{secrets.token_hex(6)}"
     config = {
         "name": name,
-        **({"filter_subject": subject[1:]} if subject else {}),
+        **({"filter_subject": subject} if subject else {}),
         "ack_policy": "none",
         "deliver_policy": "by_start_sequence",
         "opt_start_seq": first_seq,
@@ -142,7 +142,8 @@ async def _create(
     body = {"stream_name": stream, "config": config, "action": "create"}
     answer = parse_answer(
         await connection.request(
-            f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}{subject}",
+            f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}"
+            + (f".{subject}" if subject else ""),
             msgspec.json.encode(body),
         )
     )

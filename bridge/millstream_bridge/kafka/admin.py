@@ -27,7 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # theirs, not 
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..model import Positions, Watermarks
-from .clients import Complaints, admin_settings, client_logger, error_text
+from .clients import SILENT, Complaints, admin_settings, client_logger, error_text
 from .worker_thread import WorkerThread
 
 _TOPIC_SOURCE = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
@@ -48,14 +48,6 @@ _COORDINATOR_COMES = frozenset(
 """Said of a group for a moment, on a broker that has just started or taken the group over."""
 COORDINATOR_S = 20.0
 _AGAIN_S = 0.1
-_SILENT = frozenset(
-    {
-        KafkaError._TIMED_OUT,
-        KafkaError._TRANSPORT,
-        KafkaError._ALL_BROKERS_DOWN,
-        KafkaError._RESOLVE,
-    }
-)
 
 
 class Topic(NamedTuple):
@@ -340,6 +332,6 @@ class KafkaAdmin:
             return Unsupported(f"Kafka at {self.bootstrap} has no answer to it: {need}")
         if code in _COORDINATOR_COMES:
             return Unreachable("Kafka", self.bootstrap, f"{need}: {detail.name()}")
-        if code in _SILENT:
+        if code in SILENT:
             return Unreachable("Kafka", self.bootstrap, detail.str())
         return ConfigurationError(f"Kafka at {self.bootstrap}: {need}: {detail.str()}")

@@ -16,9 +16,15 @@ client_logger = logging.getLogger(f"{__name__}.librdkafka")
 # Its complaints of every connection attempt are of use to who debugs it; set the level for them.
 client_logger.setLevel(logging.CRITICAL)
 
-_SILENT: Final = frozenset(
-    {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
+SILENT: Final = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+    }
 )
+"""What a call says that got no answer."""
 
 
 def admin_settings(bootstrap: str, options: Mapping[str, str] | None) -> dict[str, Any]:
@@ -70,6 +76,6 @@ class Complaints:
         if serve is not None:
             serve()
         reason = error_text(error)
-        if self._latest and error.args[0].code() in _SILENT:
+        if self._latest and error.args[0].code() in SILENT:
             reason = self._latest
         return Unreachable("Kafka", bootstrap, reason)

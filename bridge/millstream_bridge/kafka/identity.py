@@ -9,18 +9,17 @@ Older brokers (before 3.1) and librdkafka's mock cluster give no ids; then there
 import logging
 from collections.abc import Mapping
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import (
     AdminClient,
 )
 
 from ..errors import Unreachable
-from .clients import MOCK_CLUSTER, admin_settings, client_logger
+from .clients import MOCK_CLUSTER, SILENT, admin_settings, client_logger
 from .worker_thread import WorkerThread
 
 logger = logging.getLogger(__name__)
 
-_SILENT = frozenset({KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN})
 _NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -68,7 +67,7 @@ class TopicIdentity:
         except TimeoutError as error:
             raise Unreachable("Kafka", self._bootstrap, "no answer") from error
         except KafkaException as error:
-            if error.args[0].code() in _SILENT:
+            if error.args[0].code() in SILENT:
                 raise Unreachable("Kafka", self._bootstrap, error.args[0].str()) from error
             logger.info("no id of topic %s: %s", self._topic, error, extra={"event": "no_topic_id"})
             return None

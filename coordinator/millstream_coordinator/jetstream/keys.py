@@ -11,7 +11,6 @@ as the message of that very sequence is still there (seen on 2.10.26, clean and 
 again before anything else is: once something is older than all that is there, all of it is kept.
 """
 
-import base64
 import time
 from typing import Any
 
@@ -36,7 +35,6 @@ from .api import (
     Api,
     RequestFailed,
     marks_deletion,
-    parse_headers,
 )
 from .wire import NS
 
@@ -86,12 +84,13 @@ async def make_room(api: Api, bucket: str, info: dict[str, Any]) -> None:
             return
         key, value, revision, headers = MADE_KEY, b"", 0, {}
         if state["messages"]:
-            answer = await api.call(f"STREAM.MSG.GET.{stream}", {"seq": state["first_seq"]})
-            oldest = answer["message"]
-            key = oldest["subject"].removeprefix(f"$KV.{bucket}.")
-            value = base64.b64decode(oldest.get("data", ""))
-            revision = int(oldest["seq"])
-            if marks_deletion(parse_headers(base64.b64decode(oldest.get("hdrs", "")))):
+            oldest = await api.stored(stream, {"seq": state["first_seq"]})
+            if oldest is None:  # it was written over meanwhile
+                info = await api.call(f"STREAM.INFO.{stream}")
+                continue
+            key = oldest.subject.removeprefix(f"$KV.{bucket}.")
+            value, revision = oldest.data, oldest.seq
+            if marks_deletion(oldest.headers):
                 headers = {"KV-Operation": "DEL"}
         try:
             await api.write(bucket, key, value, revision, headers)

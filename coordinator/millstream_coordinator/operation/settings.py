@@ -26,6 +26,7 @@ from pydantic_settings import (
 )
 
 from ..jetstream.api import api_prefix
+from ..model import Timing
 
 
 def _seconds(value: object) -> object:
@@ -136,8 +137,10 @@ class CoordinatorSettings(BaseSettings):
     def _fits_together(self) -> "CoordinatorSettings":
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together")
-        if self.heartbeat_interval * 2 > self.heartbeat_timeout:
-            raise ValueError("heartbeat_timeout must be at least twice heartbeat_interval")
+        Timing(
+            heartbeat_interval_s=self.heartbeat_interval.total_seconds(),
+            heartbeat_timeout_s=self.heartbeat_timeout.total_seconds(),
+        )
         api_prefix(self.domain, self.js_prefix)
         return self
 
