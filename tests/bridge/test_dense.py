@@ -169,15 +169,18 @@ async def test_a_stream_whose_limits_removed_everything_still_tells_the_position
 async def test_a_server_killed_and_started_again_loses_nothing(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
-    fill(mock, topic, 20_000)
+    fill(mock, topic, 10_000)
     route = a_route(topic, **DENSE)
     bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(bridge.run(stop_at_end=True), name="bridge")
+        running = tasks.create_task(bridge.run(), name="bridge")
         await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
         nats_server.kill()
+        mock.produce(topic, some_records(10_000, PARTITIONS))  # a fast first session had it all
         await nats_server.restart()
+        await until_moved([bridge], PARTITIONS, 5_000)
+        bridge.stop()
 
     assert running.result().sessions > 1
     stored = await stored_messages(nats_server.url, route, dense_partitions=PARTITIONS)

@@ -18,7 +18,7 @@ from millstream_bridge.moving.checkpoint import CheckpointPublisher
 from millstream_bridge.moving.window import Window
 from millstream_bridge.ports import Publisher
 from millstream_bridge.records.mapping import Mapping
-from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.bridge.moves import a_route, move_all, offsets, stored_records, until, until_moved
 from tests.bridge.windows import PlainSequenceWindow
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
@@ -29,13 +29,14 @@ RECORDS = 20_000
 
 def fill(kafka: Kafka, topic: str, count: int = RECORDS) -> None:
     kafka.create_topic(topic, PARTITIONS)
-    kafka.produce(
-        topic,
-        [
-            {"partition": n % PARTITIONS, "key": b"k%d" % (n % 50), "value": b"%d" % n}
-            for n in range(count)
-        ],
-    )
+    kafka.produce(topic, numbered(0, count))
+
+
+def numbered(first: int, end: int) -> list[dict[str, Any]]:
+    return [
+        {"partition": n % PARTITIONS, "key": b"k%d" % (n % 50), "value": b"%d" % n}
+        for n in range(first, end)
+    ]
 
 
 def all_offsets(count: int = RECORDS) -> dict[int, list[int]]:
@@ -246,15 +247,18 @@ async def allow_batches(url: str) -> None:
 async def test_a_server_killed_and_started_again_loses_nothing(
     nats_server: Server, mock: Kafka, topic: str, shared: bool
 ) -> None:
-    fill(mock, topic)
+    fill(mock, topic, RECORDS // 2)
     route = a_route(topic, shared=shared)
     bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(bridge.run(stop_at_end=True), name="bridge")
+        running = tasks.create_task(bridge.run(), name="bridge")
         await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
         nats_server.kill()
+        mock.produce(topic, numbered(RECORDS // 2, RECORDS))  # a fast first session had it all
         await nats_server.restart()
+        await until_moved([bridge], PARTITIONS, RECORDS // PARTITIONS)
+        bridge.stop()
 
     assert running.result().sessions > 1
     assert offsets(await stored_records(nats_server.url, route)) == all_offsets()
@@ -263,7 +267,7 @@ async def test_a_server_killed_and_started_again_loses_nothing(
 async def test_a_server_that_stands_still_ends_the_session_and_nothing_is_stored_twice(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
-    fill(mock, topic)
+    fill(mock, topic, RECORDS // 2)
     route = a_route(topic)
     bridge = Bridge(
         kafka=mock.bootstrap,
@@ -273,11 +277,14 @@ async def test_a_server_that_stands_still_ends_the_session_and_nothing_is_stored
     )
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(bridge.run(stop_at_end=True), name="bridge")
+        running = tasks.create_task(bridge.run(), name="bridge")
         await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
         nats_server.pause()
+        mock.produce(topic, numbered(RECORDS // 2, RECORDS))  # a fast first session had it all
         await asyncio.sleep(1.0)
         nats_server.resume()
+        await until_moved([bridge], PARTITIONS, RECORDS // PARTITIONS)
+        bridge.stop()
 
     assert running.result().sessions > 1
     assert offsets(await stored_records(nats_server.url, route)) == all_offsets()
