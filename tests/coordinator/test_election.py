@@ -1,8 +1,8 @@
 """Leaders that were found dead and come back, and leaders that leave."""
 
-from millstream_coordinator.events import MemberDead
+from millstream_coordinator.events import LeaderChanged, MemberDead
 from millstream_coordinator.model import LeaderRecord, MemberRecord
-from millstream_coordinator.naming import LEADER_KEY, PARTITION_PREFIX, member_key
+from millstream_coordinator.naming import CONFIG_KEY, LEADER_KEY, PARTITION_PREFIX, member_key
 from millstream_coordinator.ports import Command, DeleteKey, Failed, Failure, WriteKey
 
 from .plane import GROUP, STREAM, Plane, Process
@@ -137,3 +137,21 @@ def test_a_leader_of_a_lost_bucket_does_not_fight_the_next_one_over_a_known_name
 
     assert plane.is_served()
     assert len({one.settings.instance for one in plane.processes if one.partitions}) == 3
+
+
+def test_nobody_leads_by_a_description_of_a_newer_version() -> None:
+    plane = Plane()
+    first, second = plane.settle("a", "b")
+    description = plane.server.value(GROUP, CONFIG_KEY)
+    assert description is not None
+
+    newer = b'{"version": 99, "partitions": 4, "stream": "S"}'
+    plane.server.put(GROUP, CONFIG_KEY, newer)
+    plane.run(3 * first.machine.context.settings.timing.lease_s)
+    assert not first.machine.is_leader
+    assert not second.machine.is_leader
+    assert first.told(LeaderChanged)[-1].leader is second.told(LeaderChanged)[-1].leader is None
+
+    plane.server.put(GROUP, CONFIG_KEY, description)
+    plane.until(plane.is_served)
+    assert [bool(event.leader) for event in second.told(LeaderChanged)] == [True, False, True]

@@ -6,11 +6,12 @@ at once, the others a little later each, so that there is rarely a conflict and 
 candidate that died too. It is no election in the strict sense, and need not be: two that both
 believe to lead can do no harm, for each of their writes is compare-and-set, too.
 
-A leader that leaves deletes the key. Its time to live is only the backstop.
+A leader that leaves deletes the key. Its time to live is only the backstop. While a newer version's
+``cfg`` is in force nobody takes the key who cannot read it, or renews it: who can leads.
 """
 
 from ..model import LeaderRecord, encode
-from ..naming import LEADER_KEY
+from ..naming import CONFIG_KEY, LEADER_KEY
 from ..ports import Listen, WriteKey, Written
 from .context import Context, Part
 from .detector import Detector, Verdict
@@ -93,7 +94,7 @@ class Election:
     def tick(self) -> None:
         """Take the key if it is this member's turn."""
         now = self.context.now
-        if not self.context.is_connected:
+        if not self._may_campaign:
             return
         if self._campaign_at is None:
             if self.context.has_leader_lapsed:
@@ -111,9 +112,13 @@ class Election:
     @property
     def next_deadline(self) -> float:
         """When `tick` has something to do."""
-        if self._campaign_at is None or not self.context.is_connected:
+        if self._campaign_at is None or not self._may_campaign:
             return float("inf")
         return self._campaign_at
+
+    @property
+    def _may_campaign(self) -> bool:
+        return self.context.is_connected and CONFIG_KEY not in self.context.book.too_new
 
     def _plan_campaign(self) -> None:
         if self.context.may_lead and self._campaign_at is None:
