@@ -2,12 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from millstream_coordinator import Group
 from millstream_coordinator.jetstream.api import (
@@ -21,7 +22,12 @@ from millstream_coordinator.jetstream.api import (
 from millstream_coordinator.jetstream.consumers import AT_ONCE, Consumers
 from millstream_coordinator.jetstream.keys import Bucket, bucket_config
 from millstream_coordinator.jetstream.port import JetStreamPort
-from millstream_coordinator.jetstream.pull import Pulls
+from millstream_coordinator.jetstream.pull import (
+    PULL_HEARTBEAT_S,
+    SILENT_HEARTBEATS,
+    Pulls,
+    StandingPull,
+)
 from millstream_coordinator.jetstream.streams import Streams
 from millstream_coordinator.jetstream.watch import Watch
 from millstream_coordinator.jetstream.wire import Wire
@@ -36,6 +42,7 @@ from millstream_coordinator.ports import (
     Happening,
     Listen,
     OpenPull,
+    PullEnded,
     Reply,
     WriteKey,
     Written,
@@ -53,8 +60,9 @@ SETTINGS = MemberSettings(
 
 
 class FakeSubscription:
-    def __init__(self, client: "FakeClient") -> None:
+    def __init__(self, client: "FakeClient", take: Callable[[Msg], Awaitable[None]] | None) -> None:
         self._client = client
+        self.take = take
         client.open.append(self)
 
     async def unsubscribe(self) -> None:
@@ -87,9 +95,9 @@ class FakeClient:
         self._inboxes += 1
         return f"_INBOX.{self._inboxes}"
 
-    async def subscribe(self, _subject: str, **_: Any) -> FakeSubscription:
+    async def subscribe(self, _subject: str, cb: Any = None, **_: Any) -> FakeSubscription:
         await self.gate.wait()
-        return FakeSubscription(self)
+        return FakeSubscription(self, cb)
 
     async def request(self, subject: str, payload: bytes, **_: Any) -> FakeReply:
         self.asked.append(subject)
@@ -191,6 +199,54 @@ async def test_a_pull_closed_while_it_subscribes_leaves_no_subscription(bench: B
     await bench.settle()
 
     assert not bench.client.open
+
+
+async def _asked_for_a_pull_that_nobody_answers(bench: Bench) -> None:
+    """A pull's first request, and the server's word that nobody is there to take it."""
+    bench.tasks.append(asyncio.create_task(bench.wire.send()))
+    Pulls(bench.wire, lambda _: "S").open(_open_pull(1))
+    await bench.until(lambda: len(bench.client.published) == 1)
+    (subscription,) = bench.client.open
+    nobody = Msg(bench.client, headers={"Status": "503"})  # type: ignore[arg-type]
+    assert subscription.take is not None
+    await subscription.take(nobody)
+
+
+async def test_a_consumer_just_made_that_does_not_listen_yet_is_asked_again(bench: Bench) -> None:
+    await _asked_for_a_pull_that_nobody_answers(bench)
+    await bench.until(lambda: len(bench.client.published) == 2)
+
+    assert bench.client.published == ["$JS.API.CONSUMER.MSG.NEXT.S.g-p0-e1"] * 2
+    assert not bench.told
+
+
+async def test_a_consumer_that_nobody_serves_for_long_is_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream_coordinator.jetstream.pull.FRESH_S", 0.0)
+    await _asked_for_a_pull_that_nobody_answers(bench)
+
+    assert bench.told == [PullEnded(pull=1, reason="503")]
+
+
+@pytest.mark.parametrize("does_deliver", [True, False])
+async def test_messages_are_as_good_as_heartbeats(bench: Bench, does_deliver: bool) -> None:
+    messages: list[Msg] = []
+    pull = StandingPull(bench.wire, "S", "c", messages.append, lambda _: None, lambda _: None)
+    bench.tasks.append(asyncio.create_task(bench.wire.send()))
+    await pull.open()
+    (subscription,) = bench.client.open
+    assert subscription.take is not None
+    pull.check(bench.wire.now)
+    if does_deliver:
+        await subscription.take(Msg(bench.client, reply="$JS.ACK.S.c.1.7.1.0.0"))  # type: ignore[arg-type]
+
+    pull.check(bench.wire.now + 2 * SILENT_HEARTBEATS * PULL_HEARTBEAT_S)
+    bench.wire.publish("what was sent before it is out", b"")
+    await bench.until(lambda: "what was sent before it is out" in bench.client.published)
+
+    assert len(messages) == does_deliver
+    assert len(bench.client.published) == (2 if does_deliver else 3)
 
 
 async def test_pulls_closed_before_they_began_are_forgotten(bench: Bench) -> None:

@@ -52,6 +52,11 @@ PULL_HEARTBEATS_PER_S = 100
 come less often, down to every `PULL_HEARTBEAT_MAX_S`."""
 SILENT_HEARTBEATS = 3
 """So many heartbeats missed: what should send them is not there any more."""
+FRESH_S = 0.2
+"""So long after its first request nobody there means: not yet. A cluster says that a consumer is
+made up to 26 ms before the node that leads it listens (seen on 2.15.1), more when it is busy."""
+FRESH_PAUSE_S = 0.01
+"""How long after such an answer it is asked again."""
 
 WINDOW_MIN_BYTES = 64 * 1024
 """A pull's share of the member's bytes is never smaller."""
@@ -113,11 +118,14 @@ class StandingPull:
         self._subscription: Subscription | None = None
         self._is_closed = False
         self._left = 0
+        self._left_before = 0
+        """At the last check: messages are a sign of life too; no heartbeats come beside them."""
         self._is_waiting_for_room = False
         self._is_too_large = False
         self._heartbeat_s = PULL_HEARTBEAT_S
         self._renew_at = 0.0
         self._heard_at = 0.0
+        self._fresh_until = 0.0
 
     async def open(self) -> None:
         """Subscribe and send the first request, unless it is closed meanwhile."""
@@ -138,6 +146,7 @@ class StandingPull:
                 await unsubscribe(subscription)
         if not self._is_closed:
             self._subscription = subscription
+            self._fresh_until = self._wire.now + FRESH_S
             self._renew()
 
     async def close(self) -> None:
@@ -151,6 +160,9 @@ class StandingPull:
         """Renew the request if it is about to run out, or seems to have been lost."""
         if self._subscription is None:
             return
+        if self._left != self._left_before:
+            self._left_before = self._left
+            self._heard_at = now
         silent_s = now - self._heard_at
         if now >= self._renew_at or silent_s > SILENT_HEARTBEATS * self._heartbeat_s:
             self._renew()
@@ -206,6 +218,8 @@ class StandingPull:
             last = headers.get("Nats-Last-Consumer", "")
             if last.isdecimal():
                 self._on_idle(int(last))
+        elif status == "503" and self._wire.now < self._fresh_until:
+            self._wire.later(FRESH_PAUSE_S, self._renew)
         elif status == "503" or "Consumer Deleted" in text or status == "400":
             self._on_end(f"{status} {text}".strip())
         elif "MaxBytes" in text:
