@@ -2,6 +2,10 @@
 
 import asyncio
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +18,7 @@ from typer.testing import CliRunner
 from millstream_coordinator import naming
 from millstream_coordinator.events import Joined, encode_events, event_object
 from millstream_coordinator.model import (
+    ConfigRecord,
     ControlRecord,
     LetterReason,
     MemberRecord,
@@ -24,6 +29,7 @@ from millstream_coordinator.model import (
 )
 from millstream_coordinator.operation.cli import app
 from millstream_coordinator.operation.cli_look import ranges
+from millstream_coordinator.operation.letters import list_letters
 from millstream_coordinator.operation.target import Target
 from tests.coordinator.made_group import control, make_group, make_letters, make_stream, partition
 from tests.helpers import require
@@ -92,6 +98,20 @@ def group(server: Server, name: str) -> str:
     return name
 
 
+@pytest.fixture
+def healthy(server: Server, name: str) -> str:
+    """Two partitions, or four, and nothing in the way of a change; three messages."""
+    levels = f"{name}.{{partition}}.{{partition:4}}.*"
+    config = ConfigRecord(partitions=2, stream=name, filter=levels, levels=(2, 4))
+
+    async def make(client: Client) -> None:
+        await make_stream(client, name, ["0.2.a", "1.1.x", "0.0.b"])
+        await make_group(client, name, config=config)
+
+    on(server, make)
+    return name
+
+
 LOOKING = (
     ("ls",),
     ("describe", "GROUP"),
@@ -143,9 +163,7 @@ def test_a_dry_run_says_what_would_change(
     assert out.startswith("would change ")
 
 
-@pytest.mark.parametrize(
-    "command", [it for it in CHANGING if "--yes" in it] + [("resize", "GROUP", "4")], ids=words
-)
+@pytest.mark.parametrize("command", [it for it in CHANGING if "--yes" in it], ids=words)
 def test_what_cannot_be_undone_is_done_with_yes_only(
     server: Server, group: str, command: tuple[str, ...]
 ) -> None:
@@ -156,6 +174,80 @@ def test_what_cannot_be_undone_is_done_with_yes_only(
     assert (code, out) == (2, "")
     assert err.endswith("Say --yes to do it, --dry-run to see it.\n")
     assert err.count("\n") == 1
+
+
+def test_a_resize_is_done_with_yes_only(server: Server, healthy: str) -> None:
+    code, out, err = coordinator(server, "resize", healthy, "4")
+
+    assert (code, out) == (2, "")
+    assert err.endswith("Say --yes to do it, --dry-run to see it.\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("resize", "GROUP", "7"), "its subjects carry tokens for 2, 4 partitions, not for 7"),
+        (("reset", "GROUP", "--to", "sequence:99"), "is beyond the end of stream"),
+        (("reset", "GROUP", "-p", "9", "--to", "latest"), "has no partition 9"),
+        (("dlq", "drop", "GROUP", "99"), "has no dead letter 99"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_said_before_anybody_is_asked(
+    server: Server, healthy: str, command: tuple[str, ...], reason: str
+) -> None:
+    code, out, err = coordinator(server, *named(command, healthy))
+
+    assert (code, out) == (2, "")
+    assert reason in err
+    assert "--yes" not in err
+
+
+def test_nobody_is_asked_about_nothing(server: Server, healthy: str) -> None:
+    code, out, err = coordinator(server, "dlq", "drop", healthy, "--all")
+
+    assert (code, out, err) == (0, "nothing to change: there are no such letters\n", "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        (b"y\n", 0, "letter 1 (key k, message 11): dead-letter -> dropped\n"),
+        (b"n\n", 2, ""),
+        (b"\x04", 130, ""),
+    ],
+    ids=["yes", "no", "end of file"],
+)
+def test_on_a_terminal_somebody_is_shown_what_it_is_about_and_asked(
+    server: Server, group: str, answer: bytes, code: int, said: str
+) -> None:
+    ours, terminal = pty.openpty()
+    os.write(ours, answer)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "millstream", "coordinator", "dlq", "drop", group, "1"],
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "NATS_URL": server.url},
+        )
+    finally:
+        os.close(terminal)
+        os.close(ours)
+
+    # What asks puts a blank on standard output, where the answer is echoed.
+    assert (ended.returncode, ended.stdout.removeprefix(" ")) == (code, said)
+    assert ended.stderr.startswith(
+        "would change letter 1 (key k, message 11): dead-letter -> dropped\n"
+        f"Delete these dead letters of {group} for good? [y/N]:"
+    )
+    assert on(server, lambda client: letters_left(client, group)) == (1 if code == 0 else 2)
+
+
+async def letters_left(client: Client, group: str) -> int:
+    return len((await list_letters(Target(client, group))).letters)
 
 
 @pytest.mark.parametrize("command", [*LOOKING[1:], *CHANGING], ids=words)

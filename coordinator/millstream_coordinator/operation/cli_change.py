@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from ..errors import GroupError
 from ..partitioning.create import apply
 from ..partitioning.description import read_description
 from ..partitioning.generation import renew
-from ..partitioning.plan import Action, plan
+from ..partitioning.plan import Action, Plan, plan
 from ..partitioning.topic import Start
 from . import admin
 from .admin import Change, Outcome
@@ -21,6 +21,7 @@ from .console import (
     AsJson,
     DryRun,
     GroupName,
+    Operation,
     Timeout,
     Waits,
     Yes,
@@ -28,12 +29,12 @@ from .console import (
     check_wait,
     command,
     confirm,
-    exit_with,
     fail,
+    run,
     show_json,
 )
 from .positions import reset as set_positions
-from .process import DONE, USAGE_ERROR
+from .process import USAGE_ERROR
 from .settings import CoordinatorSettings
 from .target import Target
 from .waiting import drained, moved, resized
@@ -81,8 +82,7 @@ create orders.toml --yes
         once, existing ones changed after a question; nothing is ever deleted. Done twice it changes
         nothing.
         """
-        work = _create(settings, file, dry_run=dry_run, yes=yes, as_json=as_json)
-        exit_with("create", work)
+        _create(settings, file, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 def _register_flow(app: typer.Typer) -> None:
@@ -103,8 +103,9 @@ def _register_flow(app: typer.Typer) -> None:
             "pause",
             settings,
             group,
-            lambda target: admin.pause(target, partitions=numbers, dry_run=dry_run),
+            partial(admin.pause, partitions=numbers),
             as_json=as_json,
+            dry_run=dry_run,
         )
 
     @command(
@@ -135,8 +136,9 @@ resume delays --partition 3 --skip    # makes it a dead letter and goes on
             "resume",
             settings,
             group,
-            lambda target: admin.resume(target, partitions=numbers, skip=skip, dry_run=dry_run),
+            partial(admin.resume, partitions=numbers, skip=skip),
             as_json=as_json,
+            dry_run=dry_run,
         )
 
 
@@ -171,8 +173,9 @@ drain delays worker-3 --undo
             "drain",
             settings,
             group,
-            lambda target: operation(target, member, dry_run=dry_run),
+            partial(operation, member=member),
             as_json=as_json,
+            dry_run=dry_run,
             until=drained(member) if waits else None,
             timeout_s=timeout,
         )
@@ -211,18 +214,14 @@ move delays 3 --unpin           # lets it be balanced again
             fail("move", "say either --to MEMBER or --unpin", USAGE_ERROR)
         is_never = "--unpin" if unpin else "--dry-run" if dry_run else None
         check_wait("move", waits=waits, timeout_s=timeout, is_never=is_never)
-
-        def operation(target: Target) -> Awaitable[Outcome]:
-            if to is None:
-                return admin.unpin(target, numbers, dry_run=dry_run)
-            return admin.move(target, numbers, to, dry_run=dry_run)
-
+        unpins = partial(admin.unpin, partitions=numbers)
         change(
             "move",
             settings,
             group,
-            operation,
+            unpins if to is None else partial(admin.move, partitions=numbers, member=to),
             as_json=as_json,
+            dry_run=dry_run,
             until=moved(numbers, to) if waits and to is not None else None,
             timeout_s=timeout,
         )
@@ -265,22 +264,20 @@ resize delays --description orders.toml --yes    # any number, for layout "sourc
         is_never = "--description" if description is not None else None
         is_never = "--dry-run" if dry_run else is_never
         check_wait("resize", waits=waits, timeout_s=timeout, is_never=is_never)
-        if not dry_run:
-            question = f"Stop all partitions of {group} and go on with others?"
-            confirm("resize", question, yes=yes)
-
-        async def operation(target: Target) -> Outcome:
-            if partitions is not None:
-                return await admin.resize(target, partitions, dry_run=dry_run)
-            assert description is not None
-            return await _renew(target, description, dry_run=dry_run)
-
+        operation: Operation
+        if description is not None:
+            operation = partial(_renew, file=description)
+        else:
+            assert partitions is not None
+            operation = partial(admin.resize, partitions=partitions)
         change(
             "resize",
             settings,
             group,
             operation,
             as_json=as_json,
+            dry_run=dry_run,
+            question=None if yes else f"Stop all partitions of {group} and go on with others?",
             until=resized(partitions) if waits and partitions is not None else None,
             timeout_s=timeout,
         )
@@ -332,14 +329,14 @@ reset delays --positions cutover.json --yes    # {"0": 5001, "1": "latest"}
             start = Start.parse(to) if to is not None else _read_positions(positions)
         except ValueError as error:
             fail("reset", str(error), USAGE_ERROR)
-        if not dry_run:
-            confirm("reset", f"Set other positions for {group}?", yes=yes)
         change(
             "reset",
             settings,
             group,
-            lambda target: set_positions(target, start, partitions=numbers, dry_run=dry_run),
+            partial(set_positions, start=start, partitions=numbers),
             as_json=as_json,
+            dry_run=dry_run,
+            question=None if yes else f"Set other positions for {group}?",
         )
 
     @command(app, "delete", examples="delete delays --dry-run\ndelete delays --dead-letters --yes")
@@ -360,16 +357,14 @@ reset delays --positions cutover.json --yes    # {"0": 5001, "1": "latest"}
 
         Its consumers and its bucket go; the streams it reads stay. Coordinators that lead it leave.
         """
-        if not dry_run:
-            confirm("delete", f"Delete group {group} with all its positions?", yes=yes)
         change(
             "delete",
             settings,
             group,
-            lambda target: admin.delete(
-                target, with_letters=dead_letters, with_work=work_stream, dry_run=dry_run
-            ),
+            partial(admin.delete, with_letters=dead_letters, with_work=work_stream),
             as_json=as_json,
+            dry_run=dry_run,
+            question=None if yes else f"Delete group {group} with all its positions?",
         )
 
 
@@ -395,32 +390,38 @@ async def _renew(target: Target, file: Path, *, dry_run: bool) -> Outcome:
     )
 
 
-async def _create(
+def _create(
     settings: CoordinatorSettings, file: Path, *, dry_run: bool, yes: bool, as_json: bool
-) -> int:
+) -> None:
+    wanted = run("create", _plan(settings, file))
+    if as_json:
+        show_json(wanted.as_json())
+    else:
+        is_done_next = not dry_run and not wanted.is_refused
+        for step in wanted.steps:
+            is_work = step.action in (Action.CREATE, Action.UPDATE)
+            typer.echo(f"{'would ' if is_work and not is_done_next else ''}{step}")
+    if wanted.is_refused:
+        refused = sum(step.action is Action.REFUSE for step in wanted.steps)
+        text = f"{refused} of {len(wanted.steps)} cannot be as described: nothing done"
+        fail("create", text, USAGE_ERROR)
+    if dry_run or wanted.is_done:
+        return
+    changed = [step.name for step in wanted.steps if step.action is Action.UPDATE]
+    if changed and not yes:
+        confirm("create", f"Change what is there ({', '.join(changed)})?")
+    run("create", _apply(settings, wanted))
+
+
+async def _plan(settings: CoordinatorSettings, file: Path) -> Plan:
     description = read_description(file)
     async with connected(settings) as connection:
-        wanted = await plan(connection, description, prefix=settings.api_prefix)
-        if as_json:
-            show_json(wanted.as_json())
-        else:
-            is_done_next = not dry_run and not wanted.is_refused
-            for step in wanted.steps:
-                is_work = step.action in (Action.CREATE, Action.UPDATE)
-                typer.echo(f"{'would ' if is_work and not is_done_next else ''}{step}")
-        if wanted.is_refused:
-            refused = sum(step.action is Action.REFUSE for step in wanted.steps)
-            raise GroupError(
-                f"{refused} of {len(wanted.steps)} cannot be as described: nothing done"
-            )
-        if dry_run or wanted.is_done:
-            return DONE
-        changed = [step for step in wanted.steps if step.action is Action.UPDATE]
-        if changed:
-            names = ", ".join(step.name for step in changed)
-            confirm("create", f"Change what is there ({names})?", yes=yes)
+        return await plan(connection, description, prefix=settings.api_prefix)
+
+
+async def _apply(settings: CoordinatorSettings, wanted: Plan) -> None:
+    async with connected(settings) as connection:
         await apply(connection, wanted, prefix=settings.api_prefix)
-    return DONE
 
 
 def _numbers(name: str, texts: list[str] | None) -> list[int] | None:

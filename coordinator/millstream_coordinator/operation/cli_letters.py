@@ -1,6 +1,7 @@
 """Commands for dead letters and parked keys: ``dlq ls show replay drop``."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -13,7 +14,6 @@ from .console import (
     Yes,
     change,
     command,
-    confirm,
     connected_to,
     exit_with,
     fail,
@@ -116,8 +116,9 @@ dlq replay delays --all --dry-run
             "dlq replay",
             settings,
             group,
-            lambda target: letters.replay(target, choice, dry_run=dry_run),
+            partial(letters.replay, choice=choice),
             as_json=as_json,
+            dry_run=dry_run,
         )
 
     @command(
@@ -141,14 +142,14 @@ dlq drop delays --key N12345 --yes    # all of the key; lets a parked key go on
     ) -> None:
         """Delete dead letters for good."""
         choice = _choice("dlq drop", seqs, key, partition, everything)
-        if not dry_run:
-            confirm("dlq drop", f"Delete these dead letters of {group} for good?", yes=yes)
         change(
             "dlq drop",
             settings,
             group,
-            lambda target: letters.drop(target, choice, dry_run=dry_run),
+            partial(letters.drop, choice=choice),
             as_json=as_json,
+            dry_run=dry_run,
+            question=None if yes else f"Delete these dead letters of {group} for good?",
         )
 
 

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, Protocol, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -30,7 +30,18 @@ from .target import Target
 from .texts import help_end
 from .waiting import Pending, wait
 
+T = TypeVar("T")
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+SHOWN_MAX = 20
+"""So many changes are shown before a question; a dry run shows all."""
+
+
+class Operation(Protocol):
+    """What an operator does to a group, such as `admin.pause` with its own arguments given."""
+
+    def __call__(self, target: Target, /, *, dry_run: bool) -> Awaitable[Outcome]:
+        """Do it, or find out what it would do."""
 
 
 def option(kind: object, text: str, *names: str, env: list[str] | None = None, **more: Any) -> Any:
@@ -125,18 +136,28 @@ def change(
     name: str,
     settings: CoordinatorSettings,
     group: str,
-    operation: Callable[[Target], Awaitable[Outcome]],
+    operation: Operation,
     *,
     as_json: bool,
+    dry_run: bool,
+    question: str | None = None,
     until: Pending | None = None,
     timeout_s: float | None = None,
 ) -> NoReturn:
-    """Connect, carry an operation out, show what changed; wait for it where ``until`` is given."""
+    """Connect, carry an operation out, show what changed; wait for it where ``until`` is given.
 
-    async def work() -> int:
+    ``question``: somebody has to agree first, to what a dry run finds. That is not done on one
+    connection: who is asked may take longer to answer than a server waits for a sign of life.
+    """
+
+    async def check() -> Outcome:
+        async with connected_to(settings, group) as target:
+            return await operation(target, dry_run=True)
+
+    async def work(*, dry_run: bool) -> int:
         late = None
         async with connected_to(settings, group) as target:
-            outcome = await operation(target)
+            outcome = await operation(target, dry_run=dry_run)
             if not as_json:
                 show_changes(outcome)
             if until is not None:
@@ -151,7 +172,13 @@ def change(
             typer.echo("done")
         return DONE
 
-    exit_with(name, work())
+    if question is not None and not dry_run:
+        found = run(name, check())
+        if found.changes:
+            confirm(name, question, found)
+        else:  # nobody has agreed to what may come up in between
+            dry_run = True
+    exit_with(name, work(dry_run=dry_run))
 
 
 @asynccontextmanager
@@ -170,9 +197,14 @@ def check_wait(name: str, *, waits: bool, timeout_s: float | None, is_never: str
 
 
 def exit_with(command: str, work: Coroutine[Any, Any, int]) -> NoReturn:
-    """Run a command to its exit code; a GroupError is one line on standard error."""
+    """Run a command to its exit code."""
+    raise typer.Exit(run(command, work))
+
+
+def run(command: str, work: Coroutine[Any, Any, T]) -> T:
+    """Run a command or a part of it; a GroupError is one line on standard error, and its end."""
     try:
-        raise typer.Exit(asyncio.run(work))
+        return asyncio.run(work)
     except ServerUnreachable as error:
         fail(command, str(error), UNREACHABLE)
     except GroupError as error:
@@ -195,13 +227,21 @@ def fail(command: str, text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def confirm(command: str, question: str, *, yes: bool) -> None:
-    """Go on only when somebody says so: with ``--yes``, or here and now on a terminal."""
-    if yes:
-        return
+def confirm(command: str, question: str, found: Outcome | None = None) -> None:
+    """Go on only when somebody on a terminal says so; ``found`` is what it is about."""
     if not sys.stdin.isatty():
         fail(command, f"{question} Say --yes to do it, --dry-run to see it.", USAGE_ERROR)
-    if not typer.confirm(question, err=True):
+    changes = () if found is None else found.changes
+    for change in changes[:SHOWN_MAX]:
+        typer.echo(f"would change {change}", err=True)
+    if len(changes) > SHOWN_MAX:
+        typer.echo(f"and {len(changes) - SHOWN_MAX} more (--dry-run shows all)", err=True)
+    try:
+        is_wanted = typer.confirm(question, err=True)
+    except typer.Abort:
+        typer.echo(err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if not is_wanted:
         fail(command, "nothing was changed", USAGE_ERROR)
 
 
