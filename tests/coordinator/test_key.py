@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
@@ -18,6 +19,7 @@ from millstream_coordinator.partitioning.key import (
     KeyTokenError,
     from_token,
     key_headers,
+    overlap,
     stored_subjects,
     to_token,
 )
@@ -366,6 +368,29 @@ def test_each_partition_of_each_level_must_be_among_the_streams_subjects() -> No
     NESTED.check([f"orders.{n % 4}.{n}.*" for n in range(16)], 4)
     with pytest.raises(KeyRuleError, match=re.escape("of partition 15 ('orders.*.15.*')")):
         NESTED.check([f"orders.{n % 4}.{n}.*" for n in range(15)], 4)
+
+
+SUBJECTS = st.lists(
+    st.one_of(
+        st.builds(
+            "flights.{}.{}".format, st.sampled_from(["0", "1", "2", "01", "*"]), st.just("*")
+        ),
+        st.sampled_from(["flights.>", "flights.1.>", "flights.2.a.*", "trains.*.*", ">", "*.0.b"]),
+    ),
+    max_size=4,
+)
+
+
+@given(SUBJECTS, st.sampled_from(["flights.*.{key}", "flights.{partition}.{key}.>"]))
+def test_a_rule_fits_when_each_partitions_filter_meets_some_subject(
+    subjects: list[str], text: str
+) -> None:
+    rule = KeyRule.parse(text)
+    filters = [rule.subject_filter(partition) for partition in range(3)]
+    fits = all(any(overlap(one, subject) for subject in subjects) for one in filters)
+
+    with nullcontext() if fits else pytest.raises(KeyRuleError, match="among the stream's"):
+        rule.check(subjects, 3)
 
 
 def test_a_stream_of_one_partition_is_looked_at_for_that_one_only() -> None:

@@ -118,6 +118,17 @@ async def test_the_consumers_of_other_groups_count(
     assert "4 partitions need up to 8 consumers beside 4 of others, it takes 10" in str(error)
 
 
+async def test_a_million_partitions_are_refused_as_fast_as_ten(
+    server: Server, client: Client, name: str
+) -> None:
+    await make(client, name)
+
+    error = await refusal(client, server, name, partitions=1_000_000)
+
+    said = "1000000 partitions need up to 2000000 consumers, it takes 1000"
+    assert str(error).endswith(said)
+
+
 async def test_a_work_queue_that_somebody_else_reads_is_refused(
     server: Server, client: Client, name: str
 ) -> None:

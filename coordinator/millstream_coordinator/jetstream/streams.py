@@ -84,21 +84,17 @@ class Streams:
 
     async def look(self) -> None:
         """Read what the streams are; raises StreamMissing, StreamUnfit, KeyRuleError."""
-        room = asyncio.Semaphore(AT_ONCE)
-
-        async def look_at(stream: str) -> dict[str, Any]:
-            async with room:
-                return await self._info(stream)
-
         names = self.names
-        found = await asyncio.gather(*map(look_at, names), return_exceptions=True)
         warnings: list[str] = []
-        for number, (stream, info) in enumerate(zip(names, found, strict=True)):
-            if isinstance(info, BaseException):
-                raise info
-            self._config = self._config or info["config"]
-            await self._check(stream, info, number if self.is_per_partition else None)
-            warnings += self._doubts(stream, info["config"])
+        for first in range(0, len(names), AT_ONCE):
+            some = names[first : first + AT_ONCE]
+            found = await asyncio.gather(*map(self._info, some), return_exceptions=True)
+            for number, (stream, info) in enumerate(zip(some, found, strict=True), first):
+                if isinstance(info, BaseException):
+                    raise info
+                self._config = self._config or info["config"]
+                await self._check(stream, info, number if self.is_per_partition else None)
+                warnings += self._doubts(stream, info["config"])
         self.warnings = tuple(warnings)
 
     async def _info(self, stream: str) -> dict[str, Any]:

@@ -331,19 +331,34 @@ class KeyRule:
         stored = list(subjects)
         patterns = [subject.split(".") for subject in stored]
         levels = self.levels(partitions)
-        wanted = (
-            [(only, levels[0])]
-            if only is not None
-            else [(partition, level) for level in levels for partition in range(level)]
-        )
-        for partition, level in wanted:
-            subject = self.subject_filter(partition, level)
-            if not any(_overlap(subject.split("."), pattern) for pattern in patterns):
+        for level in levels if only is None else levels[:1]:
+            numbers = range(level) if only is None else (only,)
+            partition = self._unreadable(numbers, level, patterns)
+            if partition is not None:
+                subject = self.subject_filter(partition, level)
                 raise KeyRuleError(
                     self.text,
                     f"no subject of partition {partition} ({subject!r}) is among the stream's"
                     f" subjects: {', '.join(stored) or 'none'}",
                 )
+
+    def _unreadable(
+        self, numbers: Sequence[int], level: int, patterns: Iterable[Sequence[str]]
+    ) -> int | None:
+        """The first partition whose filter fits no pattern; None: each fits one.
+
+        Found by the tokens the patterns have in the partition's place: partitions may be many.
+        """
+        place = self._place(level)
+        wanted = self.subject_filter().split(".")
+        there = {
+            pattern[place] if place is not None and place < len(pattern) else _FULL_WILDCARD
+            for pattern in patterns
+            if _overlap(wanted, pattern)
+        }
+        if there & {_PARTIAL_WILDCARD, _FULL_WILDCARD}:
+            return None
+        return next((number for number in numbers if str(number) not in there), None)
 
     def _place(self, level: int | None) -> int | None:
         return (
