@@ -1,10 +1,26 @@
-"""The client that a group makes for itself: how it ends."""
+"""The client that a group makes for itself: how it comes back, and how it ends."""
 
 import asyncio
 from pathlib import Path
 
 from millstream_coordinator.jetstream.wire import close, connect
 from tests.helpers.servers import EMBEDDED, Server
+
+
+async def test_clients_try_to_come_back_after_50_to_200_ms_each_after_another_wait(
+    server: Server,
+) -> None:
+    clients = [await connect(server.url) for _ in range(8)]
+    try:
+        waits = [client.options["reconnect_time_wait"] for client in clients]
+        tries = {client.options["max_reconnect_attempts"] for client in clients}
+    finally:
+        for client in clients:
+            await close(client)
+
+    assert all(0.05 <= wait <= 0.2 for wait in waits)
+    assert len(set(waits)) == len(waits)
+    assert tries == {-1}
 
 
 async def test_a_client_whose_search_for_a_server_was_not_cancelled_ends_its_search(
