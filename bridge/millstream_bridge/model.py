@@ -60,6 +60,7 @@ Large = Literal["refuse", "chunks", "object-store"]
 Storage = Literal["file", "memory"]
 
 PARTITION_FIELD: Final = "{partition}"
+ROUTE_NAME_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +106,9 @@ class Route:
             raise ConfigurationError(f"{self.topic!r} is no Kafka topic name")
         self._check_choices()
         self._check_stream()
-        name = self.name or self.topic.replace(".", "-")[:64]
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise ConfigurationError(f"{name!r} is no route name: [A-Za-z0-9_-]{{1,64}}")
+        name = self.name or default_name(self.topic)
+        if not re.fullmatch(_ROUTE_NAME, name):
+            raise ConfigurationError(f"{name!r} is no route name: {_ROUTE_NAME}")
         object.__setattr__(self, "name", name)
         self._check_limits()
         if self.mode == "dense" and self.large == "chunks":
@@ -151,6 +152,12 @@ class Route:
         return ConfigurationError(f"route of topic {self.topic}: {name} {value!r} {what}")
 
 
+def default_name(topic: str) -> str:
+    """A route's name where none is given."""
+    return topic.replace(".", "-")[:ROUTE_NAME_MAX]
+
+
+_ROUTE_NAME: Final = rf"[A-Za-z0-9_-]{{1,{ROUTE_NAME_MAX}}}"
 _STREAM_NAME: Final = r"[^\s.*>/\\\x00-\x1f]{1,255}"
 _REPLICAS_MAX: Final = 5
 _CHOICES: Final = {

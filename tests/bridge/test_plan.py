@@ -21,9 +21,10 @@ from millstream_bridge.project.assess import Assessment
 from millstream_bridge.project.drift import check, kafka_drift, stream_drift
 from millstream_bridge.project.file import load_project
 from millstream_bridge.project.findings import GroupLag, TopicFacts
-from millstream_bridge.project.plan import plan_text, stream_names
+from millstream_bridge.project.plan import names_of, plan_text
 from millstream_bridge.project.routes import check_together, current_routes
 from millstream_bridge.project.rule import routes_of
+from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_assess import a_record, facts_of
 from tests.bridge.test_cli import run
@@ -42,18 +43,22 @@ def text_of(*topics: TopicFacts, is_cluster: bool = False) -> str:
 
 
 topic_names = st.lists(
-    st.text("ab.-_", min_size=1, max_size=6).filter(lambda it: it not in (".", "..")),
+    st.builds(
+        str.__add__,
+        st.sampled_from(["", "long." * 13]),
+        st.text("ab.-_", min_size=1, max_size=6).filter(lambda it: it not in (".", "..")),
+    ),
     min_size=1,
     max_size=8,
-    unique_by=lambda it: it.replace(".", "-"),
+    unique=True,
 )
 
 
 @given(topic_names)
 def test_no_two_topics_of_a_plan_get_in_each_others_way(topics: list[str]) -> None:
     routes = [
-        Route(topic=topic, stream=stream, subject=f"{head}.{{partition}}.{{key}}")
-        for topic, (stream, head) in stream_names(topics).items()
+        Route(topic=topic, stream=stream, subject=f"{head}.{{partition}}.{{key}}", name=name)
+        for topic, (name, stream, head) in names_of(topics).items()
     ]
 
     check_together(routes)
@@ -101,7 +106,30 @@ def test_groups_are_noted_with_their_routes(tmp_path: Path) -> None:
 
     [group] = load_project(file).groups
     assert (group.kafka, group.group, group.routes) == ("billing.v1", "billing-v1", ("t",))
-    assert "# Stable, 2 members; behind by: t 7" in file.read_text()
+    assert "# Stable, 2 members; behind by 7" in file.read_text()
+
+
+def test_a_group_of_several_topics_becomes_one_for_each(tmp_path: Path) -> None:
+    lag = GroupLag(group="billing.v1", state="Stable", members=2, lag=7, positions={0: 3})
+    other = dataclasses.replace(lag, group="billing-v1")
+    topics = [
+        facts_of([a_record(0)], topic=Topic("orders.eu", 1, 1), groups=[lag]),
+        facts_of([a_record(0)], topic=Topic("orders-eu", 1, 1), groups=[lag, other]),
+    ]
+    file = tmp_path / "project.toml"
+
+    file.write_text(text_of(*topics))
+
+    project = load_project(file)
+    assert [(it.topic, it.name) for it in routes_of(project.rules, [])] == [
+        ("orders.eu", "orders-eu-2"),
+        ("orders-eu", "orders-eu"),
+    ]
+    assert [(it.kafka, it.group, it.routes) for it in project.groups] == [
+        ("billing-v1", "billing-v1", ("orders-eu",)),
+        ("billing.v1", "billing-v1-orders-eu", ("orders-eu",)),
+        ("billing.v1", "billing-v1-orders-eu-2", ("orders-eu-2",)),
+    ]
 
 
 def test_a_topic_that_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:
@@ -175,7 +203,7 @@ def test_a_stream_that_is_not_as_its_route_is_drift(
 ) -> None:
     route = a_route("flights", max_msgs_per_subject=1)
 
-    assert [it.what for it in stream_drift(route, config)] == what
+    assert [it.what for it in stream_drift(Mapping(route), config)] == what
 
 
 def test_what_leads_to_both_sides_is_written_but_no_secret(tmp_path: Path) -> None:
@@ -207,10 +235,16 @@ async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
     file = tmp_path / "project.toml"
     options = ("--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
 
+    told = await asyncio.to_thread(run, "plan", *options[:4], "--json")
     written = await asyncio.to_thread(run, "plan", *options)
     again = await asyncio.to_thread(run, "plan", *options)
 
     assert written.returncode == 0, written.stderr
+    assert json.loads(told.stdout) == {
+        "schema": "millstream.bridge.plan/1",
+        "project": None,
+        "text": file.read_text(),
+    }
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
     assert "is there already" in again.stderr
     project = load_project(file)
@@ -218,7 +252,27 @@ async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
     for route in routes:
         report = await move_all(mock.bootstrap, nats_server.url, route)
         assert report.records == 1
-    assert await check(project, sample_records=100) == []
+    assert (await check(project, sample_records=100)).drifts == []
+
+
+async def test_each_stream_of_a_dense_route_is_looked_at(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    mock.create_topic(topic, 2)
+    dense = a_route(topic, mode="dense", stream="FLIGHTS-{partition}", max_bytes=1 << 20)
+    await move_all(mock.bootstrap, nats_server.url, dense)
+    file = tmp_path / "project.toml"
+    file.write_text(
+        f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{nats_server.url}"\n'
+        f'[[route]]\ntopic = "{topic}"\nmode = "dense"\nstream = "{dense.stream}"\n'
+        f'subject = "{dense.subject}"\n'
+    )
+
+    found = (await check(load_project(file), sample_records=0)).drifts
+
+    assert [(it.where, it.what) for it in found] == [
+        (f"stream FLIGHTS-{p}", "max_bytes is 1048576, the route says -1") for p in (0, 1)
+    ]
 
 
 async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
@@ -247,6 +301,10 @@ async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
     ]
     assert "gone: the topic is not there (any more), or may not be seen → remove" in shown.stdout
     assert shown.stdout.endswith("3 drifted\n")
+    of_kafka, of_template = document["notes"]
+    assert "describes neither topics nor groups" in of_kafka
+    assert of_template.startswith("gone: the whole key is not in the subject")
+    assert shown.stderr.splitlines() == [f"note: {of_kafka}", f"note: {of_template}"]
 
 
 @pytest.mark.kafka
@@ -263,7 +321,7 @@ async def test_settings_and_groups_that_changed_on_a_real_kafka_are_drift(
     )
     assert made.returncode == 0, made.stderr
     project = load_project(file)
-    before = await check(project, sample_records=0)
+    before = (await check(project, sample_records=0)).drifts
     admin = AdminClient({"bootstrap.servers": a_real_kafka.bootstrap})
     change = ConfigEntry("cleanup.policy", "delete", incremental_operation=AlterConfigOpType.SET)
     resource = ConfigResource(ConfigResource.Type.TOPIC, topic, incremental_configs=[change])
@@ -273,7 +331,7 @@ async def test_settings_and_groups_that_changed_on_a_real_kafka_are_drift(
     ):
         done.result(20)
 
-    after = await check(project, sample_records=0)
+    after = (await check(project, sample_records=0)).drifts
 
     assert before == []
     assert [route.max_msgs_per_subject for route in await current_routes(project)] == [1]

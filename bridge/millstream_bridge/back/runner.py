@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final
 
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
 from ..jetstream.connection import Connection
@@ -39,6 +40,8 @@ from .values import with_values
 
 logger = logging.getLogger(__name__)
 
+WAY_BACK: Final = "millstream-back-"
+"""What the names of all ways back begin with, at Kafka and at NATS."""
 SAVE_S = 1.0
 RENEW_S = 3_600.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
@@ -470,8 +473,8 @@ class BackBridge:
 def way_back_name(route: Route, topic: str | None = None) -> str:
     """The transactional id, group and consumer of a route's way back to a topic."""
     if topic is None or topic == route.topic:
-        return f"millstream-back-{route.name}"
-    return f"millstream-back-{route.name}-{topic.replace('.', '-')}"
+        return f"{WAY_BACK}{route.name}"
+    return f"{WAY_BACK}{route.name}-{topic.replace('.', '-')}"
 
 
 def _as_unreachable(lost: Exception, nats: str) -> BridgeError:

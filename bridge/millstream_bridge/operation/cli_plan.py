@@ -9,7 +9,7 @@ from millstream_coordinator.operation.process import CHECK_FAILED, DONE
 
 from ..errors import ConfigurationError
 from ..project.assess import SAMPLE_RECORDS, assess
-from ..project.drift import Drift, check as find_drift
+from ..project.drift import check as find_drift
 from ..project.file import load_project
 from ..project.plan import plan_text
 from .console import AsJson, ReportFile, command_without_route, say
@@ -46,14 +46,22 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write a project file with the reason for every line; with --check say what drifted."""
         if check is None:
-            _write(load_kafka(**given), topics, out, sample)
+            _write(load_kafka(**given), topics, out, sample, report, as_json=as_json)
             return
         if out is not None or any(it is not None for it in given.values()):
             raise ConfigurationError("plan --check takes all from the file")
         raise typer.Exit(_check(check, sample, report, as_json=as_json))
 
 
-def _write(settings: KafkaSettings, topics: str, out: Path | None, sample: int) -> None:
+def _write(
+    settings: KafkaSettings,
+    topics: str,
+    out: Path | None,
+    sample: int,
+    report: Path | None,
+    *,
+    as_json: bool,
+) -> None:
     target = settings.nats_target
     if out is not None and out.exists():
         raise ConfigurationError(f"{out} is there already; plan --check {out} says what drifted")
@@ -75,33 +83,41 @@ def _write(settings: KafkaSettings, topics: str, out: Path | None, sample: int) 
         is_cluster=found.is_cluster,
         notes=found.notes,
     )
-    if out is None:
+    if out is not None:
+        try:
+            out.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"cannot write {out}: {error.strerror or error}") from error
+    summary = _summary(out, text=text)
+    write_report(report, summary)
+    if as_json:
+        say(summary, "")
+    elif out is None:
         typer.echo(text, nl=False)
-        return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot write {out}: {error.strerror or error}") from error
-    typer.echo(f"{out}: {len(found.topics)} routes; read it, then millstream bridge run")
+    else:
+        typer.echo(f"{out}: {len(found.topics)} routes; read it, then millstream bridge run")
 
 
 def _check(file: Path, sample: int, report: Path | None, *, as_json: bool) -> int:
-    drifts = run_loop(find_drift(load_project(file), sample_records=sample))
-    summary = drift_summary(file, drifts)
+    drifts, notes = run_loop(find_drift(load_project(file), sample_records=sample))
+    summary = _summary(
+        file,
+        drift=[{"where": it.where, "what": it.what, "remedy": it.remedy} for it in drifts],
+        notes=notes,
+    )
     write_report(report, summary)
     if as_json:
         say(summary, "")
     else:
+        for note in notes:
+            typer.echo(f"note: {note}", err=True)
         for drift in drifts:
             typer.echo(str(drift))
         typer.echo(f"{file}: {len(drifts) or 'nothing'} drifted")
     return CHECK_FAILED if drifts else DONE
 
 
-def drift_summary(file: Path, drifts: list[Drift]) -> dict[str, object]:
+def _summary(file: Path | None, **found: object) -> dict[str, Any]:
     """The JSON form, schema ``millstream.bridge.plan/1``."""
-    return {
-        "schema": "millstream.bridge.plan/1",
-        "project": str(file),
-        "drift": [{"where": it.where, "what": it.what, "remedy": it.remedy} for it in drifts],
-    }
+    project = None if file is None else str(file)
+    return {"schema": "millstream.bridge.plan/1", "project": project, **found}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..back.runner import WAY_BACK
 from ..errors import BridgeError, ConfigurationError
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
@@ -133,6 +134,8 @@ class _Look:
         groups = []
         try:
             for name in await self._admin.group_names():
+                if name.startswith(WAY_BACK):
+                    continue  # its positions are sequences
                 try:
                     groups.append(await self._admin.group(name))
                 except Denied as error:

@@ -7,7 +7,7 @@ the route would make. A stream that is not there yet is no drift.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
 from ..jetstream.connection import Connection, parse_answer
@@ -38,8 +38,15 @@ class Drift:
         return f"{self.where}: {self.what} → {self.remedy}"
 
 
-async def check(project: Project, *, sample_records: int) -> list[Drift]:
-    """Everything that drifted; empty if all is as written. Changes nothing.
+class Checked(NamedTuple):
+    """What drifted, empty if all is as written; ``notes`` on what is unknown, or may be meant."""
+
+    drifts: list[Drift]
+    notes: list[str]
+
+
+async def check(project: Project, *, sample_records: int) -> Checked:
+    """Everything that drifted. Changes nothing.
 
     ConfigurationError: two routes get in each other's way. Unreachable.
     """
@@ -55,10 +62,11 @@ async def check(project: Project, *, sample_records: int) -> list[Drift]:
         may_be_empty=True,
     )
     routes = routes_of(project.rules, [it.topic.name for it in found.topics])
-    check_together(routes)
+    warnings = check_together(routes)
     drifts = kafka_drift(project, found)
-    drifts += await _stream_drifts(project, routes)
-    return drifts
+    partitions = {it.topic.name: it.topic.partitions for it in found.topics}
+    drifts += await _stream_drifts(project, routes, partitions)
+    return Checked(drifts, [*found.notes, *(f"{it.topic}: {it.what}" for it in warnings)])
 
 
 def kafka_drift(project: Project, found: Assessment) -> list[Drift]:
@@ -133,14 +141,19 @@ def _of_groups(project: Project, topics: Mapping[str, TopicFacts], moved: set[st
     return drifts
 
 
-async def _stream_drifts(project: Project, routes: Sequence[Route]) -> list[Drift]:
+async def _stream_drifts(
+    project: Project, routes: Sequence[Route], partitions: Mapping[str, int]
+) -> list[Drift]:
     drifts = []
     connection = await Connection.open(project.nats, name="millstream plan")
     try:
         for route in routes:
-            config = await _config(connection, route.stream)
-            if config is not None:
-                drifts += stream_drift(route, config)
+            mapping = SubjectMapping(route)
+            is_dense = route.mode == "dense"
+            for p in range(partitions.get(route.topic, 0)) if is_dense else [None]:
+                config = await _config(connection, mapping.stream_name(p or 0))
+                if config is not None:
+                    drifts += stream_drift(mapping, config, p)
     finally:
         await connection.close()
     return drifts
@@ -157,10 +170,16 @@ async def _config(connection: Connection, stream: str) -> dict[str, Any] | None:
     return config
 
 
-def stream_drift(route: Route, config: Mapping[str, Any]) -> list[Drift]:
-    """What of a stream that is there is not as its route says. Pure."""
-    where = f"stream {route.stream}"
-    problem = find_problem(config, SubjectMapping(route))
+def stream_drift(
+    mapping: SubjectMapping, config: Mapping[str, Any], kafka_partition: int | None = None
+) -> list[Drift]:
+    """What of a stream that is there is not as its route says. Pure.
+
+    ``kafka_partition``: of a dense route, whose stream it is.
+    """
+    route = mapping.route
+    where = f"stream {mapping.stream_name(kafka_partition or 0)}"
+    problem = find_problem(config, mapping, kafka_partition)
     if problem is not None:
         return [Drift(where=where, what=problem, remedy="mend the stream, or take another name")]
     wanted: dict[str, tuple[object, object]] = {

@@ -52,7 +52,8 @@ from .rule import Rule, check_keys, routes_of, text_of
 _TABLES: Final = ("kafka", "nats", "route", "group", "plan")
 _NATS_KEYS: Final = tuple(it.name for it in dataclasses.fields(NatsTarget))
 _NATS_PATHS: Final = ("creds", "nkey", "tls_ca", "tls_cert", "tls_key")
-_GROUP_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+GROUP_NAME_MAX: Final = 64
+_GROUP_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{GROUP_NAME_MAX}}}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,16 +3,18 @@
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
 from ..jetstream.target import NatsTarget
-from ..model import Route
+from ..model import ROUTE_NAME_MAX, Route, default_name
 from ..records.headers import HEADER_BLOCK_BYTES_MAX
+from .file import GROUP_NAME_MAX
 from .findings import TopicFacts, Verdict, findings
 
 RATE_PER_S: Final = 80_000
@@ -28,6 +30,14 @@ _PLANNED: Final = (
     "message.timestamp.type",
     "delete.retention.ms",
 )
+
+
+class Names(NamedTuple):
+    """What is named after a topic: its route, its stream, and the ``head`` of its subjects."""
+
+    route: str
+    stream: str
+    head: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +70,10 @@ def plan_text(
 
     ``is_cluster``: several NATS servers keep a stream.
     """
-    names = stream_names([it.topic.name for it in topics])
+    names = names_of([it.topic.name for it in topics])
     parts = [_head(pattern, topics, notes), _kafka(kafka, kafka_options), _nats(nats)]
     parts += [_route(it, names[it.topic.name], is_cluster) for it in topics]
-    parts += _groups(topics)
+    parts += _groups(topics, names)
     return "\n".join(parts)
 
 
@@ -76,16 +86,17 @@ def planned(facts: TopicFacts) -> dict[str, str]:
     return values
 
 
-def stream_names(topics: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """For each topic its stream's name and the tokens its subjects begin with; all apart.
+def names_of(topics: Iterable[str]) -> dict[str, Names]:
+    """What is named after each topic; all apart.
 
     Topic ``a`` takes the subjects ``a.>``, which would hold those of topic ``a.b``: that one then
     gets ``a-b``.
     """
     all_topics = set(topics)
+    routes: set[str] = set()
     streams: set[str] = set()
     heads: set[str] = set()
-    names: dict[str, tuple[str, str]] = {}
+    names: dict[str, Names] = {}
     for topic in sorted(all_topics):
         tokens = topic.split(".")
         above = {".".join(tokens[:n]) for n in range(1, len(tokens))}
@@ -96,9 +107,11 @@ def stream_names(topics: Iterable[str]) -> dict[str, tuple[str, str]]:
             head = _numbered(dashed, partial(_is_apart, others=others))
         stream = re.sub(r"[^A-Za-z0-9_-]+", "-", topic).upper()
         stream = _numbered(stream, partial(_is_none_of, others=streams))
+        route = _numbered(default_name(topic), partial(_is_none_of, others=routes), ROUTE_NAME_MAX)
+        routes.add(route)
         streams.add(stream)
         heads.add(head)
-        names[topic] = (stream, head)
+        names[topic] = Names(route, stream, head)
     return names
 
 
@@ -111,20 +124,24 @@ def _is_none_of(name: str, others: Iterable[str]) -> bool:
     return name not in others
 
 
-def _numbered(name: str, is_free: Callable[[str], bool]) -> str:
-    """The name, or the first of name-2, name-3, … that is free."""
-    candidates = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+def _numbered(name: str, is_free: Callable[[str], bool], longest: int | None = None) -> str:
+    """The name, or the first of name-2, name-3, … that is free; cut to be no longer than that."""
+    ends = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+    candidates = (name[: longest and longest - len(end)] + end for end in ends)
     return next(it for it in candidates if is_free(it))
 
 
-def lines_of(facts: TopicFacts, stream: str, head: str, *, is_cluster: bool) -> list[Line]:
+def lines_of(facts: TopicFacts, names: Names, *, is_cluster: bool) -> list[Line]:
     """The keys of a topic's route."""
     config, shape, topic = facts.config, facts.shape, facts.topic
     lines = [
         Line(key="topic", value=topic.name, reason=""),
-        Line(key="stream", value=stream, reason=""),
-        Line(key="subject", value=f"{head}.{{partition}}.{{key}}", reason=""),
+        Line(key="stream", value=names.stream, reason=""),
+        Line(key="subject", value=f"{names.head}.{{partition}}.{{key}}", reason=""),
     ]
+    if names.route != default_name(topic.name):
+        reason = f"{default_name(topic.name)} is another topic's"
+        lines.append(Line(key="name", value=names.route, reason=reason))
     if topic.replicas > 1:
         wanted = min(topic.replicas, _REPLICAS_MAX)
         reason = f"the topic's replication factor is {topic.replicas}"
@@ -219,7 +236,7 @@ def _nats(target: NatsTarget) -> str:
     return "\n".join([*lines, ""])
 
 
-def _route(facts: TopicFacts, names: tuple[str, str], is_cluster: bool) -> str:
+def _route(facts: TopicFacts, names: Names, is_cluster: bool) -> str:
     found = findings(facts)
     comments = [
         (
@@ -230,7 +247,7 @@ def _route(facts: TopicFacts, names: tuple[str, str], is_cluster: bool) -> str:
     for it in found:
         remedy = f" → {it.remedy}" if it.remedy else ""
         comments.append(f"# {it.about}: {it.what}{remedy}")
-    lines = ["[[route]]", *map(str, lines_of(facts, *names, is_cluster=is_cluster))]
+    lines = ["[[route]]", *map(str, lines_of(facts, names, is_cluster=is_cluster))]
     values = ", ".join(f"{toml(k)} = {toml(v)}" for k, v in planned(facts).items())
     lines.append(f"planned = {{ {values} }}")
     if facts.problem is not None or any(
@@ -240,25 +257,26 @@ def _route(facts: TopicFacts, names: tuple[str, str], is_cluster: bool) -> str:
     return "\n".join([*comments, *lines, ""])
 
 
-def _groups(topics: Sequence[TopicFacts]) -> list[str]:
-    by_group: dict[str, list[tuple[str, int, str]]] = {}
-    for it in topics:
-        for group in it.groups:
-            state = f"{group.state}, {group.members} members"
-            by_group.setdefault(group.group, []).append((it.topic.name, group.lag, state))
+def _groups(topics: Sequence[TopicFacts], names: Mapping[str, Names]) -> list[str]:
+    """One for each topic that a Kafka group reads, as a coordinator group reads one."""
+    reads = [(group.group, it.topic.name, group) for it in topics for group in it.groups]
+    of_several = Counter(kafka for kafka, _, _ in reads)
+    taken: set[str] = set()
     parts = []
-    for name, reads in sorted(by_group.items()):
-        routes = [topic.replace(".", "-")[:64] for topic, _, _ in reads]
-        lag = ", ".join(f"{topic} {lag:,}" for topic, lag, _ in reads)
-        target = re.sub(r"[^A-Za-z0-9_-]", "-", name)[:64]
+    for kafka, topic, group in sorted(reads, key=lambda it: it[:2]):
+        route = names[topic].route
+        name = kafka if of_several[kafka] == 1 else f"{kafka}-{route}"
+        target = re.sub(r"[^A-Za-z0-9_-]", "-", name)
+        target = _numbered(target, partial(_is_none_of, others=taken), GROUP_NAME_MAX)
+        taken.add(target)
         parts.append(
             "\n".join(
                 [
-                    f"# {reads[0][2]}; behind by: {lag}",
+                    f"# {group.state}, {group.members} members; behind by {group.lag:,}",
                     "[[group]]",
-                    f"kafka = {toml(name)}",
+                    f"kafka = {toml(kafka)}",
                     f"group = {toml(target)}",
-                    f"routes = [{', '.join(map(toml, routes))}]",
+                    f"routes = [{toml(route)}]",
                     "",
                 ]
             )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..errors import ConfigurationError
 from ..kafka.admin import KafkaAdmin
 from ..model import Route
-from ..records.lints import lint
+from ..records.lints import Lint, lint
 from .file import Project
 from .rule import routes_of
 
@@ -38,8 +38,13 @@ async def current_routes(project: Project) -> list[Route]:
     return routes
 
 
-def check_together(routes: Sequence[Route]) -> None:
-    """ConfigurationError: a route would lose records, or two would write one subject space."""
-    for finding in lint(routes):
+def check_together(routes: Sequence[Route]) -> list[Lint]:
+    """The warnings about these routes.
+
+    ConfigurationError: one would lose records, or two would write one subject space.
+    """
+    found = lint(routes)
+    for finding in found:
         if finding.severity == "error":
             raise ConfigurationError(f"route of topic {finding.topic}: {finding.what}")
+    return found
