@@ -96,19 +96,6 @@ async def test_records_that_come_while_it_runs_are_moved_until_it_is_stopped(
     assert (report.ended, report.records, report.sessions) == ("stopped", 90, 1)
 
 
-async def test_the_barrier_says_which_partition_is_behind_when_time_is_up(
-    nats_server: Server, mock: Kafka, topic: str
-) -> None:
-    mock.create_topic(topic, 2)
-    route = a_route(topic)
-    mock.produce(topic, [{"partition": 1, "value": b"1"}])
-    await move_all(mock.bootstrap, nats_server.url, route)
-    mock.produce(topic, [{"partition": 1, "value": b"2"}])
-
-    with pytest.raises(TimeoutError, match=r"partition 1: 1 of 2"):
-        await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=route, timeout_s=0.5)
-
-
 async def test_a_nats_client_sees_plain_headers_and_the_keys_own_token(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:

@@ -27,7 +27,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # theirs, not 
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..model import Positions, Watermarks
-from .clients import SILENT, Complaints, admin_settings, client_logger, error_text
+from .clients import LEADER_MOVES, SILENT, Complaints, admin_settings, client_logger, error_text
 from .worker_thread import WorkerThread
 
 _TOPIC_SOURCE = ConfigSource.DYNAMIC_TOPIC_CONFIG.value
@@ -332,6 +332,6 @@ class KafkaAdmin:
             return Unsupported(f"Kafka at {self.bootstrap} has no answer to it: {need}")
         if code in _COORDINATOR_COMES:
             return Unreachable("Kafka", self.bootstrap, f"{need}: {detail.name()}")
-        if code in SILENT:
+        if code in SILENT or code in LEADER_MOVES:
             return Unreachable("Kafka", self.bootstrap, detail.str())
         return ConfigurationError(f"Kafka at {self.bootstrap}: {need}: {detail.str()}")

@@ -26,6 +26,11 @@ SILENT: Final = frozenset(
 )
 """What a call says that got no answer."""
 
+LEADER_MOVES: Final = frozenset(
+    {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE}
+)
+"""Said of a partition for a moment: while a leader is elected, or on a new topic."""
+
 
 def admin_settings(bootstrap: str, options: Mapping[str, str] | None) -> dict[str, Any]:
     """Librdkafka's settings for one who only asks: what goes wrong comes with the answers."""

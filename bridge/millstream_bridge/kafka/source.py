@@ -30,7 +30,15 @@ from confluent_kafka import (
 from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError, Unreachable
 from ..model import Positions, Record, TimestampType, Watermarks
 from ..ports import Polled, Source
-from .clients import CLIENT_ID, MOCK_CLUSTER, Complaints, client_logger, error_text, refuse_ours
+from .clients import (
+    CLIENT_ID,
+    LEADER_MOVES,
+    MOCK_CLUSTER,
+    Complaints,
+    client_logger,
+    error_text,
+    refuse_ours,
+)
 from .identity import TopicIdentity
 from .worker_thread import WorkerThread
 
@@ -104,6 +112,11 @@ class KafkaSource:
     @property
     def place(self) -> tuple[str, str]:
         return "Kafka", self.bootstrap
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether Kafka has answered, and has not gone away since."""
+        return self._is_heard
 
     async def watermarks(self) -> dict[int, Watermarks]:
         """Low and high of every partition of the topic."""
@@ -214,7 +227,7 @@ class KafkaSource:
             try:
                 found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
             except KafkaException as error:
-                moves = error.args[0].code() in _LEADER_MOVES
+                moves = error.args[0].code() in LEADER_MOVES
                 if not moves or self._is_closed or time.monotonic() > give_up_at:
                     raise self._unreachable(error) from error
                 self._partitions(self._timeout_s)
@@ -354,7 +367,6 @@ _CUT_OFF = (
     " what it has stored since is at the same offsets. `verify` shows which records of the stream"
     " are no longer in Kafka; move the topic into a new stream"
 )
-_LEADER_MOVES = frozenset({KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE})
 _PASSING_ERRORS = frozenset({KafkaError.LEADER_NOT_AVAILABLE})
 """What a broker that is just starting says of a topic it has."""
 

@@ -3,10 +3,15 @@
 It notes the topic's ends, open transactions included, and returns when the stream holds everything
 below them. So whatever the producer wrote to Kafka is in the stream before what it publishes there
 itself, and the order of its keys holds across the move.
+
+Who is out of reach at the start is told at once. Later, while servers restart and leaders are
+elected, it asks again until its time is up: both sides, or one partition, may be silent for long.
 """
 
 import asyncio
-from collections.abc import Mapping as AbcMapping
+import logging
+from collections.abc import AsyncIterator, Mapping as AbcMapping
+from contextlib import asynccontextmanager
 
 from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
@@ -18,7 +23,11 @@ from ..model import Positions, Route, Watermarks
 from ..records.mapping import Mapping
 from ..records.origin import without_returned
 
+logger = logging.getLogger(__name__)
+
 POLL_FIRST_S, POLL_MOST_S = 0.01, 0.25
+FIRST_LOOK_S = 5.0
+"""So long a first look at both sides may take, however short the time limit."""
 _LOOK_S = 0.2
 _LOOK_RECORDS = 1_000
 
@@ -33,27 +42,21 @@ async def barrier(
 ) -> Positions:
     """Wait until all that is in the topic now is stored; per partition, the offset reached.
 
-    TimeoutError says which partition is how far behind. Unreachable, ConfigurationError as for a
-    run.
+    TimeoutError says which partition is how far behind. Unreachable: Kafka or NATS did not answer
+    at the start, or was away when time was up. ConfigurationError as for a run.
     """
     mapping = Mapping(route)
     source = KafkaSource(kafka, route.topic, options=kafka_options)
     admin = KafkaAdmin(kafka, options=kafka_options)
-    connection: Connection | None = None
+    wait = _Wait(route, timeout_s)
     try:
-        marks = await source.watermarks()
-        # Not those of `marks`: a transaction that was committed a moment ago may be behind them.
-        ends = await admin.watermarks({route.topic: len(marks)}, is_committed=False)
-        goal = {partition: mark.high for partition, mark in ends[route.topic].items()}
-        connection = await Connection.open(nats, name=f"millstream barrier {route.name}")
-        await until_stored(connection, mapping, source, goal, marks, timeout_s=timeout_s)
-    except ConnectionLost as lost:
-        raise Unreachable("JetStream", str(NatsTarget.of(nats)), str(lost)) from lost
+        async with wait.limit():
+            marks, goal = await _ends(source, admin, route.topic, wait)
+            wait.behind = "JetStream has not told yet how far it is"
+            await _connected_until_stored(nats, mapping, source, goal, marks, wait)
     finally:
         await source.close()
         await admin.close()
-        if connection is not None:
-            await connection.close()
     return goal
 
 
@@ -68,38 +71,151 @@ async def until_stored(
 ) -> None:
     """Wait until the stream holds all that the topic has below each partition's offset.
 
-    ``marks`` are the topic's. TimeoutError says which partition is how far behind.
+    ``marks`` are the topic's. TimeoutError says which partition is how far behind. ConnectionLost.
     """
+    wait = _Wait(mapping.route, timeout_s)
+    async with wait.limit():
+        await _until_stored(connection, mapping, source, goal, marks, wait)
+
+
+class _Wait:
+    """A time limit, and what is waited for within it."""
+
+    def __init__(self, route: Route, timeout_s: float) -> None:
+        self.behind = "Kafka has not told yet where it ends"
+        """Which partitions are how far behind, at the latest look."""
+        self._route = route
+        self._timeout_s = timeout_s
+        self._ends_at = asyncio.get_running_loop().time() + timeout_s
+        self._pause_s = POLL_FIRST_S
+        self._away: Unreachable | None = None
+        self._told: set[str] = set()
+
+    @asynccontextmanager
+    async def limit(self) -> AsyncIterator[None]:
+        """End what takes longer, but not a first look.
+
+        TimeoutError says how far it came; Unreachable: who was away at the end.
+        """
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(max(self._ends_at, now + FIRST_LOOK_S)):
+                yield
+        except TimeoutError as error:
+            route, after = self._route, f"after {self._timeout_s:g} s"
+            if self._away is not None:
+                what, where, reason = self._away.what, self._away.where, self._away.reason
+                raise Unreachable(what, where, f"{reason}; so still {after}") from error
+            raise TimeoutError(
+                f"topic {route.topic} is not wholly in stream {route.stream} {after}"
+                f" ({self.behind})"
+            ) from error
+
+    async def pause(self) -> None:
+        """Between two looks; TimeoutError: there is no time for another."""
+        if asyncio.get_running_loop().time() >= self._ends_at:
+            raise TimeoutError
+        await asyncio.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, POLL_MOST_S)
+
+    async def pause_for(self, away: Unreachable) -> None:
+        """The same, because of somebody who does not answer; told once."""
+        self._away = away
+        if str(away) not in self._told:
+            self._told.add(str(away))
+            logger.warning(
+                "the barrier of topic %s waits: %s",
+                self._route.topic,
+                away,
+                extra={"event": "barrier_waits"},
+            )
+        await self.pause()
+
+    def heard(self) -> None:
+        """Everybody has answered."""
+        self._away = None
+
+
+async def _ends(
+    source: KafkaSource, admin: KafkaAdmin, topic: str, wait: _Wait
+) -> tuple[dict[int, Watermarks], Positions]:
+    """The topic's watermarks and the ends to be reached. Unreachable: Kafka was never heard of.
+
+    The ends are not the high watermarks of one who reads what is committed: a transaction that was
+    committed a moment ago may be behind them.
+    """
+    is_heard = False
+    while True:
+        try:
+            marks = await source.watermarks()
+            ends = await admin.watermarks({topic: len(marks)}, is_committed=False)
+        except Unreachable as away:
+            is_heard = is_heard or source.is_heard
+            if not is_heard:
+                raise
+            await wait.pause_for(away)
+        else:
+            wait.heard()
+            return marks, {partition: mark.high for partition, mark in ends[topic].items()}
+
+
+async def _connected_until_stored(
+    nats: str | NatsTarget,
+    mapping: Mapping,
+    source: KafkaSource,
+    goal: Positions,
+    marks: AbcMapping[int, Watermarks],
+    wait: _Wait,
+) -> None:
+    """`until_stored`, over as many connections as it takes. Unreachable: not even one was made."""
+    is_heard = False
+    while True:
+        try:
+            connection = await Connection.open(
+                nats, name=f"millstream barrier {mapping.route.name}"
+            )
+            is_heard = True
+            try:
+                return await _until_stored(connection, mapping, source, goal, marks, wait)
+            finally:
+                await connection.close()
+        except ConnectionLost as lost:
+            await wait.pause_for(Unreachable("JetStream", str(NatsTarget.of(nats)), str(lost)))
+        except Unreachable as away:
+            if not is_heard:
+                raise
+            await wait.pause_for(away)
+
+
+async def _until_stored(
+    connection: Connection,
+    mapping: Mapping,
+    source: KafkaSource,
+    goal: Positions,
+    marks: AbcMapping[int, Watermarks],
+    wait: _Wait,
+) -> None:
     route = mapping.route
     waiting = {p: offset for p, offset in goal.items() if offset > marks[p].low}
     stored: dict[int, int] = {}
-    try:
-        async with asyncio.timeout(timeout_s):
-            wait_s = POLL_FIRST_S
-            before: dict[int, int] = {}
-            while waiting:
-                for partition in list(waiting):
-                    position = await _position(connection, mapping, partition)
-                    stored[partition] = marks[partition].low if position is None else position
-                    if stored[partition] >= waiting[partition] or (
-                        stored[partition] == before.get(partition)
-                        and await _is_only_gap(
-                            source, route, partition, stored[partition], waiting[partition]
-                        )
-                    ):
-                        del waiting[partition]
-                before = dict(stored)
-                if waiting:
-                    await asyncio.sleep(wait_s)
-                    wait_s = min(2 * wait_s, POLL_MOST_S)
-    except TimeoutError as error:
-        behind = ", ".join(
-            f"partition {p}: {stored.get(p, 0)} of {high}" for p, high in sorted(waiting.items())
-        )
-        raise TimeoutError(
-            f"topic {route.topic} is not wholly in stream {route.stream}"
-            f" after {timeout_s:g} s ({behind})"
-        ) from error
+    while waiting:
+        before = dict(stored)
+        for partition in list(waiting):
+            position = await _position(connection, mapping, partition)
+            stored[partition] = marks[partition].low if position is None else position
+            if stored[partition] >= waiting[partition] or (
+                stored[partition] == before.get(partition)
+                and await _is_only_gap(
+                    source, route, partition, stored[partition], waiting[partition]
+                )
+            ):
+                del waiting[partition]
+        wait.heard()
+        if waiting:
+            wait.behind = ", ".join(
+                f"partition {p}: {stored[p]} of {high}" for p, high in sorted(waiting.items())
+            )
+            await wait.pause()
 
 
 async def _position(connection: Connection, mapping: Mapping, partition: int) -> int | None:

@@ -30,7 +30,11 @@ def register(app: typer.Typer) -> None:
         timeout: Annotated[float, typer.Option(help="Seconds to wait.", min=0.0)] = 60.0,
         as_json: AsJson = False,
     ) -> None:
-        """Return when everything that is in the topic now is stored; exit 1 when time is up."""
+        """Return when everything that is in the topic now is stored; exit 1 when time is up.
+
+        Servers that restart and leaders that are elected meanwhile are waited for; exit 3 when one
+        is still away in the end, or was not there at the start.
+        """
         try:
             reached = run_loop(_wait(project, timeout))
         except TimeoutError as error:
