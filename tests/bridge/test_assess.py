@@ -8,6 +8,7 @@ import pytest
 from confluent_kafka import Producer
 
 from millstream_bridge import ConfigurationError, Record, Unreachable
+from millstream_bridge.back.runner import way_back_name
 from millstream_bridge.kafka.admin import KafkaAdmin, KafkaGroup, Topic, TopicConfig
 from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.project.assess import assess
@@ -20,6 +21,7 @@ from millstream_bridge.project.findings import (
     verdict,
 )
 from millstream_bridge.project.shape import Shape, newest
+from tests.bridge.moves import a_route
 from tests.bridge.test_cli import run
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
@@ -192,6 +194,7 @@ async def test_settings_gaps_and_groups_of_a_real_kafka_are_found(
         producer.commit_transaction(20)
     admin = KafkaAdmin(a_real_kafka.bootstrap)
     await admin.set_positions(f"billing-{topic}", topic, {0: 1})
+    await admin.set_positions(way_back_name(a_route(topic)), topic, {0: 1})  # no consumer's
     await admin.close()
 
     found = await assess(kafka=a_real_kafka.bootstrap, topics=topic)

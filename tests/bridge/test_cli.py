@@ -231,6 +231,8 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
         ),
         (["plan", "--check", "p.toml", "--kafka", "k"], 2, "plan --check takes all from the file"),
         (["kafka-mock", "--topic", "flights"], 2, "is not NAME:PARTITIONS"),
+        (["run", "--ready-file", "/nowhere/r"], 2, "cannot write /nowhere/r: no files can be made"),
+        (["verify", "--report", "/dev/null"], 2, "cannot write /dev/null: it is no file"),
         (
             ["kafka-mock", "--topic", "a:1", "--ready-file", "/nowhere/ready"],
             2,
@@ -317,3 +319,22 @@ def test_options_come_from_the_environment_too() -> None:
 
     assert done.returncode == 2
     assert "'bad topic' is no Kafka topic name" in done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["--log-json"]])
+def test_a_level_that_is_none_is_one_line(more: list[str]) -> None:
+    route = ["--topic", "t", "--stream", "S", "--subject", SUBJECT]
+
+    done = subprocess.run(
+        [*PROGRAM, "run", "--kafka", "127.0.0.1:1", *route, *more],
+        env={"MILLSTREAM_LOG": "loud"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "millstream bridge: MILLSTREAM_LOG: 'LOUD' is none of DEBUG, INFO, WARNING, ERROR\n"
+    )

@@ -1,16 +1,19 @@
 """back, cutover and rollback as commands: reports, exit codes, one line per error, dry runs."""
 
+import asyncio
 import json
 from pathlib import Path
 
+import nats
 import pytest
 
 from millstream_bridge import NatsTarget
 from millstream_bridge.operation.group_moves import moves_of
 from millstream_bridge.project.file import GroupMove, Project
 from tests.bridge.test_back import PARTITIONS, fill, publish
-from tests.bridge.test_cli import arguments, run
+from tests.bridge.test_cli import arguments, ready, run, started
 from tests.bridge.test_cutover import commit, handled_by
+from tests.bridge.test_operation import get
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -159,6 +162,61 @@ async def test_a_stream_that_is_not_there_is_one_line(
         assert "not found" in line
 
 
+async def test_a_route_that_cannot_go_on_ends_alone(
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+) -> None:
+    project = tmp_path / "project.toml"
+    good, bad = f"{topic}-good", f"{topic}-bad"
+    text = f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{nats_server.url}"\n'
+    client = await nats.connect(nats_server.url)
+    try:
+        for name, partition in ((bad, 9), (good, 0)):
+            mock.create_topic(name, 1)
+            await client.jetstream().add_stream(name=name, subjects=[f"{name}.>"])
+            await client.jetstream().publish(f"{name}.{partition}.N1", b"native")
+            subject = f"{name}.{{partition}}.{{key}}"
+            text += f'[[route]]\ntopic = "{name}"\nstream = "{name}"\nsubject = "{subject}"\n'
+    finally:
+        await client.close()
+    project.write_text(text)
+    words = ["--project", str(project)]
+    ready_file = tmp_path / "ready"
+
+    done = run("back", *words, "--stop-at-end", "--json")
+    with started(
+        *("back", *words, "--http", "127.0.0.1:0", "--ready-file", str(ready_file)),
+        "--end-with-stdin",
+    ) as process:
+        begun = await ready(ready_file, process)
+        code, healthz = 200, ""
+        while code == 200:
+            code, healthz = await asyncio.to_thread(get, f"{begun['http']}/healthz")
+        _, page = await asyncio.to_thread(get, f"{begun['http']}/metrics")
+        status = await asyncio.to_thread(
+            run, "status", "--nats", nats_server.url, "--wait", "0.3", "--json"
+        )
+
+    told = json.loads(done.stdout)
+    reports = {it["topic"]: it for it in told["routes"]}
+    reason = "partition 9, and the topic has 1 partitions"
+    assert done.returncode == 1
+    assert told["failed"] == 1
+    assert (reports[good]["ended"], reports[good]["records"]) == ("end", 1)
+    assert reports[bad]["ended"] == "error"
+    assert reason in reports[bad]["error"]
+    assert f"back {bad} → {bad} stopped: " in done.stderr
+    assert reason in done.stderr.splitlines()[-1]
+    states = json.loads(healthz)["routes"]
+    assert (states[good]["state"], states[bad]["state"]) == ("moving", "ended")
+    assert reason in states[bad]["error"]
+    for name, failed in ((good, "0.0"), (bad, "1.0")):
+        assert f'millstream_bridge_back_failed{{route="{name}"}} {failed}' in page
+    assert status.returncode == 1
+    errors = {it["route"]: it["error"] for it in json.loads(status.stdout)["backs"]}
+    assert errors[good] is None
+    assert reason in errors[bad]
+
+
 def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3() -> None:
     common = ["--topic", "t", "--stream", "S", "--subject", "s.{partition}.{key}"]
     nowhere = ["--kafka", "127.0.0.1:1", "--nats", "nats://127.0.0.1:1"]
@@ -173,7 +231,9 @@ def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3() -> None:
 @pytest.mark.parametrize(
     ("kafka_group", "group", "moves"),
     [
-        (None, None, [("old", "new", ("r",)), ("old2", "new2", ())]),
+        (None, None, [("old", "new", ("r",)), ("old2", "new2", ()), ("old2", "more", ("s",))]),
+        ("old2", None, [("old2", "new2", ()), ("old2", "more", ("s",))]),
+        ("old2", "more", [("old2", "more", ("s",))]),
         ("old", None, [("old", "new", ("r",))]),
         ("old", "new", [("old", "new", ("r",))]),
         ("old", "else", [("old", "else", ())]),
@@ -187,6 +247,7 @@ def test_a_group_that_is_named_is_the_projects_or_one_of_its_own(
     known = (
         GroupMove(kafka="old", group="new", routes=("r",)),
         GroupMove(kafka="old2", group="new2", routes=()),
+        GroupMove(kafka="old2", group="more", routes=("s",)),
     )
     project = Project(kafka="k", nats=NatsTarget(), rules=(), groups=known)
 

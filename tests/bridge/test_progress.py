@@ -1,17 +1,18 @@
 """What a running bridge shows: lines, and a table with a row for each partition."""
 
-import asyncio
+import errno
+import io
+import sys
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
-import typer
 
 from millstream_bridge.kafka.admin import KafkaAdmin
 from millstream_bridge.model import Watermarks
-from millstream_bridge.operation import live
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.live import Live, Meter, eta_text
+from millstream_bridge.operation.process import tell
 
 
 def a_live(**positions: dict[int, int]) -> Live:
@@ -25,17 +26,15 @@ def a_live(**positions: dict[int, int]) -> Live:
     return Live(cast(Fleet, SimpleNamespace(bridges=bridges)), cast(KafkaAdmin, SimpleNamespace()))
 
 
-async def test_a_reader_that_went_away_ends_the_lines_not_the_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def nobody_reads(*_: object, **__: object) -> None:
-        raise BrokenPipeError
+class OnAFullDisk(io.StringIO):
+    def write(self, text: str, /) -> int:
+        raise OSError(errno.ENOSPC, text)
 
-    monkeypatch.setattr(typer, "echo", nobody_reads)
-    monkeypatch.setattr(live, "LINE_EVERY_S", 0.001)
 
-    async with asyncio.timeout(10):
-        await a_live(t={0: 1}).run()
+def test_a_line_that_cannot_be_written_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", OnAFullDisk())
+
+    tell("flights: 7 stored")
 
 
 def test_a_meter_that_moves_evenly_tells_that_rate_and_what_is_left() -> None:

@@ -11,8 +11,8 @@ import pytest
 from millstream_bridge import ConfigurationError, Route
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.project.file import Project, load_project
-from tests.bridge.moves import offsets, stored_records, until
-from tests.bridge.test_cli import run
+from tests.bridge.moves import move_all, offsets, stored_records, until
+from tests.bridge.test_cli import ready, run, started, told_to_end
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -84,6 +84,47 @@ async def test_a_route_that_cannot_go_on_is_told_and_the_others_do(
     )
     assert (eu["topic"], eu["records"]) == ("orders.eu", 4)
     assert (failed["topic"], failed["ended"]) == ("gone", "error")
+
+
+async def test_a_route_that_cannot_be_proven_is_told_and_the_others_are_proven(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    fill(mock, "orders.eu", 4)
+    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url, gone)
+    await move_all(mock.bootstrap, nats_server.url, route_of("orders.eu"))
+
+    shown = await asyncio.to_thread(run, "verify", "--project", str(file))
+    told = await asyncio.to_thread(run, "verify", "--project", str(file), "--json")
+
+    assert (shown.returncode, told.returncode) == (2, 2)
+    assert "gone → GONE NOT PROVEN: topic gone at " in shown.stdout
+    assert "orders.eu → orders-eu equal: 4 records" in shown.stdout
+    assert shown.stderr.startswith("millstream bridge: topic gone at ")
+    document = json.loads(told.stdout)
+    assert document["equal"] is False
+    assert [(it["topic"], it["equal"], "error" in it) for it in document["routes"]] == [
+        ("gone", False, True),
+        ("orders.eu", True, False),
+    ]
+
+
+async def test_a_run_goes_on_when_nobody_reads_what_it_says(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    fill(mock, "orders.eu", 4)
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url)
+    ready_file = tmp_path / "ready.json"
+
+    with started("run", "--project", str(file), "--ready-file", str(ready_file)) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        process.stderr = None
+        await ready(ready_file, process)
+        out, _ = told_to_end(process, "SIGTERM")
+
+    assert process.returncode == 0
+    assert out.startswith("bridge orders.eu → orders-eu: stopped; ")
 
 
 @asynccontextmanager

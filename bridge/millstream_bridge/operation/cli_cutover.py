@@ -10,6 +10,7 @@ from ..model import Route
 from ..project.file import GroupMove, Project
 from .console import AsJson, ReportFile, command
 from .group_moves import Group, IsStopped, KafkaGroup, KeyRule, Wait, Yes, move_groups, moves_of
+from .process import tell
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +31,8 @@ def register(app: typer.Typer) -> None:
         yes: Yes = False,
         wait: Wait = 0.0,
         timeout: Annotated[
-            float, typer.Option(help="Seconds to wait for the bridge to have stored everything.")
+            float,
+            typer.Option(min=0.0, help="Seconds to wait for the bridge to have stored everything."),
         ] = 60.0,
         uncommitted: Annotated[
             Uncommitted | None,
@@ -62,7 +64,7 @@ def register(app: typer.Typer) -> None:
                 is_stopped=group_is_stopped,
                 key_rule=key_rule,
                 kafka_options=project.kafka_options,
-                on_event=lambda text: typer.echo(f"cutover: {text}", err=True),
+                on_event=lambda text: tell(f"cutover: {text}"),
             )
 
         moves = moves_of(project, kafka_group, group)

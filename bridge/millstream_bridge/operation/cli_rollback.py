@@ -10,6 +10,7 @@ from ..model import Route
 from ..project.file import GroupMove, Project
 from .console import AsJson, ReportFile, command
 from .group_moves import Group, IsStopped, KafkaGroup, KeyRule, Wait, Yes, move_groups, moves_of
+from .process import tell
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +39,7 @@ def register(app: typer.Typer) -> None:
         ] = False,
         wait: Wait = 0.0,
         timeout: Annotated[
-            float, typer.Option(help="Seconds to wait for a running way back.")
+            float, typer.Option(min=0.0, help="Seconds to wait for a running way back.")
         ] = 60.0,
         group_is_stopped: IsStopped = False,
         key_rule: KeyRule = None,
@@ -66,7 +67,7 @@ def register(app: typer.Typer) -> None:
                 is_stopped=group_is_stopped,
                 key_rule=key_rule,
                 kafka_options=project.kafka_options,
-                on_event=lambda text: typer.echo(f"rollback: {text}", err=True),
+                on_event=lambda text: tell(f"rollback: {text}"),
             )
 
         moves = moves_of(project, kafka_group, group)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from millstream_coordinator.operation.process import CHECK_FAILED, Stopper, unless_stopped
 from millstream_coordinator.operation.texts import show_table
 
-from ..errors import ConfigurationError
+from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..model import Record, Route
 from ..project.file import Project
 from ..project.routes import current_routes
@@ -27,7 +27,7 @@ from .console import (
     fail,
     give_report,
 )
-from .process import run_loop
+from .process import run_loop, tell
 
 _SHOWN_BYTES = 24
 _APART = {
@@ -80,7 +80,11 @@ def register(app: typer.Typer) -> None:
         report: ReportFile = None,
         as_json: AsJson = False,
     ) -> None:
-        """Compare both sides record by record; exit 1 and show the first difference if any."""
+        """Compare both sides record by record; exit 1 and show the first difference if any.
+
+        With a project, all of its routes; one that cannot be proven is told and left, and the exit
+        code is its error's.
+        """
         if online:
             if sample is not None:
                 raise ConfigurationError("--sample does not go with --online")
@@ -89,34 +93,67 @@ def register(app: typer.Typer) -> None:
         _tell(project, run_loop(_prove(project, sample, seed)), report, as_json=as_json)
 
 
-def _tell(project: Project, proofs: Sequence[Proof], report: Path | None, *, as_json: bool) -> None:
-    """Report and tables; exit 1 if a proof failed."""
-    equal = all(proof.equal for proof in proofs)
-    documents = [proof_summary(proof) for proof in proofs]
-    show = partial(_show, proofs)
+class Unproven(NamedTuple):
+    """A route of a project for which there is no proof."""
+
+    route: Route
+    error: BridgeError
+
+
+def _tell(
+    project: Project,
+    outcomes: Sequence[Proof | Unproven],
+    report: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Report and tables; then the first error, or exit 1 if a proof failed."""
+    errors = [it.error for it in outcomes if isinstance(it, Unproven)]
+    equal = not errors and all(it.equal for it in outcomes if isinstance(it, Proof))
+    documents = [
+        _unproven_summary(it) if isinstance(it, Unproven) else proof_summary(it) for it in outcomes
+    ]
+    show = partial(_show, outcomes)
     give_report(project, "verify", documents, report, show, as_json=as_json, equal=equal)
+    if errors:
+        raise errors[0]
     if not equal:
         raise typer.Exit(CHECK_FAILED)
 
 
-def _show(proofs: Sequence[Proof]) -> None:
-    for proof in proofs:
-        _print_proof(proof)
+def _show(outcomes: Sequence[Proof | Unproven]) -> None:
+    for it in outcomes:
+        if isinstance(it, Proof):
+            _print_proof(it)
+        else:
+            typer.echo(f"{it.route.topic} → {it.route.stream} NOT PROVEN: {it.error}")
 
 
-async def _prove(project: Project, sample: int | None, seed: int) -> list[Proof]:
-    """One route after the other: each has both sides to itself."""
-    return [
-        await prove(
-            kafka=project.kafka,
-            nats=project.nats,
-            route=route,
-            kafka_options=dict(project.kafka_options),
-            sample_blocks=sample,
-            seed=seed,
-        )
-        for route in await current_routes(project)
-    ]
+async def _prove(project: Project, sample: int | None, seed: int) -> list[Proof | Unproven]:
+    """One route after the other: each has both sides to itself.
+
+    One that cannot be proven leaves the others of a project, unless a side is out of reach.
+    """
+    found: list[Proof | Unproven] = []
+    for route in await current_routes(project):
+        try:
+            proof = await prove(
+                kafka=project.kafka,
+                nats=project.nats,
+                route=route,
+                kafka_options=dict(project.kafka_options),
+                sample_blocks=sample,
+                seed=seed,
+            )
+        except BridgeError as error:
+            if not project.is_file:
+                raise
+            found.append(Unproven(route, error))
+            if isinstance(error, Unreachable):
+                break
+        else:
+            found.append(proof)
+    return found
 
 
 # ---- online --------------------------------------------------------------------------------------
@@ -155,7 +192,7 @@ async def _rounds(
             async for proof in rounds:
                 last[route.topic] = proof
                 if not quiet:
-                    typer.echo(_verdict(proof), err=True)
+                    tell(_verdict(proof))
                 if not proof.equal:
                     return
 
@@ -197,6 +234,16 @@ def proof_summary(proof: Proof) -> dict[str, Any]:
             }
             for number, partition in sorted(proof.partitions.items())
         },
+    }
+
+
+def _unproven_summary(unproven: Unproven) -> dict[str, Any]:
+    return {
+        "schema": "millstream.bridge.verify/1",
+        "topic": unproven.route.topic,
+        "stream": unproven.route.stream,
+        "equal": False,
+        "error": str(unproven.error),
     }
 
 

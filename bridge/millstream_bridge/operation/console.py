@@ -20,7 +20,7 @@ from millstream_coordinator.operation.texts import help_end
 from ..errors import BridgeError
 from ..model import Positions
 from ..project.file import Project
-from .process import write_report
+from .process import check_writable, write_report
 from .settings import project_of
 
 PROGRAM = "millstream bridge"
@@ -100,6 +100,8 @@ _PROJECT: dict[str, Any] = {
 }
 
 
+_WRITTEN = ("report", "ready_file")
+"""Options that name a file to be written, perhaps an hour later."""
 _SIDES: dict[str, Any] = {it: _PROJECT[it] for it in ("kafka", "nats", *CREDENTIALS)}
 
 Register = Callable[[Callable[..., None]], Callable[..., None]]
@@ -137,6 +139,8 @@ def _command(
 
         def run(**given: Any) -> None:
             with errors():
+                for file in _WRITTEN:
+                    check_writable(given.get(file))
                 made = first(**{it: given.pop(it) for it in options})
                 function(made, **given)
 
@@ -194,11 +198,13 @@ def give_report(
     ``documents``: one for each route, of which a project's report is made, with ``more``.
     """
     summary = project_document(command, documents, **more) if project.is_file else documents[0]
-    write_report(report, summary)
-    if as_json:
-        say(summary, "")
-    else:
-        show()
+    try:
+        write_report(report, summary)
+    finally:
+        if as_json:
+            say(summary, "")
+        else:
+            show()
 
 
 def project_document(command: str, routes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:

@@ -176,8 +176,8 @@ class Fleet:
         self._waiting.discard(topic)
         running = [it.route for it in self.bridges.values() if it.route.topic not in self._failed]
         if not self._waiting and running and self._on_ready is not None:
-            self._on_ready(running)
-            self._on_ready = None
+            on_ready, self._on_ready = self._on_ready, None
+            on_ready(running)
 
     @property
     def _failed(self) -> set[str]:

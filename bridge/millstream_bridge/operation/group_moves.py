@@ -37,7 +37,9 @@ IsStopped = Annotated[
     ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", help="Do it; without, only show what would be done.")]
-Wait = Annotated[float, typer.Option(help="Seconds to wait for the group's last member to leave.")]
+Wait = Annotated[
+    float, typer.Option(min=0.0, help="Seconds to wait for the group's last member to leave.")
+]
 
 
 def move_groups(
@@ -126,9 +128,10 @@ def moves_of(project: Project, kafka_group: str | None, group: str | None) -> li
                 "--kafka-group is missing, and there is no [[group]] in a project"
             )
         return list(project.groups)
-    known = next((it for it in project.groups if it.kafka == kafka_group), None)
-    if known is not None and group in (None, known.group):
-        return [known]
+    if known := [
+        it for it in project.groups if it.kafka == kafka_group and group in (None, it.group)
+    ]:
+        return known
     return [GroupMove(kafka=kafka_group, group=group or kafka_group, routes=())]
 
 

@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import typer
-
 from millstream_coordinator.operation.texts import table
 
 from ..errors import BridgeError
 from ..kafka.admin import KafkaAdmin
 from ..model import Watermarks
 from .fleet import Fleet
+from .process import tell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +51,7 @@ class Meter:
 
 
 class Live:
-    """The figures of a fleet, told until cancelled; the run goes on if nobody reads them."""
+    """The figures of a fleet, told until cancelled; the run goes on if the terminal goes away."""
 
     def __init__(self, fleet: Fleet, admin: KafkaAdmin) -> None:
         self._fleet = fleet
@@ -63,24 +62,23 @@ class Live:
 
     async def run(self) -> None:
         """Tell on standard error until cancelled."""
-        with suppress(OSError):
-            if sys.stderr.isatty():
+        if sys.stderr.isatty():
+            with suppress(OSError):
                 await asyncio.gather(self._look(), self._draw())
-            else:
-                while True:
-                    await asyncio.sleep(LINE_EVERY_S)
-                    self._lines()
+            return
+        while True:
+            await asyncio.sleep(LINE_EVERY_S)
+            self._lines()
 
     def _lines(self) -> None:
         for topic, bridge in self._fleet.bridges.items():
             progress = bridge.progress
             new = progress.records - self._before.get(topic, 0)
             if new:
-                typer.echo(
+                tell(
                     f"bridge {topic} → {bridge.route.stream}: {progress.records} stored,"
                     f" {new / LINE_EVERY_S:,.0f}/s, {progress.lag} behind,"
-                    f" {progress.sessions} sessions",
-                    err=True,
+                    f" {progress.sessions} sessions"
                 )
             self._before[topic] = progress.records
 

@@ -6,15 +6,13 @@ lines for people. ``MILLSTREAM_LOG`` is the level of both.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Callable
-
-import typer
 
 from millstream_coordinator import JsonLines
 
 from ..moving.runner import route_at_work
+from .process import log_level, tell
 
 logger = logging.getLogger(__name__)
 
@@ -34,18 +32,13 @@ def log_json() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     handler.addFilter(_WithRoute())
-    logging.basicConfig(
-        level=os.environ.get("MILLSTREAM_LOG", "INFO").upper(), handlers=[handler], force=True
-    )
+    logging.basicConfig(level=log_level("INFO"), handlers=[handler], force=True)
 
 
 def teller(*, as_json: bool) -> Callable[[str], None]:
     """What tells people a line: on standard error, or in the log where that is JSON."""
 
-    def tell(line: str) -> None:
-        if as_json:
-            logger.info("%s", line, extra={"event": "told"})
-        else:
-            typer.echo(line, err=True)
+    def log(line: str) -> None:
+        logger.info("%s", line, extra={"event": "told"})
 
-    return tell
+    return log if as_json else tell

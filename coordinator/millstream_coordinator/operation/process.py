@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from ..errors import GroupError
 
@@ -91,13 +91,17 @@ def write_by_rename(path: Path, document: Mapping[str, object]) -> None:
         raise GroupError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def say(line: str) -> None:
-    """Print a line of a long run; if its reader is gone the run goes on in silence."""
+def say(line: str, *, to: TextIO | None = None) -> None:
+    """Print a line of a long run; if its reader is gone the run goes on in silence.
+
+    ``to``: standard output or error, by default the former.
+    """
+    stream = to or sys.stdout
     try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        stream.write(line + "\n")
+        stream.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _on_signal(
