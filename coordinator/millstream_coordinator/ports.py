@@ -6,7 +6,7 @@ up). Everything else that reaches a machine is a **happening**: a key changed, m
 heartbeat was heard, the connection went or came back, a handler ended.
 
 ``Port`` is what an adapter is: it executes commands and calls a listener with happenings and
-replies. There are two, ``jetstream.py`` (a NATS server) and ``memory.py`` (in this process, with a
+replies. There are two, ``jetstream/`` (a NATS server) and ``memory/`` (in this process, with a
 virtual clock), and the same machine runs on both.
 """
 

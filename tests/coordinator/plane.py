@@ -49,6 +49,7 @@ GROUP = "g"
 STREAM = "S"
 WALL_NS = 1_700_000_000_000_000_000
 """The wall clock when the plane's time is 0."""
+SHORT_LEASE = Timing(drain_timeout_s=3.0, reconcile_interval_s=1.0, lease_s=6.0)
 
 Event = TypeVar("Event", bound=GroupEvent)
 R = TypeVar("R", bound=Record)
@@ -267,6 +268,11 @@ class Plane:
     def count(self) -> int:
         return (self.read(ConfigRecord, naming.CONFIG_KEY) or self.config).active
 
+    @property
+    def num_assigned(self) -> int:
+        """How often a partition came to anybody."""
+        return sum(len(one.told(PartitionAssigned)) for one in self.processes)
+
     def is_served(self) -> bool:
         """Whether every partition is served by exactly the process its record names."""
         served = {
@@ -311,12 +317,8 @@ class Plane:
         self.put(naming.CONFIG_KEY, replace(config, resize_to=to))
 
     def done_keys(self) -> set[str]:
-        bucket = self.server._buckets[naming.bucket(GROUP)]
-        return {
-            key.removeprefix(naming.DONE_PREFIX)
-            for key, (value, _, _) in bucket.values.items()
-            if key.startswith(naming.DONE_PREFIX) and value is not None
-        }
+        keys = self.server.keys(GROUP, naming.DONE_PREFIX)
+        return {key.removeprefix(naming.DONE_PREFIX) for key in keys}
 
     def saved(self, holder: str) -> DoneRecord | None:
         return self.read(DoneRecord, naming.done_key(holder))

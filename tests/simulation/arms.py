@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from millstream_coordinator import memory, memory_letters
 from millstream_coordinator.machine import (
     context,
     handing,
@@ -28,6 +27,7 @@ from millstream_coordinator.machine import (
     reconciler,
     resize,
 )
+from millstream_coordinator.memory import buckets, letters
 from millstream_coordinator.ports import DeleteConsumer
 from millstream_coordinator.sinks import mark
 
@@ -37,7 +37,7 @@ from .crashes import PausingWorld
 from .world import World
 
 MODULES = (
-    *(checkers, context, handing, handoff, lanes, leader, mark, memory, memory_letters, owner),
+    *(buckets, checkers, context, handing, handoff, lanes, leader, letters, mark, owner),
     *(ownership, parking, reconciler, resize),
 )
 
@@ -133,7 +133,7 @@ ARMS = (
         "one letter per message",
         (
             Edit(
-                memory_letters,
+                letters,
                 "MemoryLetters._store",
                 "before[-1].message.seq < message.seq",
                 "True",
@@ -168,7 +168,7 @@ ARMS = (
     ),
     Arm(
         "compare-and-set",
-        (Edit(memory, "MemoryServer._write", "revision != command.revision", "False"),),
+        (Edit(buckets, "MemoryBuckets._write", "revision != command.revision", "False"),),
     ),
     Arm(
         "holes in deliveries",

@@ -45,8 +45,7 @@ from typing import TYPE_CHECKING, NoReturn
 from millstream_coordinator import naming
 from millstream_coordinator.errors import BadRecord
 from millstream_coordinator.machine.handoff import saved_position
-from millstream_coordinator.memory import MemoryClient, Observer
-from millstream_coordinator.memory_letters import MemoryLetter
+from millstream_coordinator.memory import MemoryClient, MemoryLetter, Observer
 from millstream_coordinator.model import (
     ChildPosition,
     ControlRecord,

@@ -26,8 +26,7 @@ from millstream_coordinator.events import (
     describe,
 )
 from millstream_coordinator.machine.group import Phase
-from millstream_coordinator.memory import MemoryClient, MemoryServer
-from millstream_coordinator.memory_stream import MemoryStream
+from millstream_coordinator.memory import MemoryClient, MemoryServer, MemoryStream
 from millstream_coordinator.model import (
     ConfigRecord,
     FailurePolicy,

@@ -5,8 +5,8 @@ They are kept by `Message.mark`, so a resize leaves them where they are.
 
 from dataclasses import dataclass, replace
 
-from .model import LetterReason, Message
-from .ports import (
+from ..model import LetterReason, Message
+from ..ports import (
     DeleteLetter,
     Done,
     FindParked,

@@ -15,9 +15,9 @@ it. Books are kept as nats-server 2.15.1 keeps them, because a group's floor res
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from .model import Message, Retention
-from .partitioning.key import KeyRule
-from .ports import Delivered, Happening, PullEnded, PullIdle
+from ..model import Message, Retention
+from ..partitioning.key import KeyRule
+from ..ports import Delivered, Happening, PullEnded, PullIdle
 
 Push = Callable[[Happening], None]
 
