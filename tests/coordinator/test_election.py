@@ -1,11 +1,11 @@
-"""Leaders that were found dead and come back, and leaders that leave."""
+"""Leaders that were found dead and come back, leaders that leave, and who takes the lead."""
 
-from millstream_coordinator.events import LeaderChanged, MemberDead
+from millstream_coordinator.events import LeaderChanged, MemberDead, PartitionLost
 from millstream_coordinator.model import LeaderRecord, MemberRecord
 from millstream_coordinator.naming import CONFIG_KEY, LEADER_KEY, PARTITION_PREFIX, member_key
 from millstream_coordinator.ports import Command, DeleteKey, Failed, Failure, WriteKey
 
-from .plane import GROUP, STREAM, Plane, Process
+from .plane import GROUP, SHORT_LEASE, STREAM, Plane, Process
 
 
 def _only(plane: Plane, leads: Process | None) -> None:
@@ -155,3 +155,44 @@ def test_nobody_leads_by_a_description_of_a_newer_version() -> None:
     plane.server.put(GROUP, CONFIG_KEY, description)
     plane.until(plane.is_served)
     assert [bool(event.leader) for event in second.told(LeaderChanged)] == [True, False, True]
+
+
+def test_workers_go_on_without_a_leader() -> None:
+    plane = Plane()
+    plane.join("lead", capacity=0)
+    plane.run(0.5)
+    a = plane.join("a", can_lead=False)
+    plane.until(plane.is_served)
+    plane.leader.kill()
+
+    plane.run(8.0)
+    plane.server.publish(STREAM, "s.0.k", b"")
+    plane.until(lambda: len(a.handled) == 1)
+
+    assert not a.machine.is_leader
+    assert a.told(PartitionLost) == []
+
+
+def test_a_leader_that_renews_nothing_is_replaced_where_leases_do_not_run_out() -> None:
+    plane = Plane(has_key_ttl=False, timing=SHORT_LEASE)
+    a, b = plane.settle("a", "b")
+    leader, other = (a, b) if a.machine.is_leader else (b, a)
+    plane.loses = lambda one, command: one is leader and isinstance(command, WriteKey)
+
+    plane.until(lambda: other.machine.is_leader, 12.0)
+
+
+def test_who_is_deaf_does_not_take_the_lead() -> None:
+    plane = Plane()
+    plane.settle("a", "b", "c")
+    leader = plane.leader
+    deaf = next(one for one in plane.processes if one is not leader)
+    deaf.client.send = lambda _event: None
+    deaf.client.probed = lambda *_: None  # type: ignore[method-assign]
+    plane.run(0.9)
+
+    leader.kill()
+    plane.run(1.0)
+
+    assert not deaf.machine.is_leader
+    assert plane.leader is not deaf
