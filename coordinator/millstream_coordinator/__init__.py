@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         GroupEvent,
         describe,
     )
+    from .group import (
+        Group,
+    )
     from .machine.assign import (
         Candidate,
         assign,
@@ -102,9 +105,6 @@ if TYPE_CHECKING:
         VirtualLoop,
         run_virtual,
     )
-    from .worker import (
-        Group,
-    )
 
 __all__ = [
     "BadName",
@@ -173,7 +173,7 @@ _HOMES = {
     "Candidate": "machine.assign",
     "ConfigMismatch": "errors",
     "Description": "partitioning.topic",
-    "Group": "worker",
+    "Group": "group",
     "GroupError": "errors",
     "GroupEvent": "events",
     "GroupMissing": "errors",

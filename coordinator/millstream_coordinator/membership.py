@@ -37,9 +37,9 @@ from types import TracebackType
 from nats.aio.client import Client
 
 from .events import GroupEvent, PartitionAssigned, PartitionLost, PartitionRevoked
+from .group import Group
 from .keepers import PartitionCallback
 from .ports import PortMaker
-from .worker import Group
 
 CHANGES_MAX = 10_000
 """Changes kept for one slow reader of `Membership.changes`; then the oldest go."""
@@ -157,8 +157,8 @@ class Membership:
 
     def holds(self, slot: int, epoch: int) -> bool:
         """Whether the slot is this member's under this epoch, and that is sure at this moment."""
-        machine = self._group._machine
-        return machine is not None and machine.serves(slot, epoch)
+        worker = self._group._worker
+        return worker is not None and worker.machine.serves(slot, epoch)
 
     async def changes(self) -> AsyncIterator[SlotChange]:
         """Yield the slots held now as gained, then each change, until the member has ended.

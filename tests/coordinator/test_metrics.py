@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from millstream_coordinator.events import Joined, PartitionMoved
+from millstream_coordinator.group import Group
 from millstream_coordinator.model import ControlRecord, PartitionRecord, Record
 from millstream_coordinator.operation import metrics as metrics_module
 from millstream_coordinator.operation.metrics import Metrics, ServiceMetrics
@@ -17,7 +18,6 @@ from millstream_coordinator.operation.service import Service
 from millstream_coordinator.operation.settings import CoordinatorSettings
 from millstream_coordinator.sinks import MemorySink
 from millstream_coordinator.stats import HANDLER_BOUNDS_S, GroupStats, PartitionStats
-from millstream_coordinator.worker import Group
 from tests.coordinator.made_group import make_group, make_letters, make_stream, served
 from tests.coordinator.test_web import get
 

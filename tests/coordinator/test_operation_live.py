@@ -9,6 +9,7 @@ from typing import TypeVar
 from nats.aio.client import Client
 from prometheus_client import CollectorRegistry
 
+from millstream_coordinator.group import Group
 from millstream_coordinator.model import FailurePolicy, Message
 from millstream_coordinator.operation import admin, letters
 from millstream_coordinator.operation.letters import Choice
@@ -18,7 +19,6 @@ from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
 from millstream_coordinator.operation.waiting import drained, moved, resized, wait
 from millstream_coordinator.partitioning.topic import Start
-from millstream_coordinator.worker import Group
 from tests.coordinator.made_group import make_stream
 from tests.coordinator.test_web import get
 from tests.helpers.servers import Server

@@ -18,6 +18,7 @@ from millstream_coordinator.errors import (
     StreamMissing,
 )
 from millstream_coordinator.events import GroupEvent, Joined, Left
+from millstream_coordinator.group import Group
 from millstream_coordinator.model import ConfigRecord, Message
 from millstream_coordinator.operation import admin, service as service_module
 from millstream_coordinator.operation.connect import connected
@@ -25,7 +26,6 @@ from millstream_coordinator.operation.process import unless_stopped
 from millstream_coordinator.operation.service import NewGroup, Service
 from millstream_coordinator.operation.settings import CoordinatorSettings
 from millstream_coordinator.operation.target import Target
-from millstream_coordinator.worker import Group
 from tests.coordinator.made_group import make_group, make_stream
 from tests.helpers.servers import Server
 

@@ -40,7 +40,7 @@ from millstream_coordinator.partitioning.plan import (
 from millstream_coordinator.partitioning.publisher import Publisher
 from millstream_coordinator.partitioning.start import resolve_start
 from millstream_coordinator.partitioning.topic import Description, Start
-from millstream_coordinator.worker import Group
+from millstream_coordinator.group import Group
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 

@@ -392,7 +392,8 @@ async def test_a_bucket_that_only_seemed_lost_leaves_no_partition_unserved(
         await until(lambda: len(seen.messages) == 8)
         before = group.partitions
 
-        group._receive(BucketGone())
+        assert group._worker is not None
+        group._worker.receive(BucketGone())
         for partition in range(4):
             await client.jetstream().publish(f"{name}.{partition}.late", b"99")
         await until(lambda: len(seen.of_key(b"late")) == 4)

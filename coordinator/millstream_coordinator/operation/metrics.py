@@ -47,9 +47,9 @@ from prometheus_client.registry import Collector
 
 from ..errors import GroupError
 from ..events import GroupEvent, PartitionMoved, event_name
+from ..group import Group
 from ..sinks.contract import Sink
 from ..stats import HANDLER_BOUNDS_S, GroupStats, PartitionStats
-from ..worker import Group
 from .overview import Overview, read_overview
 from .service import Service
 from .settings import http_address

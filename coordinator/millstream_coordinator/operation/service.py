@@ -32,10 +32,10 @@ from nats.aio.msg import Msg
 from .. import naming
 from ..errors import ConfigMismatch, GroupError, GroupMissing, MemberReplaced, ServerUnreachable
 from ..events import GroupEvent, Joined, Left
+from ..group import Group
 from ..machine.agreement import differences
 from ..model import ConfigRecord, Message
 from ..partitioning.key import KeyRule
-from ..worker import Group
 from .connect import one_error
 from .process import unless_stopped
 from .settings import CoordinatorSettings
