@@ -16,11 +16,11 @@ from nats.aio.client import Client
 
 from millstream_coordinator import Message
 from millstream_coordinator.partitioning import layout as layouts
-from millstream_coordinator.partitioning.create import apply
 from millstream_coordinator.partitioning.description import parse_description
 from millstream_coordinator.partitioning.partition import nats
-from millstream_coordinator.partitioning.plan import plan
 from millstream_coordinator.partitioning.topic import Description
+from millstream_coordinator.provisioning.create import apply
+from millstream_coordinator.provisioning.plan import plan
 from tests.chaos.group_cluster import STREAM
 
 SOURCE = "Nats-Stream-Source"

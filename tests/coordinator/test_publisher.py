@@ -10,11 +10,9 @@ from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
 from millstream_coordinator.errors import BadName
-from millstream_coordinator.partitioning.create import apply
 from millstream_coordinator.partitioning.description import parse_description
 from millstream_coordinator.partitioning.key import KeyRule, from_token, key_headers, to_token
 from millstream_coordinator.partitioning.partition import Partitioner, crc32, kafka, nats
-from millstream_coordinator.partitioning.plan import plan
 from millstream_coordinator.partitioning.publisher import (
     MessageUnfit,
     Publisher,
@@ -22,6 +20,8 @@ from millstream_coordinator.partitioning.publisher import (
     SubjectTemplate,
     TemplateError,
 )
+from millstream_coordinator.provisioning.create import apply
+from millstream_coordinator.provisioning.plan import plan
 from tests.helpers.servers import Server
 
 KEYS = st.one_of(st.none(), st.binary(max_size=200))

@@ -14,6 +14,7 @@ from nats.js.api import StreamConfig
 
 from millstream_coordinator import naming
 from millstream_coordinator.errors import ConfigMismatch, ServerUnreachable, StreamUnfit
+from millstream_coordinator.group import Group
 from millstream_coordinator.jetstream.api import Api, api_prefix
 from millstream_coordinator.model import (
     ConfigRecord,
@@ -23,13 +24,15 @@ from millstream_coordinator.model import (
     decode,
     encode,
 )
-from millstream_coordinator.partitioning.create import apply
 from millstream_coordinator.partitioning.description import parse_description
 from millstream_coordinator.partitioning.difference import start_of
-from millstream_coordinator.partitioning.generation import current, renew
 from millstream_coordinator.partitioning.key import KeyRule
 from millstream_coordinator.partitioning.layout import group_arguments
-from millstream_coordinator.partitioning.plan import (
+from millstream_coordinator.partitioning.publisher import Publisher
+from millstream_coordinator.partitioning.topic import Description, Start
+from millstream_coordinator.provisioning.create import apply
+from millstream_coordinator.provisioning.generation import current, renew
+from millstream_coordinator.provisioning.plan import (
     Action,
     Plan,
     PlanRefused,
@@ -37,10 +40,7 @@ from millstream_coordinator.partitioning.plan import (
     StepKind,
     plan,
 )
-from millstream_coordinator.partitioning.publisher import Publisher
-from millstream_coordinator.partitioning.start import resolve_start
-from millstream_coordinator.partitioning.topic import Description, Start
-from millstream_coordinator.group import Group
+from millstream_coordinator.provisioning.start import resolve_start
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 

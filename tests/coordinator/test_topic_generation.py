@@ -23,13 +23,13 @@ from millstream_coordinator.model import (
     decode,
     encode,
 )
-from millstream_coordinator.partitioning import generation
-from millstream_coordinator.partitioning.create import apply
 from millstream_coordinator.partitioning.description import parse_description
 from millstream_coordinator.partitioning.difference import ServerTraits
-from millstream_coordinator.partitioning.generation import GenerationStep, renew
-from millstream_coordinator.partitioning.plan import plan
 from millstream_coordinator.partitioning.topic import Description
+from millstream_coordinator.provisioning import generation
+from millstream_coordinator.provisioning.create import apply
+from millstream_coordinator.provisioning.generation import GenerationStep, renew
+from millstream_coordinator.provisioning.plan import plan
 from tests.helpers.servers import Server
 
 STEPS = list(GenerationStep)

@@ -1,7 +1,7 @@
 """The coordinator group that takes over: made with its positions, or, if it is there, moved.
 
 A group that is not there is made in an order in which no member can read past a position: bucket,
-positions, ``cfg`` last (`millstream_coordinator.partitioning.create`). One that is there must read
+positions, ``cfg`` last (`millstream_coordinator.provisioning.create`). One that is there must read
 the same stream in the same partitions, and have no members: a member is a reader, and its position
 moves. Then each position is one compare-and-set write (`millstream_coordinator.operation`).
 """
@@ -20,10 +20,8 @@ from millstream_coordinator.operation.overview import read_overview
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
 from millstream_coordinator.operation.view import GroupView
-from millstream_coordinator.partitioning.create import apply
 from millstream_coordinator.partitioning.key import KeyRule, KeyRuleError
 from millstream_coordinator.partitioning.layout import group_config
-from millstream_coordinator.partitioning.plan import StepKind, plan
 from millstream_coordinator.partitioning.topic import (
     Description,
     GroupDescription,
@@ -33,6 +31,8 @@ from millstream_coordinator.partitioning.topic import (
     TopicDescription,
     WrittenBy,
 )
+from millstream_coordinator.provisioning.create import apply
+from millstream_coordinator.provisioning.plan import StepKind, plan
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..jetstream.target import NatsTarget

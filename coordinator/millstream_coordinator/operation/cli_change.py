@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from ..errors import GroupError
-from ..partitioning.create import apply
 from ..partitioning.description import read_description
-from ..partitioning.generation import renew
-from ..partitioning.plan import Action, Plan, plan
 from ..partitioning.topic import Start
+from ..provisioning.create import apply
+from ..provisioning.generation import renew
+from ..provisioning.plan import Action, Plan, plan
 from . import admin
 from .admin import Change, Outcome
 from .connect import connected

@@ -23,8 +23,8 @@ from ..errors import NotPossible, PartitionMissing, StreamMissing
 from ..model import PartitionRecord, PartitionState, Retention
 from ..naming import parse_consumer, partition_key
 from ..partitioning.layout import place
-from ..partitioning.start import resolve_start
 from ..partitioning.topic import Start, StartKind
+from ..provisioning.start import resolve_start
 from .admin import Change, Outcome
 from .overview import Overview, read_overview
 from .target import Target, side_by_side

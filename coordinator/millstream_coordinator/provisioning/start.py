@@ -6,9 +6,9 @@ from typing import Any
 
 from ..errors import StreamMissing
 from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
-from .difference import begun, start_of
+from ..partitioning.difference import begun, start_of
+from ..partitioning.topic import Start, StartKind
 from .server import stream_info
-from .topic import Start, StartKind
 
 _PROBE_S = 5
 _FORGET_LOOKS, _FORGET_S = 10, 0.03

@@ -25,7 +25,7 @@ from ..jetstream.api import (
 from ..jetstream.keys import make_room
 from ..jetstream.permissions import Grant, Needs, check
 from ..model import ConfigRecord, PartitionRecord, decode, encode
-from .difference import (
+from ..partitioning.difference import (
     dropped,
     start_of,
 )

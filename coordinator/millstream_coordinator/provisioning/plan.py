@@ -30,7 +30,7 @@ from ..jetstream.api import (
 )
 from ..jetstream.keys import bucket_config
 from ..model import ConfigRecord, Retention, decode
-from .difference import (
+from ..partitioning.difference import (
     Change,
     Difference,
     ServerTraits,
@@ -38,11 +38,11 @@ from .difference import (
     differences,
     updated,
 )
-from .key import overlap, stored_subjects
-from .layout import group_config, place, wanted_streams, work_stream
+from ..partitioning.key import overlap, stored_subjects
+from ..partitioning.layout import group_config, place, wanted_streams, work_stream
+from ..partitioning.topic import Description, GroupDescription, Layout, Start, StartKind
 from .server import OLDEST_SERVER, TIMEOUT_S, server_traits, stream_info
 from .start import resolve_start, sourced_to
-from .topic import Description, GroupDescription, Layout, Start, StartKind
 
 
 class Action(StrEnum):

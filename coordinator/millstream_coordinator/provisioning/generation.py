@@ -49,12 +49,12 @@ from ..jetstream.api import (
     RequestFailed,
 )
 from ..model import ConfigRecord, ControlRecord, ParkedRecord, PartitionRecord, decode, encode
-from .difference import WantedStream
-from .key import KeyRule
-from .layout import copied_from, group_config, work_stream
+from ..partitioning.difference import WantedStream
+from ..partitioning.key import KeyRule
+from ..partitioning.layout import copied_from, group_config, work_stream
+from ..partitioning.topic import Description, GroupDescription, Layout, work_tokens
 from .server import TIMEOUT_S, server_traits, stream_info
 from .start import forget_start
-from .topic import Description, GroupDescription, Layout, work_tokens
 
 CUT_KEY: Final = "millstream.cut"
 """Of the old stream: the origin's sequence that it is sourced to, and its own last one."""

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
-from .difference import ServerTraits
+from ..partitioning.difference import ServerTraits
 
 TIMEOUT_S: Final = 5.0
 OLDEST_SERVER: Final = (2, 10)

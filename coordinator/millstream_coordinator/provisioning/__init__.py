@@ -1,0 +1,1 @@
+"""What a description asks for, on a server: planned, made, and with other partitions made anew."""
