@@ -31,15 +31,13 @@ from .naming import check_name
 from .partitioning.key import KeyRule
 from .partitioning.layout import config_record
 from .ports import Port, PortMaker
+from .readers import Readers
 from .stats import Counters, GroupStats
 from .tracing import Tracing
 from .worker import Work, Worker
 
 EventCallback = Callable[[GroupEvent], None]
 H = TypeVar("H", bound=Handler)
-
-EVENT_BACKLOG_MAX = 10_000
-"""Events kept for one slow reader of `Group.events`; then the oldest go."""
 
 
 class Group:
@@ -141,7 +139,7 @@ class Group:
         self._on_event = on_event
         self._rule: KeyRule | None = None
         self._worker: Worker | None = None
-        self._readers: list[asyncio.Queue[GroupEvent | None]] = []
+        self._readers = Readers[GroupEvent]()
         self._is_stopping = False
         self._ended: asyncio.Event | None = None
         self._counters = Counters()
@@ -239,18 +237,12 @@ class Group:
         context = machine.context
         return machine.phase is Phase.MEMBER and context.is_connected and not context.is_fenced
 
-    async def events(self) -> AsyncIterator[GroupEvent]:
+    def events(self) -> AsyncIterator[GroupEvent]:
         """Yield what happens from now on, until the group has ended.
 
-        A reader that is more than EVENT_BACKLOG_MAX events behind misses the oldest.
+        A reader that is more than ``readers.BACKLOG_MAX`` events behind misses the oldest.
         """
-        queue: asyncio.Queue[GroupEvent | None] = asyncio.Queue(EVENT_BACKLOG_MAX)
-        self._readers.append(queue)
-        try:
-            while (event := await queue.get()) is not None:
-                yield event
-        finally:
-            self._readers.remove(queue)
+        return self._readers.read()
 
     async def stop(self) -> None:
         """Drain, give the partitions away and leave; returns when `run` is at its end."""
@@ -289,8 +281,7 @@ class Group:
             for one in signals:
                 loop.remove_signal_handler(one)
             self._ended.set()
-            for queue in self._readers:
-                _put(queue, None)
+            self._readers.end()
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
@@ -337,8 +328,7 @@ class Group:
     def _hear(self, event: GroupEvent) -> None:
         if self._on_event is not None:
             self._on_event(event)
-        for queue in self._readers:
-            _put(queue, event)
+        self._readers.tell(event)
 
 
 def _check_number(argument: str, given: object, least: int) -> None:
@@ -351,12 +341,6 @@ def _seconds(argument: str, given: object) -> float:
     if not isinstance(given, timedelta) or given < timedelta(0):
         raise ValueError(f"{argument} must be a timedelta of 0 or more, not {given!r}")
     return seconds(given)
-
-
-def _put(queue: asyncio.Queue[GroupEvent | None], event: GroupEvent | None) -> None:
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(event)
 
 
 @functools.cache

@@ -40,9 +40,7 @@ from .events import GroupEvent, PartitionAssigned, PartitionLost, PartitionRevok
 from .group import Group
 from .keepers import PartitionCallback
 from .ports import PortMaker
-
-CHANGES_MAX = 10_000
-"""Changes kept for one slow reader of `Membership.changes`; then the oldest go."""
+from .readers import Readers
 
 
 class SlotChangeKind(StrEnum):
@@ -109,8 +107,7 @@ class Membership:
         Raises BadName, or ValueError for a number out of range.
         """
         self._held: dict[int, SlotChange] = {}
-        self._readers: list[asyncio.Queue[SlotChange | None]] = []
-        self._is_over = False
+        self._readers = Readers[SlotChange]()
         self._group = Group(
             connection,
             stream=None,
@@ -160,22 +157,12 @@ class Membership:
         worker = self._group._worker
         return worker is not None and worker.machine.serves(slot, epoch)
 
-    async def changes(self) -> AsyncIterator[SlotChange]:
+    def changes(self) -> AsyncIterator[SlotChange]:
         """Yield the slots held now as gained, then each change, until the member has ended.
 
-        A reader that is more than CHANGES_MAX changes behind misses the oldest.
+        A reader that is more than ``readers.BACKLOG_MAX`` changes behind misses the oldest.
         """
-        queue: asyncio.Queue[SlotChange | None] = asyncio.Queue(CHANGES_MAX)
-        for change in self._held.values():
-            _put(queue, change)
-        if self._is_over:
-            _put(queue, None)
-        self._readers.append(queue)
-        try:
-            while (change_or_end := await queue.get()) is not None:
-                yield change_or_end
-        finally:
-            self._readers.remove(queue)
+        return self._readers.read(self._held.values())
 
     def _on_event(self, event: GroupEvent) -> None:
         change = _change(event)
@@ -184,17 +171,14 @@ class Membership:
         self._held.pop(change.slot, None)
         if change.kind is SlotChangeKind.GAINED:
             self._held[change.slot] = change
-        for queue in self._readers:
-            _put(queue, change)
+        self._readers.tell(change)
 
     async def run(self, *, handle_signals: bool = True) -> None:
         """Be a member until `stop`, SIGTERM or SIGINT; raises what `Group.run` raises."""
         try:
             await self._group.run(handle_signals=handle_signals)
         finally:
-            self._is_over = True
-            for queue in self._readers:
-                _put(queue, None)
+            self._readers.end()
 
     async def stop(self) -> None:
         """Give the slots away and leave; returns when `run` is at its end."""
@@ -218,12 +202,6 @@ class Membership:
         assert self._running is not None
         await self.stop()
         await self._running
-
-
-def _put(queue: asyncio.Queue[SlotChange | None], change: SlotChange | None) -> None:
-    if queue.full():
-        queue.get_nowait()
-    queue.put_nowait(change)
 
 
 def _change(event: GroupEvent) -> SlotChange | None:
