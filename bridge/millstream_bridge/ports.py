@@ -84,6 +84,14 @@ class Publisher(Protocol):
         """
         ...
 
+    def check_same(self, record: Record) -> None:
+        """RecordError: the newest stored record of a partition is not this one of its offset.
+
+        ``record`` is the one right before a position that `open` gave. Nothing is raised where that
+        is not known.
+        """
+        ...
+
     async def send(self, records: Sequence[Record]) -> None:
         """Publish in this order; may return before they are stored.
 

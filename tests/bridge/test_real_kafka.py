@@ -17,6 +17,7 @@ from millstream_bridge import (
 )
 from millstream_bridge.model import TimestampType
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.bridge.test_bad_input import make_stream
 from tests.helpers.kafka import Kafka, run_tool
 from tests.helpers.servers import Server
 
@@ -181,6 +182,44 @@ async def test_a_topic_made_anew_with_more_records_than_before_is_not_taken_for_
     with pytest.raises(ConfigurationError, match=f"topic {topic} was deleted and made anew"):
         await move_all(a_real_kafka.bootstrap, url, route)
     assert offsets(await stored_records(url, route)) == {0: list(range(5))}
+
+
+async def test_a_topic_made_anew_is_told_by_its_records_where_the_stream_knows_no_id(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """The stream is somebody's; the new topic has just as many records."""
+    a_real_kafka.create_topic(topic, 1)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"old"} for _ in range(5)])
+    route, url = a_route(topic), real_nats_server.url
+    await make_stream(url)
+    await move_all(a_real_kafka.bootstrap, url, route)
+
+    await remade(a_real_kafka, topic)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"new"} for _ in range(5)])
+
+    with pytest.raises(RecordError, match="partition 0 offset 4: Kafka has another record here"):
+        await move_all(a_real_kafka.bootstrap, url, route)
+
+
+async def test_behind_a_transactions_marker_a_run_goes_on(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """The offset before the log's end is no record's, before the position is one."""
+    a_real_kafka.create_topic(topic, 1)
+    route = a_route(topic)
+    producer = Producer({"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": topic})
+    producer.init_transactions(20)
+    for n in range(3):
+        producer.begin_transaction()
+        producer.produce(topic, b"%d" % n, partition=0)
+        producer.flush(20)
+        producer.commit_transaction(20)
+        report = await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+        assert (report.records, report.sessions) == (1, 1)
+    again = await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+
+    assert (again.records, again.sessions) == (0, 1)
+    assert offsets(await stored_records(nats_server.url, route)) == {0: [0, 2, 4]}
 
 
 async def test_a_topic_made_anew_while_it_is_moved_ends_the_run(

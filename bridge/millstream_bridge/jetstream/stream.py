@@ -12,14 +12,16 @@ that lags, and an old position under a right last sequence would store records t
 import asyncio
 import base64
 import logging
-from collections.abc import Mapping as AbcMapping
+from collections.abc import Callable, Mapping as AbcMapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ..errors import ConfigurationError, ConnectionLost
+from ..errors import ConfigurationError, ConnectionLost, RecordError
+from ..model import Record
 from ..records.headers import parse_block
-from ..records.mapping import Mapping, any_source, covers
+from ..records.mapping import Mapping, OtherSubjectError, any_source, covers
+from ..records.stored import Stored, stored_of
 from .connection import Connection, parse_answer
 
 logger = logging.getLogger(__name__)
@@ -41,6 +43,8 @@ NOT_FOUND, STREAM_NOT_FOUND = 10037, 10059
 _WITHOUT_LEADER = frozenset({10008, 10009})
 """A cluster that has no leader at the moment, or asked one that is it no longer."""
 _WALK_AT_ONCE = 64
+_LOOK_FOR_FORM = 1 + _WALK_AT_ONCE
+"""Among so many messages at the end there is a record, if the route has stored any; mostly."""
 
 
 class ApiError(Exception):
@@ -93,6 +97,7 @@ class Stream:
         if kafka_partition is not None:
             self.name = mapping.stream_name(kafka_partition)
         self.config: AbcMapping[str, Any] = {}
+        self._newest: dict[int, Stored] = {}
 
     async def ensure(self, *, may_create: bool = True, first_offset: int = 0) -> None:
         """Check the stream, or make it if it is not there.
@@ -152,7 +157,7 @@ class Stream:
 
     async def message(self, seq: int) -> StoredMessage | None:
         """The message at a sequence, None if there is none (any more)."""
-        return await self._get({"seq": seq})
+        return await self._get({"seq": seq}) if seq > 0 else None
 
     async def last_of(self, subject: str) -> StoredMessage | None:
         """The newest message of a subject, which may have wildcards."""
@@ -161,15 +166,59 @@ class Stream:
     async def position(self, kafka_partition: int) -> int | None:
         """One past the offset of the partition's newest record in the stream, None without one.
 
-        A record that was parked or skipped counts: a mark stands for it.
+        A record that was parked or skipped counts: a mark stands for it. ConfigurationError: the
+        record was stored under another template.
         """
-        found = await asyncio.gather(
-            self._record_position(kafka_partition), self._mark_position(kafka_partition)
+        messages = await asyncio.gather(
+            self._newest_record(kafka_partition),
+            self.last_of(f"{self.mapping.poison_subject(kafka_partition)}.*"),
         )
-        position = max((at for at in found if at is not None), default=None)
-        if position is None and self.kafka_partition is not None:
-            return await self._position_by_sequence()
-        return position
+        found = [it for it in map(self._stored, messages) if it is not None]
+        if found:
+            newest = max(found, key=lambda it: it.source.offset)
+            self._newest[kafka_partition] = newest
+            return newest.source.offset + 1
+        return None if self.kafka_partition is None else await self._position_by_sequence()
+
+    async def note_before(self, checkpoint_seq: int, kafka_partition: int, offset: int) -> None:
+        """Look whether the message before a checkpoint is the record that it was written after.
+
+        ConfigurationError: it was stored under another template.
+        """
+        newest = self._stored(await self.message(checkpoint_seq - 1))
+        if newest is not None and newest.source[1:3] == (kafka_partition, offset):
+            self._newest[kafka_partition] = newest
+
+    def check_same(self, record: Record) -> None:
+        """RecordError: the partition's newest record here is another one of the same offset.
+
+        Nothing is raised where it is not known which it is.
+        """
+        newest = self._newest.get(record.kafka_partition)
+        if newest is None or newest.source.offset != record.offset:
+            return
+        differences = newest.differences(record)
+        if differences:
+            raise RecordError(
+                self.mapping.route.topic,
+                record.kafka_partition,
+                record.offset,
+                f"Kafka has another record here than stream {self.name} (seq {newest.seq}; not the"
+                f" same: {', '.join(differences)}). The topic was made anew, or Kafka has lost"
+                " records that were moved; `verify` shows which are no longer in Kafka; move the"
+                " topic into a new stream",
+            )
+
+    def _stored(self, message: StoredMessage | None) -> Stored | None:
+        """ConfigurationError: the message is under another subject than the template makes."""
+        if message is None:
+            return None
+        try:
+            return stored_of(
+                self.mapping, message.seq, message.subject, message.headers, message.payload
+            )
+        except OtherSubjectError as error:
+            raise self._other_form(message) from error
 
     @property
     def has_gaps(self) -> bool:
@@ -202,23 +251,26 @@ class Stream:
             )
         return last_seq
 
-    async def _mark_position(self, kafka_partition: int) -> int | None:
-        mark = await self.last_of(f"{self.mapping.poison_subject(kafka_partition)}.*")
-        source = mark and self.mapping.source_in(mark.headers)
-        return source.offset + 1 if source else None
+    async def _newest_record(self, kafka_partition: int) -> StoredMessage | None:
+        def is_record(message: StoredMessage) -> bool:
+            source = self.mapping.source_in(message.headers)
+            return source is not None and source.kafka_partition == kafka_partition
 
-    async def _record_position(self, kafka_partition: int) -> int | None:
         message = await self.last_of(self.mapping.partition_filter(kafka_partition))
-        if message is None:
-            return None
-        at_once, top = 1, message.seq
-        while top > 0:
-            places = range(top, max(0, top - at_once), -1)
-            found = [message] if at_once == 1 else await self._several(places)
-            for candidate in found:
-                source = candidate and self.mapping.source_in(candidate.headers)
-                if source and source.kafka_partition == kafka_partition:
-                    return source.offset + 1
+        if message is None or is_record(message):
+            return message
+        return await self._walk_back(message.seq - 1, is_record)
+
+    async def _walk_back(
+        self, top: int, is_wanted: Callable[[StoredMessage], bool], bottom: int = 0
+    ) -> StoredMessage | None:
+        """The newest message that is wanted, from sequence ``top`` down to above ``bottom``."""
+        at_once = 1
+        while top > bottom:
+            places = range(top, max(bottom, top - at_once), -1)
+            for message in await asyncio.gather(*map(self.message, places)):
+                if message is not None and is_wanted(message):
+                    return message
             top -= len(places)
             at_once = _WALK_AT_ONCE
         return None
@@ -248,15 +300,25 @@ class Stream:
                     f"stream {self.name} has a checkpoint of topic {route.topic} (seq {mark.seq}):"
                     " the route is shared now, run it with --shared"
                 )
-        last = await self.message(last_seq) if last_seq else None
-        source = self.mapping.source_in(last.headers) if last else None
-        if last and source and not self.mapping.is_beside(last.subject):
+
+        def is_record(message: StoredMessage) -> bool:
+            source = self.mapping.source_in(message.headers)
+            return source is not None and not self.mapping.is_beside(message.subject)
+
+        newest = await self._walk_back(last_seq, is_record, max(0, last_seq - _LOOK_FOR_FORM))
+        source = self.mapping.source_in(newest.headers) if newest else None
+        if newest and source:
             wanted = self.mapping.partition_filter(source.kafka_partition)
-            if not covers(wanted, last.subject):
-                raise ConfigurationError(
-                    f"stream {self.name} holds topic {route.topic} under other subjects"
-                    f" ({last.subject} at seq {last.seq}), not {route.subject}"
-                )
+            if not covers(wanted, newest.subject):
+                raise self._other_form(newest)
+
+    def _other_form(self, message: StoredMessage) -> ConfigurationError:
+        route = self.mapping.route
+        return ConfigurationError(
+            f"stream {self.name} holds topic {route.topic} under other subjects"
+            f" ({message.subject} at seq {message.seq}) than {route.subject} makes; put the"
+            " template and null_token back, or give the route another stream"
+        )
 
     async def refuse_other_topic(self) -> None:
         """ConfigurationError: another topic's records are under the route's subjects.
@@ -285,9 +347,6 @@ class Stream:
                 newest.seq,
                 extra={"event": "foreign_content"},
             )
-
-    async def _several(self, places: range) -> list[StoredMessage | None]:
-        return await asyncio.gather(*(self.message(seq) for seq in places))
 
     async def _create(self, first_offset: int) -> dict[str, Any]:
         route = self.mapping.route

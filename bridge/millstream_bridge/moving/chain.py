@@ -101,6 +101,10 @@ class ChainPublisher:
         self._reply = self._connection.new_ack_subject(AckSink(self._on_acks, self._on_other))
         return positions
 
+    def check_same(self, record: Record) -> None:
+        """Raise if the newest stored record is another one; see `Publisher`."""
+        self._stream.check_same(record)
+
     async def send(self, records: Sequence[Record]) -> None:
         """Write the records' frames as soon as the window has room for them."""
         records = without_returned(records, self._mapping.route.name)

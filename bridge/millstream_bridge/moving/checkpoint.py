@@ -96,6 +96,10 @@ class CheckpointPublisher:
             await self._one_more_stored()
         self.check()
 
+    def check_same(self, record: Record) -> None:
+        """Raise if the newest stored record is another one; see `Publisher`."""
+        self._stream.check_same(record)
+
     def check(self) -> None:
         """Raise what a worker met; SessionLost last, for all others end the run."""
         failures = sorted(self._failures, key=lambda error: isinstance(error, SessionLost))
@@ -155,6 +159,8 @@ class CheckpointPublisher:
         position = checkpoint.next_offset if checkpoint is not None else None
         if position is None:
             position = await self._stream.position(partition)
+        else:
+            await self._stream.note_before(seq, partition, position - 1)
         self._checkpoint_seqs[partition] = seq
         if position is not None:
             self._positions[partition] = position

@@ -65,6 +65,10 @@ class DensePublisher:
             await asyncio.wait(opening)
         return {partition: at for positions in found for partition, at in positions.items()}
 
+    def check_same(self, record: Record) -> None:
+        """Raise if the newest stored record is another one; see `Publisher`."""
+        self._chains[record.kafka_partition].check_same(record)
+
     async def send(self, records: Sequence[Record]) -> None:
         """Hand each partition's records to its chain, in their order."""
         of_partition: dict[int, list[Record]] = {}

@@ -18,7 +18,8 @@ this process. It never stands back for another writer then: it begins again afte
 until the other one, which can only be late, is refused for good.
 
 **The same topic.** A topic that was deleted and made anew has another id. That is asked at every
-session's beginning and every `LOOK_FOR_PARTITIONS_S`, and ends the run.
+session's beginning and every `LOOK_FOR_PARTITIONS_S`, and ends the run. So does a record in Kafka
+that is not the one stored of its offset (see `seam`).
 
 **Gaps.** Where Kafka's retention removed records before they were moved, the run ends, or goes on
 behind the gap if the route says so (``on_gap``); how many offsets that were is counted and told.
@@ -45,11 +46,12 @@ from ..errors import (
 )
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
-from ..kafka.source import source_of
+from ..kafka.source import KafkaSource, source_of
 from ..model import BridgeReport, Positions, Route, Watermarks
 from ..ports import Polled, Publisher, Source
 from ..records.mapping import Mapping
 from .publisher import publisher_for
+from .seam import Seam
 from .sharing import Share
 
 logger = logging.getLogger(__name__)
@@ -161,6 +163,7 @@ class Bridge:
         self._stopping = asyncio.Event()
         self._before = (0, 0, 0, 0)
         self._is_moving = False
+        self._unreadable: set[int] = set()
 
     @property
     def progress(self) -> Progress:
@@ -176,7 +179,8 @@ class Bridge:
         """Move records until `stop`, or until all that was in Kafka at the start is stored.
 
         Unreachable: Kafka or NATS did not answer at the start (later they are waited for).
-        ConfigurationError: topic or stream cannot be used. RecordError: a record cannot be moved.
+        ConfigurationError: topic or stream cannot be used. RecordError: a record cannot be moved,
+        or Kafka has another one than was stored.
         """
         if stop_at_end and self._share is not None:
             raise ConfigurationError(
@@ -301,7 +305,10 @@ class Bridge:
             found = await source.watermarks()
             marks = {p: found.get(p, mark) for p, mark in marks.items()}
         positions = self._checked_positions(positions, marks)
-        await source.assign(positions, partitions)
+        # Of another source, an offset always means the same record.
+        stored = positions if isinstance(source, KafkaSource) else {}
+        seam = Seam(stored, marks, publisher.check_same, self._unreadable)
+        await source.assign({**positions, **seam.starts}, partitions)
         self._progress.sessions += 1
         self._progress.state = State.MOVING
         logger.info(
@@ -317,6 +324,7 @@ class Bridge:
             publisher.batch_records,
             positions,
             marks,
+            seam=seam,
             partition_count=partition_count,
             look_for_partitions_s=self._look_for_partitions_s,
             check_topic=partial(self._check_identity, source),
@@ -515,10 +523,12 @@ class _Reader:
         positions: Positions,
         marks: dict[int, Watermarks],
         *,
+        seam: Seam,
         partition_count: int,
         look_for_partitions_s: float,
         check_topic: Callable[[], Coroutine[Any, Any, None]],
     ) -> None:
+        self._seam = seam
         self._check_topic = check_topic
         self._checking: asyncio.Task[None] | None = None
         self._partition_count = partition_count
@@ -537,8 +547,10 @@ class _Reader:
         return sum([max(0, high - self.read[p]) for p, high in self.ends.items()])
 
     def has_reached(self, goal: Positions) -> bool:
-        """Whether everything below these offsets was read."""
-        return all(self.read.get(p, 0) >= offset for p, offset in goal.items())
+        """Whether everything below these offsets was read, and the seam looked at."""
+        return self._seam.is_closed and all(
+            self.read.get(p, 0) >= offset for p, offset in goal.items()
+        )
 
     async def next(self) -> Polled:
         """The next batch, perhaps empty; the one after it is already being fetched."""
@@ -547,6 +559,8 @@ class _Reader:
             self._polling = self._poll()
         polled = await self._polling
         self._polling = None if polled.error else self._poll()
+        if not self._seam.is_closed:
+            polled = self._seam.look(polled)
         for record in polled.records:
             if record.offset < self.read[record.kafka_partition]:
                 raise SessionLost(f"Kafka gave offset {record.offset} again, or out of order")

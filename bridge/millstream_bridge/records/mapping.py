@@ -18,6 +18,7 @@ from typing import Final
 from millstream_coordinator.partitioning.key import (
     KEY_BYTES_MAX,
     KEY_HEADER,
+    KeyTokenError,
     from_token,
     key_headers,
 )
@@ -40,12 +41,16 @@ from .headers import (
     pack,
     unpack,
 )
-from .template import Template
+from .template import SubjectError, Template
 
 CHECKPOINT_TOKEN: Final = "_checkpoint"
 CHUNK_TOKEN: Final = "_chunk"
 POISON_TOKEN: Final = "_poison"
 _BESIDE = (CHECKPOINT_TOKEN, CHUNK_TOKEN, POISON_TOKEN)
+
+
+class OtherSubjectError(HeaderError):
+    """A stored record is not under the subject that the route's template makes."""
 
 
 class Mapping:
@@ -161,7 +166,8 @@ class Mapping:
     ) -> Record:
         """The Kafka record a stored message was made from; ``source`` is what `source_in` found.
 
-        HeaderError or KeyTokenError (both ValueError): it is not one of this route's, or damaged.
+        HeaderError: it is not one of this route's, or damaged. OtherSubjectError: another template,
+        or null token, made its subject.
         """
         own: dict[str, str] = {}
         plain: list[tuple[str, str]] = []
@@ -186,9 +192,19 @@ class Mapping:
             None if NULL_VALUE in source.flags else payload,
             unpack(plain, own.get(PACKED_HEADER)) if plain or PACKED_HEADER in own else (),
         )
-        if self.subject(record) != subject:
-            raise HeaderError(f"subject {subject} is not the one the record's template makes")
+        is_in_header = record.key is not None and (
+            not self.has_key or len(record.key) > KEY_BYTES_MAX
+        )
+        if self._made(record) != subject or (KEY_HEADER in own) is not is_in_header:
+            raise OtherSubjectError(f"subject {subject} is not the one the record's template makes")
         return record
+
+    def _made(self, record: Record) -> str | None:
+        """The record's subject, None if the template has none for it."""
+        try:
+            return self.subject(record)
+        except SubjectError:
+            return None
 
     def _key(self, subject: str, own: dict[str, str], source: SourceHeader) -> bytes | None:
         if NULL_KEY in source.flags:
@@ -197,8 +213,12 @@ class Mapping:
             return base64.b64decode(own.get(KEY_HEADER, ""), validate=True)
         tokens = subject.split(".")
         if len(tokens) <= self.template.key_place:
-            raise HeaderError(f"subject {subject} has no token for the key")
-        return from_token(tokens[self.template.key_place], own, null_token=self.route.null_token)
+            raise OtherSubjectError(f"subject {subject} has no token for the key")
+        token = tokens[self.template.key_place]
+        try:
+            return from_token(token, own, null_token=self.route.null_token)
+        except KeyTokenError as error:
+            raise OtherSubjectError(str(error)) from error
 
 
 def any_source(headers: NatsHeaders) -> SourceHeader | None:

@@ -112,7 +112,7 @@ class Template:
         )
         kinds = {field.kind for field in self.fields}
         self.is_of_key_alone = not kinds & {"header", "value"}
-        self._parses = "value" in kinds
+        self.reads_value = "value" in kinds
         self._cache: dict[tuple[int, bytes | None], str] = {}
         if self.longest_bytes > SUBJECT_BYTES_MAX:
             raise self._wrong(
@@ -146,7 +146,7 @@ class Template:
         return ".".join([*self.head, str(kafka_partition), *tail])
 
     def _subject(self, record: Record) -> str:
-        document = _document(record) if self._parses else None
+        document = _document(record) if self.reads_value else None
         tail = [
             token.token(record, document, self._null_token) if isinstance(token, Field) else token
             for token in self._tail
