@@ -36,10 +36,14 @@ async def test_a_leader_on_the_move_is_asked_again() -> None:
 
 
 class Coming:
-    """An admin client of a group whose coordinator is not there yet for the first questions."""
+    """An admin client of a group whose coordinator is not there yet for the first questions.
 
-    def __init__(self, code: int, times: int) -> None:
-        self._errors = [KafkaException(KafkaError(code, "ConsumerGroupDescribe: "))] * times
+    ``in_part``: of the partitions it says so, and the answer as a whole is good.
+    """
+
+    def __init__(self, code: int, times: int, *, in_part: bool = False) -> None:
+        self._errors = [KafkaError(code, "ConsumerGroupDescribe: ")] * times
+        self._in_part = in_part
 
     def describe_consumer_groups(self, names: list[str], **_: object) -> dict[str, Future[object]]:
         return {
@@ -49,10 +53,16 @@ class Coming:
     def list_consumer_group_offsets(self, *_: object, **__: object) -> dict[str, Future[object]]:
         return {"g": self._answer(SimpleNamespace(topic_partitions=[]))}
 
+    def alter_consumer_group_offsets(self, *_: object, **__: object) -> dict[str, Future[object]]:
+        return {"g": self._answer(SimpleNamespace(topic_partitions=[]))}
+
     def _answer(self, good: object) -> Future[object]:
         answer: Future[object] = Future()
-        if self._errors:
-            answer.set_exception(self._errors.pop())
+        if self._errors and self._in_part:
+            place = SimpleNamespace(error=self._errors.pop())
+            answer.set_result(SimpleNamespace(topic_partitions=[place]))
+        elif self._errors:
+            answer.set_exception(KafkaException(self._errors.pop()))
         else:
             answer.set_result(good)
         return answer
@@ -77,6 +87,25 @@ async def test_a_groups_coordinator_that_is_only_just_coming_is_asked_again(
         await admin.close()
 
     assert (found.state, found.positions) == ("Dead", {})
+
+
+async def test_so_it_is_where_the_answer_says_it_of_partitions_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Apache Kafka 4.3 says to who sets a group's offsets just after its start."""
+    code = KafkaError.NOT_COORDINATOR
+    admin = KafkaAdmin("127.0.0.1:1")
+    admin._client = cast(Any, coming := Coming(code, 3, in_part=True))
+    try:
+        await admin.set_positions("g", "t", {0: 1})
+        monkeypatch.setattr("millstream_bridge.kafka.admin.COORDINATOR_S", 0.0)
+        admin._client = cast(Any, Coming(code, 1_000, in_part=True))
+        with pytest.raises(Unreachable, match="Read on group g and topic t"):
+            await admin.set_positions("g", "t", {0: 1})
+    finally:
+        await admin.close()
+
+    assert not coming._errors
 
 
 async def test_a_topic_without_a_leader_yet_is_waited_for_not_refused() -> None:

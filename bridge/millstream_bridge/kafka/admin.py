@@ -287,16 +287,11 @@ class KafkaAdmin:
             group, [TopicPartition(topic, p, offset) for p, offset in sorted(positions.items())]
         )
         admin = self._admin()
-        done = self._of_group(
+        self._of_group(
             lambda: admin.alter_consumer_group_offsets([request], request_timeout=self._timeout_s),
             group,
             f"Read on group {group} and topic {topic}",
         )
-        for it in done.topic_partitions or ():
-            if it.error is not None:
-                raise ConfigurationError(
-                    f"group {group} topic {topic} partition {it.partition}: {it.error.str()}"
-                )
 
     def _of_group(
         self, ask: Callable[[], Mapping[str, "Future[Any]"]], name: str, need: str
@@ -305,7 +300,7 @@ class KafkaAdmin:
         give_up_at = time.monotonic() + COORDINATOR_S
         while True:
             try:
-                return ask()[name].result(timeout=self._timeout_s + 1)
+                return _sound(ask()[name].result(timeout=self._timeout_s + 1))
             except (KafkaException, TimeoutError) as error:
                 detail = (*error.args, None)[0]
                 is_coming = isinstance(detail, KafkaError) and detail.code() in _COORDINATOR_COMES
@@ -335,3 +330,11 @@ class KafkaAdmin:
         if code in SILENT or code in LEADER_MOVES:
             return Unreachable("Kafka", self.bootstrap, detail.str())
         return ConfigurationError(f"Kafka at {self.bootstrap}: {need}: {detail.str()}")
+
+
+def _sound(answer: Any) -> Any:
+    """The answer; KafkaException: some partition has an error, though the whole has none."""
+    for place in getattr(answer, "topic_partitions", None) or ():
+        if place.error is not None:
+            raise KafkaException(place.error)
+    return answer
