@@ -352,6 +352,18 @@ def is_async(function: Any) -> bool:
     )
 
 
+def check_handler(function: Any) -> None:
+    """Refuse, with ValueError, what no call would run: its messages would be acked all the same."""
+    inner = getattr(function, "__call__", None)  # noqa: B004 - an object that is called
+    if inner is None:
+        raise ValueError(f"a handler is a function, not {function!r}")
+    if any(
+        inspect.isgeneratorfunction(it) or inspect.isasyncgenfunction(it)
+        for it in (function, inner)
+    ):
+        raise ValueError("a handler must not yield: calling it would only make a generator")
+
+
 class Threads(Executor):
     """Up to so many daemon threads. The standard pool's keep a process from ending."""
 

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from nats.aio.client import Client
 
-from .calls import Handler
+from .calls import Handler, check_handler
 from .errors import GroupError
 from .events import GroupEvent
 from .jetstream.api import api_prefix as api_prefix_of
@@ -153,7 +153,8 @@ class Group:
         It is called with one `Message`: an async function on this loop, a plain one in a thread.
         ``deadline`` bounds each call (see ``calls.py`` for what becomes of one that passes it).
 
-        Raises KeyRuleError for a rule that cannot be read, ValueError for a second handler.
+        Raises KeyRuleError for a rule that cannot be read, ValueError for a second handler and for
+        one that yields.
         """
         return self._register(key, deadline)
 
@@ -194,6 +195,7 @@ class Group:
         def register(handler: H) -> H:
             if self._work.handler is not None:
                 raise ValueError("a group has one handler")
+            check_handler(handler)
             self._rule = rule
             self._work = replace(
                 self._work, handler=handler, is_batch=is_batch, deadline_s=deadline_s

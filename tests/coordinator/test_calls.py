@@ -2,8 +2,10 @@
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
 from unittest import TestCase
 
 import pytest
@@ -539,6 +541,34 @@ async def test_a_member_counts_what_it_does() -> None:
 def test_a_setting_out_of_range_is_refused_at_once(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}.* must be|above"):
         make(open_server(), Log(), **wrong)
+
+
+async def yields_later(message: Message) -> AsyncIterator[None]:
+    yield
+
+
+def yields_at_once(message: Message) -> Iterator[None]:
+    yield
+
+
+class Yielding:
+    async def __call__(self, message: Message) -> AsyncIterator[None]:
+        yield
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [yields_later, yields_at_once, Yielding(), partial(yields_later)],
+    ids=["async", "plain", "object", "partial"],
+)
+def test_a_handler_that_yields_and_would_never_run_is_refused_at_once(handler: object) -> None:
+    with pytest.raises(ValueError, match="must not yield"):
+        make(open_server(), handler)
+
+
+def test_what_cannot_be_called_is_no_handler() -> None:
+    with pytest.raises(ValueError, match="a handler is a function, not 'bill'"):
+        make(open_server(), "bill")
 
 
 def test_a_batch_of_one_a_deadline_of_nothing_and_no_key_are_refused_at_once() -> None:
