@@ -1,5 +1,6 @@
 """What the Kafka side does with the answers of a cluster in motion."""
 
+import asyncio
 import ctypes
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -33,6 +34,24 @@ async def test_a_leader_on_the_move_is_asked_again() -> None:
             await source.close()
 
     assert (marks[0].low, marks[0].high) == (0, 0)
+
+
+async def test_a_partition_without_a_leader_is_waited_for() -> None:
+    with MockKafka({"t": 2}) as kafka:
+        kafka.set_leader("t", 1, -1)
+        source, hasty = (KafkaSource(kafka.bootstrap, "t", leader_wait_s=it) for it in (60, 0))
+        try:
+            with pytest.raises(Unreachable, match="topic t partition 1 has no leader"):
+                await hasty.watermarks()
+            asking = asyncio.create_task(source.watermarks())
+            await asyncio.sleep(0.2)
+            kafka.set_leader("t", 1, 1)
+            marks = await asking
+        finally:
+            await source.close()
+            await hasty.close()
+
+    assert sorted(marks) == [0, 1]
 
 
 class Coming:

@@ -67,6 +67,8 @@ _TYPES = {TIMESTAMP_LOG_APPEND_TIME: TimestampType.LOG_APPEND}
 class KafkaSource:
     """A `Source` over one topic. ``options`` are librdkafka's, for security and the like.
 
+    ``leader_wait_s``: how long `watermarks` asks again where a partition has no leader.
+
     ConfigurationError: an option contradicts what the bridge needs.
     """
 
@@ -77,11 +79,13 @@ class KafkaSource:
         *,
         options: Mapping[str, str] | None = None,
         timeout_s: float = 5.0,
+        leader_wait_s: float = 5.0,
         queued_kbytes_max: int = 16_384,
     ) -> None:
         self.bootstrap = bootstrap
         self._topic = topic
         self._timeout_s = timeout_s
+        self._leader_wait_s = leader_wait_s
         self._thread = WorkerThread("kafka")
         self._options = options
         self._identity: TopicIdentity | None = None
@@ -222,14 +226,18 @@ class KafkaSource:
     def _watermarks_of(self, partition: int) -> Watermarks:
         """Asks again while the partition's leader moves or, on a new topic, is not there yet."""
         place = TopicPartition(self._topic, partition)
-        give_up_at = time.monotonic() + self._timeout_s
+        give_up_at = time.monotonic() + self._leader_wait_s
         while True:
             try:
                 found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
             except KafkaException as error:
-                moves = error.args[0].code() in LEADER_MOVES
-                if not moves or self._is_closed or time.monotonic() > give_up_at:
+                # The topic has the partition: the client means that it knows no leader.
+                code = error.args[0].code()
+                if code not in LEADER_MOVES and code != KafkaError._UNKNOWN_PARTITION:
                     raise self._unreachable(error) from error
+                if self._is_closed or time.monotonic() > give_up_at:
+                    reason = f"topic {self._topic} partition {partition} has no leader"
+                    raise Unreachable("Kafka", self.bootstrap, reason) from error
                 self._partitions(self._timeout_s)
                 self._pause.wait(LEADER_RETRY_S)
                 continue

@@ -46,7 +46,7 @@ async def barrier(
     at the start, or was away when time was up. ConfigurationError as for a run.
     """
     mapping = Mapping(route)
-    source = KafkaSource(kafka, route.topic, options=kafka_options)
+    source = KafkaSource(kafka, route.topic, options=kafka_options, leader_wait_s=0.0)
     admin = KafkaAdmin(kafka, options=kafka_options)
     wait = _Wait(route, timeout_s)
     try:
