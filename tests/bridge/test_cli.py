@@ -283,6 +283,25 @@ def test_a_command_that_waits_for_a_dead_kafka_ends_at_once_when_told_to(
     assert process.returncode == code
 
 
+@pytest.mark.parametrize("more", [[], ["--group", "movers"]])
+def test_a_run_that_waits_for_a_silent_nats_ends_at_once_when_told_to(
+    mock: Kafka, topic: str, more: list[str]
+) -> None:
+    mock.create_topic(topic, 1)
+    silent = socket.create_server(("127.0.0.1", 0))
+    url = "nats://{}:{}".format(*silent.getsockname())
+    route = ["--topic", topic, "--stream", "S", "--subject", SUBJECT]
+
+    with silent, started("run", "--kafka", mock.bootstrap, "--nats", url, *route, *more) as process:
+        silent.settimeout(20)
+        peers = [silent.accept()[0] for _ in range(2)]  # who tells the status, and who moves
+        told_to_end(process, "SIGTERM")
+        for peer in peers:
+            peer.close()
+
+    assert process.returncode == 0
+
+
 def test_without_a_command_the_help_is_shown_and_nothing_done() -> None:
     done = subprocess.run(PROGRAM, capture_output=True, text=True, check=False, timeout=60)
 

@@ -7,8 +7,8 @@ With a ``group`` the work is shared with every process of that group (see `movin
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,37 +81,40 @@ class Fleet:
             raise ConfigurationError(
                 "--stop-at-end does not go with --group: one process cannot know the end of all"
             )
-        routes = await unless_stopped(self._stopping, current_routes(self._project))
+        routes = await unless_stopped(self._stopping, self._begin())
         if routes is None:
             return []
-        self._waiting = {route.topic for route in routes}
-        async with self._membership(routes), asyncio.TaskGroup() as tasks:
-            runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]
-            looking = None
-            if self._project.has_patterns and not stop_at_end:
-                looking = tasks.create_task(self._look(tasks), name="topics")
-            await asyncio.wait(runs)
-            if looking is not None:
-                if not self._stopping.is_set() and len(self._errors) < len(self.bridges):
-                    await looking
-                looking.cancel()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]
+                looking = None
+                if self._project.has_patterns and not stop_at_end:
+                    looking = tasks.create_task(self._look(tasks), name="topics")
+                await asyncio.wait(runs)
+                if looking is not None:
+                    if not self._stopping.is_set() and len(self._errors) < len(self.bridges):
+                        await looking
+                    looking.cancel()
+        finally:
+            if self.members is not None:
+                await self.members.leave()
         return [self.outcomes[topic] for topic in sorted(self.outcomes)]
 
-    @asynccontextmanager
-    async def _membership(self, routes: Sequence[Route]) -> AsyncIterator[None]:
-        """Be a member of the group, if there is one, while the bridges run."""
-        if self._group is None:
-            yield
-            return
-        self.members = Members(
-            self._project.nats,
-            group=self._group,
-            slots=slots_of(routes, await self._partitions()),
-            member=self._member,
-        )
-        async with self.members:
-            self._tell(f"member {self.members.name} of group {self._group}")
-            yield
+    async def _begin(self) -> Sequence[Route]:
+        """Find the routes out and, with a group, become its member, till the end of the run."""
+        routes = await current_routes(self._project)
+        self._waiting = {route.topic for route in routes}
+        if self._group is not None:
+            members = Members(
+                self._project.nats,
+                group=self._group,
+                slots=slots_of(routes, await self._partitions()),
+                member=self._member,
+            )
+            await members.join()
+            self.members = members
+            self._tell(f"member {members.name} of group {self._group}")
+        return routes
 
     async def _partitions(self) -> Mapping[str, int]:
         admin = KafkaAdmin(self._project.kafka, options=self._project.kafka_options)
