@@ -19,6 +19,22 @@ from tests.helpers.servers import Server
 CERTIFICATE, KEY = TLS / "cert.pem", TLS / "key.pem"
 TLS_FILES = f'cert_file: "{CERTIFICATE}", key_file: "{KEY}", ca_file: "{CERTIFICATE}"'
 
+IMPORTING = """accounts {
+  HOME {
+    jetstream: enabled
+    users: [{user: home, password: pw}]
+    exports: [{service: "$JS.API.>", response_type: stream}, {service: "flights.>"}]
+  }
+  AWAY {
+    users: [{user: away, password: pw}]
+    imports: [
+      {service: {account: HOME, subject: "$JS.API.>"}, to: "js.home.>"}
+      {service: {account: HOME, subject: "flights.>"}}
+    ]
+  }
+}"""
+"""JetStream is one account's; the bridge's user is in another, which imports what it needs."""
+
 
 async def moves(mock: Kafka, target: NatsTarget, *, shared: bool = False) -> None:
     """A backfill through this target, read back through it; then nats-py gets in by it as well."""
@@ -108,6 +124,14 @@ async def test_a_password_or_token_is_used_and_never_shown(
 async def test_a_domain(tmp_path: Path, mock: Kafka, option: dict[str, Any]) -> None:
     async with configured(tmp_path, "", jetstream="domain: hub") as server:
         await moves(mock, NatsTarget(url=server.url, **option))
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("shared", [False, True], ids=["chain", "shared"])
+async def test_a_jetstream_of_another_account(tmp_path: Path, mock: Kafka, shared: bool) -> None:
+    async with configured(tmp_path, IMPORTING) as server:
+        target = NatsTarget(url=server.url, user="away", password="pw", api_prefix="js.home")
+        await moves(mock, target, shared=shared)
 
 
 async def test_the_first_server_that_answers_is_taken(nats_server: Server, mock: Kafka) -> None:
