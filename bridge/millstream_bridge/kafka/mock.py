@@ -10,6 +10,7 @@ memory map (Linux) or from the dynamic linker (macOS).
 """
 
 import ctypes
+import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,12 @@ class MockKafka:
         self._handle = self._library.rd_kafka_new(_PRODUCER, config, error, _ERROR_BYTES)
         if not self._handle:
             raise ConfigurationError(f"librdkafka: {error.value.decode(errors='replace')}")
-        self._cluster = self._library.rd_kafka_mock_cluster_new(self._handle, brokers)
+        # Its thread inherits the mask, and would take a signal for the end of the cluster.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._cluster = self._library.rd_kafka_mock_cluster_new(self._handle, brokers)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if not self._cluster:
             raise ConfigurationError(f"no mock cluster of {brokers} brokers can be made")
         text: bytes = self._library.rd_kafka_mock_cluster_bootstraps(self._cluster)
