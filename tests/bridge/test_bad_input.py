@@ -1,5 +1,6 @@
 """What cannot be done is said in one line that names what and where, and nothing is skipped."""
 
+import asyncio
 import json
 import logging
 from pathlib import Path
@@ -23,7 +24,7 @@ from millstream_bridge.jetstream.stream import Stream, find_problem
 from millstream_bridge.kafka import source
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.records.mapping import Mapping
-from tests.bridge.moves import a_route, move_all, offsets, stored_messages, stored_records
+from tests.bridge.moves import a_route, move_all, offsets, stored_messages, stored_records, until
 from tests.helpers.kafka import Kafka
 from tests.helpers.record_batch import produce_bytes, record_batch
 from tests.helpers.require import need
@@ -243,6 +244,36 @@ async def test_other_content_of_a_stream_is_told_and_stays(
     assert f"FLIGHTS holds messages under flights.*.* that are not of topic {topic}" in told[0]
     stored = await stored_messages(nats_server.url, a_route(topic))
     assert [seq for seq, _ in stored] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"shared": True}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}],
+    ids=["chain", "shared", "dense"],
+)
+async def test_a_stream_that_is_gone_ends_the_run_and_is_not_begun_anew_unasked(
+    nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    """As after a server's restart, if the stream was in its memory."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    route = a_route(topic, **more)
+    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    running = asyncio.create_task(bridge.run())
+    await until(lambda: bridge.progress.positions == {0: 1} or running.done())
+    connection = await Connection.open(nats_server.url, name="operator")
+    name = Mapping(route).stream_name(0)
+    await connection.request(f"$JS.API.STREAM.DELETE.{name}")
+    await connection.close()
+    mock.produce(topic, [{"partition": 0, "value": b"w"}])
+
+    told = f"stream {name} is not there any more: the next"
+    async with asyncio.timeout(60):
+        with pytest.raises(ConfigurationError, match=told):
+            await running
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    assert report.records == 2
 
 
 async def test_an_unknown_topic_is_named(nats_server: Server, mock: Kafka) -> None:

@@ -120,8 +120,13 @@ class Stream:
         try:
             info = await self._api(f"STREAM.INFO.{self.name}")
         except ApiError as error:
-            if error.code != STREAM_NOT_FOUND or not may_create:
+            if error.code != STREAM_NOT_FOUND:
                 raise ConfigurationError(f"stream {self.name}: {error}") from error
+            if not may_create:
+                raise ConfigurationError(
+                    f"stream {self.name} is not there any more: the next run makes it anew and moves"
+                    " all that Kafka still has"
+                ) from error
             info = await self._create(first_offset)
         self.config = info["config"]
         problem = find_problem(self.config, self.mapping, self.kafka_partition)
