@@ -124,8 +124,8 @@ class Stream:
                 raise ConfigurationError(f"stream {self.name}: {error}") from error
             if not may_create:
                 raise ConfigurationError(
-                    f"stream {self.name} is not there any more: the next run makes it anew and moves"
-                    " all that Kafka still has"
+                    f"stream {self.name} is not there any more: the next run makes it anew and"
+                    " moves all that Kafka still has"
                 ) from error
             info = await self._create(first_offset)
         self.config = info["config"]
