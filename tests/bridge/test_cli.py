@@ -230,7 +230,9 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
             "--stop-at-end does not go with --group",
         ),
         (["plan", "--check", "p.toml", "--kafka", "k"], 2, "plan --check takes all from the file"),
+        (["plan", "--kafka", "127.0.0.1:1", "--out", "/nowhere/p"], 2, "cannot write /nowhere/p"),
         (["kafka-mock", "--topic", "flights"], 2, "is not NAME:PARTITIONS"),
+        (["kafka-mock", "--topic", "flights:99999999999"], 2, "with 1 to 9999 partitions"),
         (["run", "--ready-file", "/nowhere/r"], 2, "cannot write /nowhere/r: no files can be made"),
         (["verify", "--report", "/dev/null"], 2, "cannot write /dev/null: it is no file"),
         (

@@ -1,5 +1,6 @@
 """``millstream bridge kafka-mock``: a Kafka without Java, for tests and demos."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from ..errors import ConfigurationError
 from ..kafka.mock import MockKafka
 from .console import PROGRAM, EndWithStdin, ReadyFile, errors
 from .process import run_loop, write_ready
+
+_TOPIC = re.compile(r"([A-Za-z0-9._-]{1,249}):([1-9]\d{0,3})")
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +46,9 @@ async def _serve(
 
 
 def _topic(text: str) -> tuple[str, int]:
-    name, _, number = text.rpartition(":")
-    if not name or not number.isdecimal() or int(number) < 1:
-        raise ConfigurationError(f"--topic {text!r} is not NAME:PARTITIONS")
-    return name, int(number)
+    found = _TOPIC.fullmatch(text)
+    if found is None:
+        raise ConfigurationError(
+            f"--topic {text!r} is not NAME:PARTITIONS, with 1 to 9999 partitions"
+        )
+    return found[1], int(found[2])

@@ -13,7 +13,7 @@ from ..project.drift import check as find_drift
 from ..project.file import load_project
 from ..project.plan import plan_text
 from .console import AsJson, ReportFile, command_without_route, say
-from .process import run_loop, write_report
+from .process import check_writable, run_loop, write_report
 from .settings import KafkaSettings, load_kafka
 
 
@@ -65,6 +65,7 @@ def _write(
     target = settings.nats_target
     if out is not None and out.exists():
         raise ConfigurationError(f"{out} is there already; plan --check {out} says what drifted")
+    check_writable(out)
     found = run_loop(
         assess(
             kafka=settings.kafka,
