@@ -51,7 +51,6 @@ room for until then, and a batch that finds no room is tried again after a momen
 
 import asyncio
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
@@ -84,12 +83,12 @@ from .contract import (
     admits,
     pause_s,
 )
+from .entries import Remembered, stored_marks
 from .mark import (
     MARK_HEADER,
     Entry,
     Fenced,
     Verdict,
-    decode_marks,
     encode_marks,
     entry_key,
     entry_of_key,
@@ -163,8 +162,7 @@ class BatchSink:
         self._outlet = outlet
         self._under_way = asyncio.Semaphore(batches_max)
         self._attempts_max = attempts_max
-        self._remembered: OrderedDict[str, Entry] = OrderedDict()
-        self._remembered_max = remembered_max
+        self._remembered = Remembered(remembered_max)
         self._fences: dict[int, _Fence] = {}
         self._unconfirmed = Unconfirmed(remembered_max)
 
@@ -236,7 +234,7 @@ class BatchSink:
                 async with self._under_way:
                     await self._store(where, message, fence, entry, step)
             except _Conflict:
-                self._remembered.pop(subject, None)
+                self._remembered.forget(subject)
                 self._fences.pop(message.partition, None)
             except _NotStored as error:
                 failure = SinkUnavailable(self.name, str(error))
@@ -308,7 +306,7 @@ class BatchSink:
         }
         if step.state is None:
             checkpoint[_STATELESS] = "1"
-        self._remembered.pop(subject, None)
+        self._remembered.forget(subject)
         try:
             seq = await self._publish(
                 members, (subject, step.state or b"", checkpoint), before.revision
@@ -318,7 +316,7 @@ class BatchSink:
             self._unconfirmed.add(where, message)
             raise
         self._unconfirmed.forget(where, message)
-        self._remember(subject, Entry(step.state, marks, seq))
+        self._remembered.put(subject, Entry(step.state, marks, seq))
 
     async def _publish(
         self,
@@ -395,13 +393,9 @@ class BatchSink:
         found = await self._read(subject)
         if found is None:
             return Entry()
-        text = found.headers.get(MARK_HEADER, "")
-        try:
-            marks = decode_marks(text)
-        except ValueError as error:
-            raise BadMark(self.name, subject, text) from error
+        marks = stored_marks(self.name, subject, found.headers)
         entry = Entry(None if _STATELESS in found.headers else found.data, marks, found.seq)
-        self._remember(subject, entry)
+        self._remembered.put(subject, entry)
         return entry
 
     async def _read(self, subject: str) -> Stored | None:
@@ -410,12 +404,6 @@ class BatchSink:
             return await self._api.last(self._outlet.stream, subject)
         except RequestFailed as error:
             raise unavailable(self.name, error) from error
-
-    def _remember(self, subject: str, entry: Entry) -> None:
-        self._remembered[subject] = entry
-        self._remembered.move_to_end(subject)
-        while len(self._remembered) > self._remembered_max:
-            self._remembered.popitem(last=False)
 
     def _fence_subject(self, partition: int) -> str:
         return f"{self.prefix}.fence.{partition}"

@@ -12,7 +12,6 @@ can promise.)
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,7 +24,6 @@ from ..jetstream.api import (
 )
 from ..partitioning.key import key_headers
 from .contract import (
-    BadMark,
     SinkContended,
     SinkCounters,
     SinkDisconnected,
@@ -34,7 +32,8 @@ from .contract import (
     Unconfirmed,
     admits,
 )
-from .mark import MARK_HEADER, Entry, Fenced, Verdict, decode_marks, encode_marks
+from .entries import Remembered, stored_marks
+from .mark import MARK_HEADER, Entry, Fenced, Verdict, encode_marks
 from .outlet import TIMEOUT_S, unavailable
 
 
@@ -54,8 +53,7 @@ class MarkedSubjects:
         self._api = api
         self._stream = stream
         self._sink = sink
-        self._remembered: OrderedDict[str, Entry] = OrderedDict()
-        self._remembered_max = remembered_max
+        self._remembered = Remembered(remembered_max)
         self._unconfirmed = Unconfirmed(remembered_max)
 
     async def apply(
@@ -101,14 +99,10 @@ class MarkedSubjects:
             raise unavailable(self._sink, error) from error
         if stored is None:
             return Entry()
-        text = stored.headers.get(MARK_HEADER, "")
-        try:
-            marks = decode_marks(text)
-        except ValueError as error:
-            raise BadMark(self._sink, subject, text) from error
+        marks = stored_marks(self._sink, subject, stored.headers)
         value = None if marks_deletion(stored.headers) else stored.data
         entry = Entry(value, marks, stored.seq)
-        self._remember(subject, entry)
+        self._remembered.put(subject, entry)
         return entry
 
     async def _store(self, subject: str, before: Entry, message: Fenced, write: Write) -> bool:
@@ -119,7 +113,7 @@ class MarkedSubjects:
             **key_headers(message.key),
             MARK_HEADER: encode_marks(marks),
         }
-        self._remembered.pop(subject, None)
+        self._remembered.forget(subject)
         try:
             seq = await self._api.publish(subject, write.data, headers, expected=before.revision)
         except asyncio.CancelledError:
@@ -132,11 +126,5 @@ class MarkedSubjects:
             self._unconfirmed.add(subject, message)
             raise unavailable(self._sink, error) from error
         self._unconfirmed.forget(subject, message)
-        self._remember(subject, Entry(write.value, marks, seq))
+        self._remembered.put(subject, Entry(write.value, marks, seq))
         return True
-
-    def _remember(self, subject: str, entry: Entry) -> None:
-        self._remembered[subject] = entry
-        self._remembered.move_to_end(subject)
-        while len(self._remembered) > self._remembered_max:
-            self._remembered.popitem(last=False)
