@@ -12,7 +12,8 @@ from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.sides import Bounds, Part
 from millstream_bridge.records.headers import NatsHeaders
-from millstream_bridge.records.mapping import Mapping, covers
+from millstream_bridge.records.mapping import Mapping
+from millstream_coordinator.partitioning.pattern import covers
 
 from .moves import KEYS, STRANGE_HEADERS, a_route
 

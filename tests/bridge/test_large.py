@@ -11,7 +11,8 @@ from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import TimestampType
 from millstream_bridge.records.chunks import CHUNKS_MAX, Reference, is_chunk, pieces, reference_in
 from millstream_bridge.records.headers import HeaderError, SourceHeader, parse_block
-from millstream_bridge.records.mapping import Mapping, covers
+from millstream_bridge.records.mapping import Mapping
+from millstream_coordinator.partitioning.pattern import covers
 from tests.bridge.moves import a_route, move_all, offsets, some_records, stored_records
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server

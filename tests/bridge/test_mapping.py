@@ -7,7 +7,8 @@ from millstream_bridge.errors import ConfigurationError
 from millstream_bridge.model import Record, Route, TimestampType
 from millstream_bridge.records.frames import Frames
 from millstream_bridge.records.headers import parse_block
-from millstream_bridge.records.mapping import Mapping, covers
+from millstream_bridge.records.mapping import Mapping
+from millstream_coordinator.partitioning.pattern import covers
 from tests.bridge.test_headers import kafka_headers
 
 keys = st.one_of(st.none(), st.binary(max_size=200), st.sampled_from([b"N123", b"%null", b"a.b"]))
@@ -129,19 +130,3 @@ def test_a_message_under_another_keys_subject_is_no_record() -> None:
 
     with pytest.raises(ValueError, match="subject"):
         mapping.record("flights.1.a", headers, b"v")
-
-
-@pytest.mark.parametrize(
-    ("wide", "narrow", "is_covered"),
-    [
-        ("a.>", "a.b.c", True),
-        ("a.>", "a", False),
-        ("a.*", "a.>", False),
-        ("a.*.c", "a.*.c", True),
-        ("a.b", "a.*", False),
-        (">", "*.>", True),
-        ("a.*", "a.b.c", False),
-    ],
-)
-def test_a_pattern_covers_another(wide: str, narrow: str, is_covered: bool) -> None:
-    assert covers(wide, narrow) is is_covered

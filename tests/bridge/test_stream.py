@@ -11,7 +11,8 @@ from millstream_bridge.errors import ConnectionLost
 from millstream_bridge.jetstream.connection import Connection, Message
 from millstream_bridge.jetstream.stream import Stream
 from millstream_bridge.model import Record, TimestampType
-from millstream_bridge.records.mapping import Mapping, covers
+from millstream_bridge.records.mapping import Mapping
+from millstream_coordinator.partitioning.pattern import covers
 from tests.bridge.moves import a_route
 
 

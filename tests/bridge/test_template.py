@@ -6,8 +6,9 @@ from hypothesis import given, strategies as st
 from millstream_bridge.errors import ConfigurationError, RecordError
 from millstream_bridge.model import Record, Route, TimestampType
 from millstream_bridge.records.lints import lint
-from millstream_bridge.records.mapping import Mapping, covers
+from millstream_bridge.records.mapping import Mapping
 from millstream_bridge.records.template import SUBJECT_BYTES_MAX, SubjectError, Template
+from millstream_coordinator.partitioning.pattern import covers
 from tests.bridge.moves import a_route
 from tests.bridge.test_mapping import records, through_the_wire
 

@@ -19,10 +19,9 @@ from millstream_coordinator.partitioning.key import (
     KeyTokenError,
     from_token,
     key_headers,
-    overlap,
-    stored_subjects,
     to_token,
 )
+from millstream_coordinator.partitioning.pattern import overlap
 
 # Mostly keys that are nearly something special: one byte more or less decides.
 AWKWARD = st.sampled_from(b".*>% $\x00\x1f\x7f\x80\xff%null%empty%-%2E_nul")
@@ -288,17 +287,6 @@ def test_a_rule_without_a_partition_token_cannot_tell_partitions_apart() -> None
     rule.check(["flights.*"], 1)
     with pytest.raises(KeyRuleError, match="marks no partition token"):
         rule.check(["flights.*"], 2)
-
-
-def test_a_transforms_destination_counts_as_stored_subjects() -> None:
-    stored = stored_subjects(["flights.*"], "flights.{{partition(10, 1)}}.{{wildcard(1)}}")
-
-    assert stored == ["flights.*", "flights.*.*"]
-    KeyRule.parse("flights.*.{key}").check(stored, 10)
-
-
-def test_a_transforms_short_form_is_a_wildcard_too() -> None:
-    assert stored_subjects([], "a.$1.{{ Partition(4) }}.>") == ["a.*.*.>"]
 
 
 NESTED = KeyRule.parse("orders.{partition}.{partition:16}.{key}")

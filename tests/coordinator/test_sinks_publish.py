@@ -24,7 +24,7 @@ from millstream_coordinator.sinks.contract import (
     StaleEpoch,
 )
 from millstream_coordinator.sinks.mark import MARK_HEADER, Fenced, Verdict, entry_key, entry_of_key
-from millstream_coordinator.sinks.outlet import Output, covers, overlap
+from millstream_coordinator.sinks.outlet import Output
 from millstream_coordinator.sinks.publish import PublishSink
 from millstream_coordinator.sinks.testing import Delivery, EffectFailed, SinkContract, Trial
 from tests.helpers.servers import Server
@@ -620,29 +620,3 @@ async def test_wrong_names_are_refused(client: Client, name: str) -> None:
         await BatchSink.open(client, stream=name, group="a group")
     with pytest.raises(SinkUnfit, match="literal"):
         await BatchSink.open(client, stream=name, group="orders", prefix="a.*")
-
-
-@pytest.mark.parametrize(
-    ("pattern", "other", "is_covered", "overlaps"),
-    [
-        ("a.b", "a.b", True, True),
-        ("a.*", "a.b", True, True),
-        ("a.>", "a.b.c", True, True),
-        ("a.>", "a.b.>", True, True),
-        ("a.>", "a.>", True, True),
-        ("a.>", "a", False, False),
-        ("a.*", "a.>", False, True),
-        ("a.*", "a.b.c", False, False),
-        ("a.*.c", "a.b.*", False, True),
-        ("a.b", "a.*", False, True),
-        ("a.b", "a.b.c", False, False),
-        ("a.b.c", "a.b", False, False),
-        (">", "a.*", True, True),
-        ("b.>", "a.>", False, False),
-    ],
-)
-def test_patterns_cover_and_overlap(
-    pattern: str, other: str, is_covered: bool, overlaps: bool
-) -> None:
-    assert covers(pattern, other) is is_covered
-    assert overlap(pattern, other) is overlaps

@@ -17,10 +17,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from millstream_coordinator.partitioning.pattern import covers
+
 from ..errors import ConfigurationError, ConnectionLost, RecordError
 from ..model import Record
 from ..records.headers import parse_block
-from ..records.mapping import Mapping, OtherSubjectError, any_source, covers
+from ..records.mapping import Mapping, OtherSubjectError, any_source
 from ..records.stored import Stored, stored_of
 from .connection import Connection, parse_answer
 

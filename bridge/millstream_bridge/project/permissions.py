@@ -11,10 +11,11 @@ from enum import StrEnum
 from typing import Final
 
 from millstream_coordinator import naming
+from millstream_coordinator.partitioning.pattern import covers
 
 from ..back.runner import way_back_name
 from ..model import PARTITION_FIELD, Route
-from ..records.mapping import Mapping, covers
+from ..records.mapping import Mapping
 from .file import GroupMove
 
 JETSTREAM_API: Final = "$JS.API"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import Literal, NamedTuple
 
-from millstream_coordinator.partitioning.key import overlap
+from millstream_coordinator.partitioning.pattern import overlap
 
 from ..model import Route
 from .mapping import Mapping

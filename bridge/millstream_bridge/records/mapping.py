@@ -230,16 +230,3 @@ def any_source(headers: NatsHeaders) -> SourceHeader | None:
             except HeaderError:
                 return None
     return None
-
-
-def covers(wide: str, narrow: str) -> bool:
-    """Whether every subject that ``narrow`` matches is matched by ``wide`` too."""
-    wide_tokens, narrow_tokens = wide.split("."), narrow.split(".")
-    for place, token in enumerate(wide_tokens):
-        if token == ">":
-            return len(narrow_tokens) > place
-        if place >= len(narrow_tokens) or narrow_tokens[place] == ">":
-            return False
-        if token not in ("*", narrow_tokens[place]):
-            return False
-    return len(wide_tokens) == len(narrow_tokens)

@@ -26,8 +26,9 @@ from typing import Any
 from .. import naming
 from ..errors import ServerUnreachable, StreamMissing, StreamUnfit
 from ..model import MemberSettings, Retention
-from ..partitioning.key import KeyRule, stored_subjects
+from ..partitioning.key import KeyRule
 from ..partitioning.layout import check_partitions
+from ..partitioning.pattern import overlap, stored_subjects
 from .api import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, Api, RequestFailed
 
 STREAM_CONSUMERS_MAX = 1000
@@ -176,7 +177,7 @@ class Streams:
             raise ServerUnreachable(self._api.url, error.detail) from error
         mine = self._rule.subject_filter()
         filters = config.get("filter_subjects") or [config.get("filter_subject") or ">"]
-        if any(_overlap(mine.split("."), one.split(".")) for one in filters):
+        if any(overlap(mine, one) for one in filters):
             reason = (
                 f"its consumer {name!r} reads {', '.join(filters)}: a work queue has one reader"
             )
@@ -207,13 +208,3 @@ def _needed_by(others: list[str]) -> int:
         else:
             partitions.add((group, parsed.partition))
     return 2 * len(partitions) + num_plain
-
-
-def _overlap(one: list[str], other: list[str]) -> bool:
-    """Whether some subject matches both patterns."""
-    for mine, theirs in zip(one, other, strict=False):
-        if ">" in (mine, theirs):
-            return True
-        if mine != theirs and "*" not in (mine, theirs):
-            return False
-    return len(one) == len(other)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from ..model import Message, Retention
 from ..partitioning.key import KeyRule
+from ..partitioning.pattern import overlap
 from ..ports import Delivered, Happening, PullEnded, PullIdle
 
 Push = Callable[[Happening], None]
@@ -139,7 +140,7 @@ class MemoryStream:
             return False
         wanted = rule.subject_filter(partition, level)
         return any(
-            _may_share(wanted, one.rule.subject_filter(one.partition, one.level))
+            overlap(wanted, one.rule.subject_filter(one.partition, one.level))
             for one in self.consumers.values()
         )
 
@@ -264,14 +265,3 @@ class MemoryStream:
             finest=consumer.partition if finest is None else finest,
         )
         pull.push(Delivered(pull.number, (message,)))
-
-
-def _may_share(one: str, other: str) -> bool:
-    """Whether some subject matches both filters, as the server sees it."""
-    mine, theirs = one.split("."), other.split(".")
-    for left, right in zip(mine, theirs, strict=False):
-        if ">" in (left, right):
-            return True
-        if left != right and "*" not in (left, right):
-            return False
-    return len(mine) == len(theirs)

@@ -74,8 +74,9 @@ from typing import Final
 from ..errors import BadName
 from ..model import FailurePolicy, Retention
 from ..naming import check_name, work_prefix
-from .key import KeyRule, KeyRuleError, overlap
+from .key import KeyRule, KeyRuleError
 from .partition import PARTITIONS_MAX, Partitioner
+from .pattern import overlap
 from .table import Table, TopicError
 from .topic import (
     Compression,

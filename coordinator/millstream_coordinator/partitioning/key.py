@@ -52,6 +52,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from ..errors import GroupError
+from .pattern import tokens_overlap
 
 NULL_TOKEN: Final = "%null"
 EMPTY_TOKEN: Final = "%empty"
@@ -317,7 +318,7 @@ class KeyRule:
     def check(self, subjects: Iterable[str], partitions: int, *, only: int | None = None) -> None:
         """Refuse, with KeyRuleError, a rule that cannot read ``partitions`` partitions of a stream.
 
-        ``subjects`` are the patterns the stream's messages are stored under (`stored_subjects`).
+        ``subjects`` are the patterns the stream's messages are stored under (see ``pattern.py``).
         Each partition's filter, at every level, must be able to match some of them. The server
         would not say so: it takes any filter for a consumer, and one that fits nothing never
         delivers (seen on 2.15.1). ``only``: the stream is that partition's alone.
@@ -354,7 +355,7 @@ class KeyRule:
         there = {
             pattern[place] if place is not None and place < len(pattern) else _FULL_WILDCARD
             for pattern in patterns
-            if _overlap(wanted, pattern)
+            if tokens_overlap(wanted, pattern)
         }
         if there & {_PARTIAL_WILDCARD, _FULL_WILDCARD}:
             return None
@@ -429,19 +430,6 @@ def _key_of_token(token: str, headers: Mapping[str, str] | None, null_token: str
         return token.encode("utf-8", "surrogateescape")
 
 
-def stored_subjects(subjects: Iterable[str], transform_destination: str | None = None) -> list[str]:
-    """Patterns of the subjects a stream stores, from its config's ``subjects`` and transform.
-
-    A transform leaves what its source does not match as it was, so both forms are listed.
-    """
-    patterns = list(subjects)
-    if transform_destination:
-        spaceless = re.sub(r"\{\{.*?\}\}", "*", transform_destination)
-        tokens = ["*" if re.fullmatch(r"\$\d+", token) else token for token in spaceless.split(".")]
-        patterns.append(".".join(tokens))
-    return patterns
-
-
 def _is_marked(token: str) -> bool:
     return token.startswith("{")
 
@@ -496,17 +484,3 @@ def _matches(pattern: Sequence[str], subject: Sequence[str]) -> bool:
         wanted == token or wanted in ("*", ">") or _is_marked(wanted)
         for wanted, token in zip(pattern, subject, strict=False)
     )
-
-
-def overlap(one: str, other: str) -> bool:
-    """Whether some subject matches both NATS patterns."""
-    return _overlap(one.split("."), other.split("."))
-
-
-def _overlap(one: Sequence[str], other: Sequence[str]) -> bool:
-    for mine, theirs in zip(one, other, strict=False):
-        if _FULL_WILDCARD in (mine, theirs):
-            return True
-        if mine != theirs and _PARTIAL_WILDCARD not in (mine, theirs):
-            return False
-    return len(one) == len(other)

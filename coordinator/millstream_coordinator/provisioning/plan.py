@@ -38,8 +38,8 @@ from ..partitioning.difference import (
     differences,
     updated,
 )
-from ..partitioning.key import overlap, stored_subjects
 from ..partitioning.layout import group_config, place, wanted_streams, work_stream
+from ..partitioning.pattern import overlap, stored_subjects
 from ..partitioning.topic import Description, GroupDescription, Layout, Start, StartKind
 from .server import OLDEST_SERVER, TIMEOUT_S, server_traits, stream_info
 from .start import resolve_start, sourced_to

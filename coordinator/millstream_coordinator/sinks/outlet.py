@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from ..jetstream.api import STREAM_NOT_FOUND, Api, RequestFailed
 from ..model import Retention
+from ..partitioning.pattern import covers, overlap
 from ..ports import Failure
 from .contract import BadEffect, SinkDisconnected, SinkUnavailable, SinkUnfit
 
@@ -115,27 +116,3 @@ def is_literal(subject: str) -> bool:
     """Whether a message can be published to this subject."""
     tokens = subject.split(".")
     return all(tokens) and not set(subject) & set("*> \t\r\n")
-
-
-def covers(pattern: str, other: str) -> bool:
-    """Whether every subject that ``other``, a subject or pattern, matches is one of ``pattern``."""
-    mine, theirs = pattern.split("."), other.split(".")
-    for place, token in enumerate(mine):
-        if token == ">":
-            return len(theirs) > place
-        if place >= len(theirs) or theirs[place] == ">":
-            return False
-        if token not in ("*", theirs[place]):
-            return False
-    return len(mine) == len(theirs)
-
-
-def overlap(pattern: str, other: str) -> bool:
-    """Whether some subject matches both patterns."""
-    mine, theirs = pattern.split("."), other.split(".")
-    for one, two in zip(mine, theirs, strict=False):
-        if ">" in (one, two):
-            return True
-        if one != two and "*" not in (one, two):
-            return False
-    return len(mine) == len(theirs)
