@@ -136,6 +136,20 @@ def test_a_groups_lag_counts_its_partitions_and_what_retention_took_is_said() ->
     assert group_lag(group, "v", marks) is None
 
 
+def test_partitions_in_which_a_group_has_committed_nothing_are_named() -> None:
+    group = KafkaGroup(name="g", state="Empty", members=0, positions={("t", 1): 9})
+    marks = {0: Watermarks(0, 0), 1: Watermarks(0, 10)}
+    marks |= dict.fromkeys(range(2, 14), Watermarks(0, 10))
+    lag = group_lag(group, "t", marks)
+    assert lag is not None
+
+    [finding] = findings(facts_of([a_record(0)], marks=marks, groups=[lag]))
+
+    assert finding.verdict is Verdict.CHOICE
+    assert "in some partitions (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, …)" in finding.what
+    assert "--uncommitted" in finding.remedy
+
+
 def test_the_newest_records_are_shared_out_over_the_partitions_that_have_any() -> None:
     marks = {0: Watermarks(0, 100), 1: Watermarks(4, 4), 2: Watermarks(95, 98)}
 

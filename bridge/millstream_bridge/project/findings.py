@@ -272,11 +272,28 @@ def _of_groups(facts: TopicFacts) -> list[Finding]:
                     "groups",
                     Verdict.CHOICE,
                     f"group {group.group} stands at offsets that Kafka no longer has"
-                    f" (partitions {', '.join(map(str, sorted(lost)))})",
+                    f" (partitions {_some(lost)})",
                     "let it read on, or set its positions, before the cut-over",
                 )
             )
+        unsaid = [p for p, m in facts.marks.items() if m.high and p not in group.positions]
+        if unsaid:
+            found.append(
+                _finding(
+                    "groups",
+                    Verdict.CHOICE,
+                    f"group {group.group} has committed nothing in some partitions"
+                    f" ({_some(unsaid)}), which its lag leaves out",
+                    "let it read on, or say --uncommitted at the cut-over",
+                )
+            )
     return found
+
+
+def _some(partitions: Sequence[int]) -> str:
+    """The first ten of them."""
+    shown = ", ".join(map(str, sorted(partitions)[:10]))
+    return f"{shown}, …" if len(partitions) > 10 else shown
 
 
 def _days(age_ms: int) -> str:
