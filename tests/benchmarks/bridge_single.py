@@ -3,16 +3,18 @@
 import asyncio
 import cProfile
 import pstats
+import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import nats
 import uvloop
 from confluent_kafka import Producer
 
-from millstream_bridge import Bridge, Route, verify
+from millstream_bridge import BackBridge, Bridge, Route, verify
 from tests.benchmarks.bridge_ground import Figures, Options, a_route, ground_of, produce
+from tests.benchmarks.bridge_rows import publish
 
 TAIL_RECORDS, TAIL_PER_S = 20_000, 5_000
 PARTITIONS = {"resume": 64, "tail": 4}
@@ -34,28 +36,45 @@ async def single(options: Options, kind: str) -> Figures:
 
 
 async def profile(options: Options, kind: str) -> Figures:
-    """The functions of the loop's thread that cost most, as cProfile sees them."""
+    """The functions that cost most, as cProfile sees them."""
     records = options.records // 4
-    with ground_of(options, kind, {"flights": options.partitions}) as ground:
+    topics = dict.fromkeys(("flights", "native"), options.partitions)
+    with ground_of(options, kind, topics) as ground:
         produce(ground.kafka, "flights", records, options.partitions, options.size)
-        route = Route(**a_route("flights"))
-        bridge = Bridge(kafka=ground.kafka, nats=ground.nats, route=route)
-        moving = bridge.run(stop_at_end=True)
-        proof = verify(kafka=ground.kafka, nats=ground.nats, route=route)
-        return {
-            "run": await asyncio.to_thread(_top, moving),
-            "verify": await asyncio.to_thread(_top, proof),
+        kafka, nats_url, route = ground.kafka, ground.nats, Route(**a_route("flights"))
+        bridge = Bridge(kafka=kafka, nats=nats_url, route=route)
+        found = {
+            "run": await asyncio.to_thread(_top, lambda: bridge.run(stop_at_end=True)),
+            "verify": await asyncio.to_thread(
+                _top, lambda: verify(kafka=kafka, nats=nats_url, route=route)
+            ),
         }
+        shared = a_route("native", shared=True)
+        ground.command("run", shared, "--stop-at-end")  # makes the stream
+        await publish(nats_url, "native", records, options)
+        back = BackBridge(kafka=kafka, nats=nats_url, route=Route(**shared))
+        found["back"] = await asyncio.to_thread(_top, lambda: back.run(stop_at_end=True))
+        return found
 
 
-def _top(work: Coroutine[Any, Any, object]) -> Figures:
-    """Shares in percent of the time of a thread that does this, waiting apart."""
-    profiler = cProfile.Profile()
-    profiler.enable()
-    uvloop.run(work)
-    profiler.disable()
-    table = pstats.Stats(profiler).get_stats_profile().func_profiles
-    own = {name: it.tottime for name, it in table.items() if "run" not in name.split("_")}
+def _top(start: Callable[[], Coroutine[Any, Any, object]]) -> Figures:
+    """Shares in percent of the processor time of the threads that do this work."""
+    profilers: list[cProfile.Profile] = []
+
+    def begin(*_: object) -> None:
+        profiler = cProfile.Profile(time.thread_time)
+        profilers.append(profiler)
+        profiler.enable()
+
+    threading.setprofile(begin)  # what a new thread calls first
+    try:
+        thread = threading.Thread(target=lambda: uvloop.run(start()))
+        thread.start()
+        thread.join()
+    finally:
+        threading.setprofile(None)
+    table = pstats.Stats(*profilers).get_stats_profile().func_profiles
+    own = {name: it.tottime for name, it in table.items()}
     whole = sum(own.values())
     most = sorted(own.items(), key=lambda it: -it[1])[:TOP]
     return {name: round(100 * took / whole) for name, took in most}

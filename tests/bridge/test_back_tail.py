@@ -1,12 +1,17 @@
 """Reading a stream without an end: what is missing on the way is seen, not skipped."""
 
+import asyncio
+import json
 from typing import Any
 
 import pytest
 
 from millstream_bridge.back.tail import Tail
 from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.jetstream import consumer
 from millstream_bridge.jetstream.connection import Message
+from tests.bridge.test_stream_reader import stream_of
+from tests.helpers.servers import Server
 
 
 class Wire:
@@ -25,7 +30,7 @@ class Wire:
     def new_inbox(self) -> str:
         return "_INBOX.test"
 
-    def subscribe(self, subject: str, handler: Any) -> str:
+    def subscribe(self, subject: str, handler: Any, feed: Any) -> str:
         self.hand_in = handler
         return "2"
 
@@ -103,3 +108,30 @@ async def test_a_request_without_any_answer_ends_the_session(
 
     with pytest.raises(ConnectionLost, match="no answer for"):
         await tail.next(0.01)
+
+
+@pytest.mark.parametrize(
+    ("subject", "asked_for"), [("s.*.odd", consumer.ALL), ("s.*", "s.*"), ("s.0.odd", "s.0.odd")]
+)
+async def test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped(
+    nats_server: Server, monkeypatch: pytest.MonkeyPatch, subject: str, asked_for: str
+) -> None:
+    monkeypatch.setattr(consumer, "FEW", 10)
+    kinds = ["s.0.odd", "s.1.odd", "s.2.odd", "s.other"]
+    subjects = [kinds[n % 4] for n in range(4_000)]
+    wanted = {"s.*.odd": kinds[:3], "s.*": kinds[3:], "s.0.odd": kinds[:1]}[subject]
+    connection = await stream_of(nats_server, subjects)
+    try:
+        tail = await Tail.open(connection, "S", subject, 11, name="way-back")
+        found = []
+        async with asyncio.timeout(30):
+            while not tail.is_idle:
+                found += await tail.next(1)
+        info = await connection.request("$JS.API.CONSUMER.INFO.S.way-back")
+        tail.close()
+    finally:
+        await connection.close()
+
+    numbered = list(enumerate(subjects, 1))[10:]
+    assert [(one.seq, one.subject) for one in found] == [it for it in numbered if it[1] in wanted]
+    assert json.loads(info.payload)["config"]["filter_subject"] == asked_for

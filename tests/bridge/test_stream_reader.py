@@ -2,21 +2,29 @@
 
 import json
 import re
+from collections.abc import Sequence
 
 import pytest
 
 from millstream_bridge.errors import ConnectionLost
 from millstream_bridge.jetstream.connection import Connection, Message
+from millstream_bridge.jetstream.consumer import ALL
 from millstream_bridge.jetstream.reader import BATCH_MESSAGES, _Feed, read_stream, sequence
 from tests.helpers.servers import Server
 
 
 async def filled(server: Server, count: int) -> Connection:
+    return await stream_of(server, [*(f"s.{n % 2}" for n in range(count - 1)), "s.last"])
+
+
+async def stream_of(server: Server, subjects: Sequence[str]) -> Connection:
+    """A connection to a stream S that has a message of each of these subjects, in this order."""
     connection = await Connection.open(server.url, name="test")
     body = {"name": "S", "subjects": ["s.>"]}
     await connection.request("$JS.API.STREAM.CREATE.S", json.dumps(body).encode())
-    connection.write(b"".join(b"PUB s.%d 6\r\n%06d\r\n" % (n % 2, n) for n in range(count - 1)))
-    await connection.request("s.last", b"finish")
+    *first, last = subjects
+    connection.write(b"".join(b"PUB %b 6\r\nstored\r\n" % it.encode() for it in first))
+    await connection.request(last, b"finish")
     return connection
 
 
@@ -58,15 +66,11 @@ async def test_a_filter_and_a_first_sequence_are_kept_to(nats_server: Server) ->
 async def test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped(
     nats_server: Server, subject: str, *, is_all_asked_for: bool
 ) -> None:
-    connection = await Connection.open(nats_server.url, name="test")
-    kinds = [b"s.0.odd", b"s.1.odd", b"s.2.odd", b"s.%07d"]
+    kinds = ["s.0.odd", "s.1.odd", "s.2.odd", "s.%07d"]
     count = 4 * BATCH_MESSAGES
-    body = {"name": "S", "subjects": ["s.>"]}
-    await connection.request("$JS.API.STREAM.CREATE.S", json.dumps(body).encode())
-    subjects = [kinds[n % 4].replace(b"%07d", b"%07d" % n) for n in range(count - 1)]
-    connection.write(b"".join(b"PUB %b 6\r\n%06d\r\n" % (it, 0) for it in subjects))
-    await connection.request("s.last", b"finish")
-    subjects.append(b"s.last")
+    subjects = [kinds[n % 4].replace("%07d", f"{n:07}") for n in range(count - 1)]
+    subjects.append("s.last")
+    connection = await stream_of(nats_server, subjects)
     asked: list[str] = []
     request = connection.request
 
@@ -85,10 +89,9 @@ async def test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped(
         await connection.close()
 
     wanted = re.compile(subject.replace("*", "[^.]+").replace(">", ".+"))
-    numbered = [(seq, it.decode()) for seq, it in enumerate(subjects, 1)]
-    assert read == [it for it in numbered if wanted.fullmatch(it[1])]
+    assert read == [it for it in enumerate(subjects, 1) if wanted.fullmatch(it[1])]
     created = [it.removeprefix("$JS.API.CONSUMER.CREATE.S.") for it in asked if "CREATE" in it]
-    assert ("." not in created[-1]) is is_all_asked_for
+    assert (created[-1].partition(".")[2] == ALL) is is_all_asked_for
 
 
 async def test_a_subject_without_messages_is_read_as_nothing(nats_server: Server) -> None:

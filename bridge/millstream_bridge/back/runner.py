@@ -17,6 +17,7 @@ counted, and left in the stream, where it stays readable.
 """
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
+from ..jetstream import consumer
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaAdmin, TopicConfig
@@ -35,13 +37,15 @@ from ..moving.runner import State, route_at_work
 from ..records.mapping import Mapping as RouteMapping
 from .position import StreamFacts, newest_returned
 from .returning import Delivered, NotReturnable, Returning
-from .tail import Tail, has_consumer
+from .tail import Tail
 from .values import with_values
 
 logger = logging.getLogger(__name__)
 
 WAY_BACK: Final = "millstream-back-"
 """What the names of all ways back begin with, at Kafka and at NATS."""
+_NAME_MAX: Final = 255
+"""Of a consumer; Kafka's names may be longer."""
 SAVE_S = 1.0
 RENEW_S = 3_600.0
 RETRY_FIRST_S, RETRY_MOST_S = 0.05, 1.0
@@ -69,7 +73,7 @@ class BackProgress:
     ``records`` and ``payload_bytes`` were committed by this run, ``from_kafka`` are messages that
     were there already, ``passed_over`` those that could not go back (by policy, see the log).
     ``lag`` counts the messages that were not read yet, ``newest_ns`` is when the newest that was
-    read had been stored (0: none was).
+    read had been stored (0: none was). ``error`` is what ended it, if an error did.
     """
 
     state: State = State.STARTING
@@ -81,6 +85,7 @@ class BackProgress:
     sessions: int = 0
     lag: int = 0
     newest_ns: int = 0
+    error: BridgeError | None = None
     positions: dict[int, Position] = field(default_factory=dict)
 
 
@@ -168,6 +173,9 @@ class BackBridge:
                 work.cancel()  # it only waits for somebody to answer
                 await asyncio.wait({work})
             ended = "stopped" if work.cancelled() else await work
+        except BridgeError as error:
+            self.progress.error = error
+            raise
         finally:
             work.cancel()
             stop.cancel()
@@ -259,7 +267,7 @@ class BackBridge:
         if remembered:
             return positions
         is_first = not any(
-            [await has_consumer(connection, it.name, self.name) for it in facts.values()]
+            [await consumer.exists(connection, it.name, self.name) for it in facts.values()]
         )
         if not is_first:
             positions = await self._recall(positions)
@@ -474,7 +482,11 @@ def way_back_name(route: Route, topic: str | None = None) -> str:
     """The transactional id, group and consumer of a route's way back to a topic."""
     if topic is None or topic == route.topic:
         return f"{WAY_BACK}{route.name}"
-    return f"{WAY_BACK}{route.name}-{topic.replace('.', '-')}"
+    name = f"{WAY_BACK}{route.name}-{topic.replace('.', '-')}"
+    if len(name) <= _NAME_MAX:
+        return name
+    mark = hashlib.blake2b(topic.encode("ascii"), digest_size=4).hexdigest()
+    return f"{name[: _NAME_MAX - len(mark) - 1]}-{mark}"
 
 
 def _as_unreachable(lost: Exception, nats: str) -> BridgeError:

@@ -7,38 +7,50 @@ way back is, and so that it is known, should Kafka have forgotten, that there wa
 One request is under way at a time; while its messages are being written to Kafka the next one's
 arrive. A request ends by count or with a status. The consumer numbers what it delivers, so a
 message missing on the way is seen, and the session begins again.
+
+Whether most of the stream is wanted, and so all of it asked for (`jetstream.consumer`), is looked
+at when the consumer is made, where there is much to catch up with. At the end of a stream a
+wildcard costs no more than that.
 """
 
 import asyncio
-from collections import deque
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from ..errors import ConfigurationError, ConnectionLost
-from ..jetstream.connection import Connection, Message, parse_answer
+from ..jetstream import consumer
+from ..jetstream.connection import ACK_PREFIX, Connection, Delivery, Message
 from .returning import Delivered
 
 BATCH_MESSAGES = 5_000
 BATCH_BYTES = 8 << 20
 _EXPIRES_S = 5.0
 _SILENCE_S = 2 * _EXPIRES_S
-_CONSUMER_NOT_FOUND = 10014
-_ACK_TOKENS = 9
+_ACK = ACK_PREFIX.decode()
 _NO_RESPONDERS = 503
 
 
 class Tail:
     """Messages of one stream; made by `open`, ends with `close` or the connection."""
 
-    def __init__(self, connection: Connection, stream: str, name: str, pending: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        stream: str,
+        name: str,
+        pending: int,
+        is_wanted: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.stream = stream
         self.lag = pending
         """Messages the consumer has not delivered yet."""
         self._connection = connection
+        self._is_wanted = is_wanted
         self._to = f"{connection.api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._inbox = connection.new_inbox()
-        self._sid = connection.subscribe(f"{self._inbox}.*", self._take)
-        self._waiting: deque[Delivered] = deque()
+        self._sid = connection.subscribe(f"{self._inbox}.*", self._take, self._take_run)
+        self._waiting: list[Delivered] = []
         self._arrived = asyncio.Event()
         self._request = 0
         self._open = 0
@@ -55,26 +67,18 @@ class Tail:
 
         ConfigurationError, ConnectionLost.
         """
-        await delete_consumer(connection, stream, name)
-        config = {
-            "name": name,
-            "durable_name": name,
-            "filter_subject": subject,
-            "ack_policy": "none",
-            "deliver_policy": "by_start_sequence",
-            "opt_start_seq": max(1, first_seq),
-            "replay_policy": "instant",
-        }
-        body = {"stream_name": stream, "config": config, "action": "create"}
-        answer = parse_answer(
-            await connection.request(
-                f"{connection.api_prefix}.CONSUMER.CREATE.{stream}.{name}.{subject}",
-                msgspec.json.encode(body),
-            )
-        )
-        if error := answer.get("error"):
-            raise ConfigurationError(f"stream {stream}: {error.get('description')}")
-        return cls(connection, stream, name, int(answer["num_pending"]))
+
+        async def made(of: str) -> int:
+            await consumer.delete(connection, stream, name)
+            return await consumer.create(connection, stream, name, of, first_seq, durable_name=name)
+
+        pending = await made(subject)
+        if pending > consumer.FEW:
+            of_all = await made(consumer.ALL)
+            if consumer.is_most(pending, of_all):
+                return cls(connection, stream, name, of_all, consumer.matcher(subject))
+            pending = await made(subject)
+        return cls(connection, stream, name, pending)
 
     @property
     def is_idle(self) -> bool:
@@ -96,8 +100,7 @@ class Tail:
             except TimeoutError:
                 self._watch_silence()
             self._check()
-        taken = list(self._waiting)
-        self._waiting.clear()
+        taken, self._waiting = self._waiting, []
         self._ask()
         return taken
 
@@ -124,28 +127,31 @@ class Tail:
 
     def _take(self, message: Message) -> None:
         """In the read loop: a message, or a status that ends the request it answers."""
-        if message.reply.startswith("$JS.ACK."):
-            self._take_delivered(message)
-        elif message.subject == f"{self._inbox}.{self._request}":
+        subject, ack, block, payload = message
+        if ack.startswith(_ACK):
+            self._take_run([(ack.encode(), subject.encode(), block, payload)])
+        elif subject == f"{self._inbox}.{self._request}":
             # Mostly a request's end: its time is up (408), or its bytes (409).
             self._open = 0
-            if message.status == _NO_RESPONDERS or b"Consumer Deleted" in message.block:
-                self._trouble = self._trouble or _first_line(message.block)
-        else:
-            return
-        self._arrived.set()
+            if message.status == _NO_RESPONDERS or b"Consumer Deleted" in block:
+                self._trouble = self._trouble or _first_line(block)
+            self._arrived.set()
 
-    def _take_delivered(self, message: Message) -> None:
-        seq, delivered, time_ns, lag = _numbers(message.reply)
-        if delivered != self._delivered + 1:
-            self._trouble = self._trouble or f"its message {self._delivered + 1} did not arrive"
-        if self._trouble:
-            return  # what comes after a hole must not pass for what comes next
-        self._delivered, self.lag = delivered, lag
-        self._open = max(0, self._open - 1)
-        self._waiting.append(
-            Delivered(seq, time_ns, message.subject, message.block, message.payload)
-        )
+    def _take_run(self, run: Sequence[Delivery]) -> None:
+        """Delivered messages in a row."""
+        self._arrived.set()
+        is_wanted = self._is_wanted
+        for ack, subject, block, payload in run:
+            seq, delivered, time_ns, lag = consumer.place_of(ack)
+            if delivered != self._delivered + 1:
+                self._trouble = self._trouble or f"its message {self._delivered + 1} did not arrive"
+            if self._trouble:
+                return  # what comes after a hole must not pass for what comes next
+            self._delivered, self.lag = delivered, lag
+            self._open = max(0, self._open - 1)
+            if is_wanted is None or is_wanted(subject):
+                name = subject.decode("utf-8", "replace")
+                self._waiting.append(Delivered(seq, time_ns, name, block, payload))
 
     def _watch_silence(self) -> None:
         late_s = asyncio.get_running_loop().time() - self._asked_at
@@ -159,39 +165,6 @@ class Tail:
             raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
         if self._trouble and not self._waiting:
             raise ConnectionLost(f"reading stream {self.stream}: {self._trouble}")
-
-
-async def delete_consumer(connection: Connection, stream: str, name: str) -> bool:
-    """Delete a consumer; whether there was one. ConfigurationError, ConnectionLost."""
-    return await _ask_consumer(connection, "DELETE", stream, name)
-
-
-async def has_consumer(connection: Connection, stream: str, name: str) -> bool:
-    """Whether there is a consumer of this name. ConfigurationError, ConnectionLost."""
-    return await _ask_consumer(connection, "INFO", stream, name)
-
-
-async def _ask_consumer(connection: Connection, verb: str, stream: str, name: str) -> bool:
-    answer = parse_answer(
-        await connection.request(f"{connection.api_prefix}.CONSUMER.{verb}.{stream}.{name}")
-    )
-    error = answer.get("error")
-    if not error:
-        return True
-    if int(error.get("err_code", 0)) == _CONSUMER_NOT_FOUND:
-        return False
-    raise ConfigurationError(f"stream {stream}: {error.get('description')}")
-
-
-def _numbers(reply: str) -> tuple[int, int, int, int]:
-    """Stream sequence, consumer sequence, time in ns and what is to come, of either form.
-
-    ``$JS.ACK.stream.consumer.delivered.seq.consumer_seq.time.pending``, and the longer one with
-    domain and account before the stream and a random token at the end.
-    """
-    tokens = reply.split(".")
-    at = 5 if len(tokens) == _ACK_TOKENS else 7
-    return int(tokens[at]), int(tokens[at + 1]), int(tokens[at + 2]), int(tokens[at + 3])
 
 
 def _first_line(block: bytes) -> str:

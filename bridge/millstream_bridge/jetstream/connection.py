@@ -51,7 +51,7 @@ Feed = Callable[[list[Delivery]], None]
 """Takes what a consumer delivers."""
 
 ACK_PREFIX = b"$JS.ACK."
-_DELIVERY_FIELDS = 6
+_WITH_HEADERS, _WITHOUT_HEADERS = 6, 5
 
 
 class AckSink(NamedTuple):
@@ -347,9 +347,12 @@ class Connection(asyncio.Protocol):
         sid = b""
         while (line_end := find(b"\r\n", at)) >= 0:
             fields = buffer[at:line_end].split(b" ")
-            if len(fields) != _DELIVERY_FIELDS:
+            if len(fields) == _WITH_HEADERS:
+                _, subject, to, ack, head, size = fields
+            elif len(fields) == _WITHOUT_HEADERS:
+                (_, subject, to, ack, size), head = fields, b"0"
+            else:
                 break
-            _, subject, to, ack, head, size = fields
             if (to != sid and (sid or to not in self._feeds)) or not ack.startswith(ACK_PREFIX):
                 break
             start = line_end + 2
