@@ -65,20 +65,18 @@ class Saving:
 
     def tick(self) -> None:
         """Save, if it is time."""
-        if self.num_unsaved and "save" not in self.context.steps and self._is_due():
+        if self.context.now >= self.next_deadline:
             self._start()
 
     @property
     def next_deadline(self) -> float:
         """When there is something to save."""
-        if self.num_unsaved and "save" not in self.context.steps:
-            return self._saved_at + self.context.settings.timing.save_interval_s
-        return float("inf")
-
-    def _is_due(self) -> bool:
+        if not self.num_unsaved or "save" in self.context.steps:
+            return float("inf")
         timing = self.context.settings.timing
-        is_time = self.context.now >= self._saved_at + timing.save_interval_s
-        return is_time or self.num_unsaved >= timing.save_every
+        if self.num_unsaved >= timing.save_every:
+            return self.context.now
+        return self._saved_at + timing.save_interval_s
 
     def _start(self) -> None:
         self._saved_at = self.context.now
