@@ -8,7 +8,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from millstream_bridge import ConfigurationError, Route
-from millstream_bridge.back.runner import BackBridge, BackReport, CannotReturn
+from millstream_bridge.back.runner import BackBridge, BackReport, CannotReturn, way_back_name
 from millstream_bridge.kafka.sink import Fenced
 from millstream_bridge.model import Record
 from millstream_bridge.records.origin import returned
@@ -214,6 +214,18 @@ async def test_a_message_of_a_partition_kafka_lacks_stops_it_and_names_the_seque
         await back(mock, nats_server, route)
 
     assert [r.value for r in natives(all_records(mock, topic), route)] == [b"goes"]
+
+
+def test_a_name_is_one_a_consumer_may_have_whatever_the_topics_is() -> None:
+    route = a_route("flights", name="r" * 64)
+    names = [way_back_name(route, "t" * 248 + end) for end in "ab"]
+
+    assert way_back_name(route) == "millstream-back-" + "r" * 64
+    assert (
+        way_back_name(a_route("flights"), "flights.copy") == "millstream-back-flights-flights-copy"
+    )
+    assert len(set(names)) == len(names)
+    assert {len(name) for name in names} == {255}
 
 
 async def test_everything_cannot_go_to_its_own_topic(topic: str) -> None:

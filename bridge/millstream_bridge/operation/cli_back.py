@@ -1,7 +1,6 @@
 """``millstream bridge back``: what was published straight to NATS goes to Kafka."""
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +13,9 @@ from millstream_coordinator.operation.process import Stopper, unless_stopped
 
 from ..back.runner import BackBridge, BackReport
 from ..errors import ConfigurationError
-from ..kafka.sink import Position
-from ..model import Route
 from ..project.file import Project
 from ..project.routes import current_routes
+from .back_fleet import BackFleet
 from .console import (
     AsJson,
     EndWithStdin,
@@ -91,7 +89,8 @@ def register(app: typer.Typer) -> None:
 
         One transaction per batch holds the records and the position, so readers with
         isolation.level=read_committed see each record once. A second one of the same route takes
-        over, and the first ends.
+        over, and the first ends. A route that cannot go on is told and left, and the exit code is
+        its error's.
         """
         options = _Options(
             to_topic=to_topic,
@@ -105,12 +104,19 @@ def register(app: typer.Typer) -> None:
         )
         if log_json:
             log_as_json()
-        reports, code = run_loop(_run(project, options))
-        if reports:
-            documents = [back_summary(it) for it in reports]
+        bridges, reports, code = run_loop(_run(project, options))
+        errors = [it.progress.error for it in bridges if it.progress.error is not None]
+        if errors and not project.is_file:
+            raise errors[0]
+        if bridges:
+            both = list(zip(bridges, reports, strict=True))
+            documents = [_failure(it) if told is None else back_summary(told) for it, told in both]
+            show = partial(_show, [it for it in reports if it is not None])
             give_report(
-                project, "back", documents, report, partial(_show, reports), as_json=as_json
+                project, "back", documents, report, show, as_json=as_json, failed=len(errors)
             )
+        if errors:
+            raise errors[0]
         raise typer.Exit(code)
 
 
@@ -125,6 +131,17 @@ def _line(report: BackReport) -> str:
         f" in {report.seconds:.1f} s ({report.records_per_second:,.0f}/s), {report.from_kafka} were"
         f" there already, {report.passed_over} passed over"
     )
+
+
+def _failure(bridge: BackBridge) -> dict[str, Any]:
+    """In place of the report of one that failed."""
+    return {
+        "schema": "millstream.bridge.back/1",
+        "topic": bridge.topic,
+        "stream": bridge.route.stream,
+        "ended": "error",
+        "error": str(bridge.progress.error),
+    }
 
 
 def back_summary(report: BackReport) -> dict[str, Any]:
@@ -146,77 +163,53 @@ def back_summary(report: BackReport) -> dict[str, Any]:
     }
 
 
-async def _run(project: Project, options: _Options) -> tuple[list[BackReport], int]:
-    """All routes at once; ready when all are. The first error ends them all.
+async def _run(
+    project: Project, options: _Options
+) -> tuple[Sequence[BackBridge], Sequence[BackReport | None], int]:
+    """All routes at once: their ways back, the reports of those that did not fail, the exit code.
 
-    The reports, none if it was stopped before it knew its routes, and the exit code.
+    None of either if it was stopped before it knew its routes.
     """
-    bridges: list[BackBridge] = []
+    fleet: BackFleet | None = None
 
     def stop() -> None:
-        for bridge in bridges:
-            bridge.stop()
+        if fleet is not None:
+            fleet.stop()
 
     stopper = Stopper(stop, end_with_stdin=options.end_with_stdin)
     routes = await unless_stopped(stopper.stopping, current_routes(project))
     if routes is None:
-        return [], stopper.code
+        return [], [], stopper.code
     if len(routes) > 1 and (options.to_topic is not None or options.from_seq is not None):
         raise ConfigurationError(
             f"--to-topic and --from-seq are of one route, and there are {len(routes)}: add --route"
         )
-    facts: dict[str, Any] = {}
-    bridges += _bridges(project, routes, options, facts)
+    facts: dict[str, Any] = {"kafka": project.kafka, "nats": str(project.nats)}
+
+    def on_ready(bridges: list[BackBridge]) -> None:
+        all_of = [{"topic": it.topic, "stream": it.route.stream} for it in bridges]
+        of_routes = {"routes": all_of} if project.is_file else all_of[0]
+        write_ready(options.ready_file, {**facts, **of_routes})
+
+    fleet = BackFleet(
+        project,
+        routes,
+        tell=teller(as_json=options.log_json),
+        on_ready=on_ready,
+        to_topic=options.to_topic,
+        everything=options.everything,
+        from_seq=options.from_seq,
+    )
+    bridges = fleet.bridges
     async with AsyncExitStack() as stack:
         if options.http is not None:
             pages = serving(
                 options.http,
                 BackMetrics(bridges).page,
-                lambda: health({it.route.name: (it.progress.state, None) for it in bridges}),
+                lambda: health(
+                    {it.route.name: (it.progress.state, it.progress.error) for it in bridges}
+                ),
             )
             facts["http"] = await stack.enter_async_context(pages)
         await stack.enter_async_context(answering(project.nats, lambda: back_status(bridges)))
-        return await _run_all(bridges, stop_at_end=options.stop_at_end), stopper.code
-
-
-def _bridges(
-    project: Project, routes: Sequence[Route], options: _Options, facts: dict[str, Any]
-) -> list[BackBridge]:
-    """A way back for each route; once all are ready the ready file is written, with ``facts``."""
-    waiting = {route.name for route in routes}
-    tell = teller(as_json=options.log_json)
-
-    def on_ready(route: Route, positions: Mapping[int, Position]) -> None:
-        at = ", ".join(f"{it.stream} sequence {it.next_seq}" for it in positions.values())
-        topic = options.to_topic or route.topic
-        tell(f"back {route.stream} → {topic} is ready and begins with {at}")
-        waiting.discard(route.name)
-        if not waiting:
-            all_of = [{"topic": options.to_topic or it.topic, "stream": it.stream} for it in routes]
-            one = {"routes": all_of} if project.is_file else all_of[0]
-            sides = {"kafka": project.kafka, "nats": str(project.nats)}
-            write_ready(options.ready_file, {**sides, **one, **facts})
-
-    return [
-        BackBridge(
-            kafka=project.kafka,
-            nats=project.nats,
-            route=route,
-            topic=options.to_topic,
-            everything=options.everything,
-            from_seq=options.from_seq,
-            kafka_options=project.kafka_options,
-            on_ready=partial(on_ready, route),
-        )
-        for route in routes
-    ]
-
-
-async def _run_all(bridges: Sequence[BackBridge], *, stop_at_end: bool) -> list[BackReport]:
-    work = [asyncio.create_task(it.run(stop_at_end=stop_at_end), name=it.name) for it in bridges]
-    try:
-        return await asyncio.gather(*work)
-    finally:
-        for task in work:
-            task.cancel()
-        await asyncio.gather(*work, return_exceptions=True)
+        return bridges, await fleet.run(stop_at_end=options.stop_at_end), stopper.code

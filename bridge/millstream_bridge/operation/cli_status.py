@@ -70,7 +70,7 @@ def register(app: typer.Typer) -> None:
                 say(summary, "")
             else:
                 _show(answers, backs, missing)
-        if missing or not (answers or backs) or any(it["error"] for it in answers):
+        if missing or not (answers or backs) or any(it["error"] for it in (*answers, *backs)):
             raise typer.Exit(CHECK_FAILED)
 
 
@@ -110,7 +110,7 @@ def _show(
         show_table(_COLUMNS, [row for it in answers for row in _rows(it)])
     if backs:
         show_table(_BACK_COLUMNS, [row for it in backs for row in _back_rows(it)])
-    for it in answers:
+    for it in (*answers, *backs):
         if it["error"]:
             typer.echo(f"{it['route']}: {it['error']}")
     for name in missing:

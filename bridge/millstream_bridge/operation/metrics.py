@@ -13,7 +13,7 @@ Labels are bounded: partitions from PARTITIONS_MAX on are one series, ``partitio
 
 `BackMetrics`, of the way back: labels ``route``, and ``stream`` for s:
 ``millstream_bridge_back_lag_messages``, ``…_back_lag_bytes`` (an estimate), ``…_back_lag_seconds``,
-``…_back_position_seq`` s, ``…_back_state`` (``state``), and the counters
+``…_back_position_seq`` s, ``…_back_state`` (``state``), ``…_back_failed``, and the counters
 ``…_back_records_total``, ``…_back_payload_bytes_total``, ``…_back_from_kafka_total``,
 ``…_back_passed_over_total``, ``…_back_transactions_total``, ``…_back_sessions_total``.
 
@@ -31,7 +31,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ..back.runner import BackBridge, BackProgress
-from ..moving.runner import Bridge, Progress, State
+from ..errors import BridgeError
+from ..moving.runner import Progress, State
 from .figures import BackFigures, Figures, back_figures, partition_figures
 from .fleet import Fleet
 
@@ -115,15 +116,8 @@ class FleetMetrics(_Page):
         progress = {name: it.progress for name, it in bridges.items()}
         yield from _counters(_PREFIX, _COUNTED, progress)
         yield _states(_PREFIX, progress)
-        yield self._failed(bridges)
-
-    def _failed(self, bridges: Mapping[str, Bridge]) -> Metric:
-        failed = GaugeMetricFamily(
-            f"{_PREFIX}failed", "1: it ended with an error.", labels=("route",)
-        )
-        for route, bridge in bridges.items():
-            failed.add_metric((route,), self._fleet.error_of(bridge) is not None)
-        return failed
+        errors = {route: self._fleet.error_of(it) for route, it in bridges.items()}
+        yield _failures(_PREFIX, errors)
 
 
 class BackMetrics(_Page):
@@ -154,6 +148,7 @@ class BackMetrics(_Page):
         yield positions
         yield from _counters(_BACK_PREFIX, _BACK_COUNTED, progress)
         yield _states(_BACK_PREFIX, progress)
+        yield _failures(_BACK_PREFIX, {route: it.error for route, it in progress.items()})
 
 
 def _counters(
@@ -164,6 +159,13 @@ def _counters(
         for route, it in progress.items():
             counter.add_metric((route,), count(it))
         yield counter
+
+
+def _failures(prefix: str, errors: Mapping[str, BridgeError | None]) -> Metric:
+    failed = GaugeMetricFamily(f"{prefix}failed", "1: it ended with an error.", labels=("route",))
+    for route, error in errors.items():
+        failed.add_metric((route,), error is not None)
+    return failed
 
 
 def _states(prefix: str, progress: Mapping[str, Progress | BackProgress]) -> Metric:

@@ -84,6 +84,7 @@ def _back_status(bridge: BackBridge, now_s: float) -> dict[str, Any]:
         "topic": bridge.topic,
         "stream": bridge.route.stream,
         "state": str(progress.state),
+        "error": None if progress.error is None else str(progress.error),
         "records": progress.records,
         "payload_bytes": progress.payload_bytes,
         "from_kafka": progress.from_kafka,
