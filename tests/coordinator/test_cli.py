@@ -291,7 +291,7 @@ def test_it_leads_a_new_group_and_ends_cleanly_on_sigterm(
     assert facts["nats"] == server.url
     assert (code, document["stream"], len(document["partitions"])) == (0, new_stream, 3)
     assert [member["member"] for member in document["members"]] == ["boss"]
-    assert f"coordinator ready: leads {new_stream} at {server.url}" in printed
+    assert f"coordinator ready: can lead {new_stream} at {server.url}" in printed
     assert (process.returncode, errors) == (0, "")
 
 

@@ -5,9 +5,10 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 from urllib.request import urlopen
 
 import nats
@@ -19,6 +20,8 @@ from millstream_coordinator.events import Joined, encode_events, event_object
 from millstream_coordinator.operation.cli import app
 from tests.coordinator.made_group import make_group, make_stream
 from tests.helpers.servers import EMBEDDED, Server
+
+T = TypeVar("T")
 
 COMMAND = (sys.executable, "-m", "millstream", "coordinator")
 WAIT_S = 20.0
@@ -117,7 +120,7 @@ def test_a_file_says_what_the_command_line_does_not(
 
     members = json.loads(document.stdout)["members"]
     assert [it["member"] for it in members] == ["from-the-file"]
-    assert line == f"coordinator ready: leads {group} at {server.url}\n"
+    assert line == f"coordinator ready: can lead {group} at {server.url}\n"
 
 
 @pytest.mark.parametrize(
@@ -220,26 +223,57 @@ def test_watching_as_json_is_one_document_per_line(server: Server, group: str) -
     assert [it["schema"] for it in documents] == ["millstream.coordinator.describe/1"] * 2
 
 
-def test_following_tells_what_happens_now_until_it_is_ended(server: Server, group: str) -> None:
+def while_told(server: Server, group: str, work: Callable[[], T]) -> T:
+    """What ``work`` returns; until then a member tells of another, again and again."""
     live = event_object(Joined(member="late"), group=group, member="late", at_ns=0)
 
-    async def tell_until(line: asyncio.Task[str]) -> None:
+    async def tell() -> T:
         client = await nats.connect(server.url)
-        while not line.done():
-            await client.publish(naming.event(group, "late"), encode_events(live))
-            await asyncio.sleep(0.05)
-        await client.close()
-
-    async def follow(started: subprocess.Popen[str]) -> str:
-        line = asyncio.create_task(asyncio.to_thread(line_of, started))
+        working = asyncio.create_task(asyncio.to_thread(work))
         async with asyncio.timeout(WAIT_S):
-            await tell_until(line)
-        return await line
+            while not working.done():
+                await client.publish(naming.event(group, "late"), encode_events(live))
+                await asyncio.sleep(0.05)
+        await client.close()
+        return await working
 
+    return asyncio.run(tell())
+
+
+def test_following_tells_what_happens_now_until_it_is_ended(server: Server, group: str) -> None:
     with process("events", group, "--follow", "--nats", server.url) as started:
-        line = asyncio.run(follow(started))
+        line = while_told(server, group, lambda: line_of(started))
         started.send_signal(signal.SIGTERM)
         code = started.wait(WAIT_S)
 
     assert line.endswith(" late: late joined\n")
     assert code == 0
+
+
+def test_following_ends_when_nobody_reads_any_more(server: Server, group: str) -> None:
+    with process("events", group, "--follow", "--nats", server.url) as started:
+        while_told(server, group, lambda: line_of(started))
+        assert started.stdout is not None
+        started.stdout.close()
+        code = while_told(server, group, lambda: started.wait(WAIT_S))
+        assert started.stderr is not None
+        said = started.stderr.read()
+
+    assert (code, said) == (0, "")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_watching_ends_when_nobody_reads_any_more(
+    server: Server, group: str, options: tuple[str, ...]
+) -> None:
+    watch = ("--watch", "--interval", "0.1", "--nats", server.url)
+
+    with process("describe", group, *watch, *options) as started:
+        line_of(started)
+        assert started.stdout is not None
+        started.stdout.close()
+        code = started.wait(WAIT_S)
+        assert started.stderr is not None
+        said = started.stderr.read()
+
+    assert (code, said) == (0, "")

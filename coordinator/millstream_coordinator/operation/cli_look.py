@@ -241,7 +241,7 @@ async def _describe(
 async def _watch(
     settings: CoordinatorSettings, group: str, *, as_json: bool, interval_s: float
 ) -> int:
-    """Until told to stop. The first look must succeed; later the server may be away for a while."""
+    """Until told to stop, or nobody reads it. Only the first look must find the server."""
     stopper = Stopper()
     console = Console()
     live = None
@@ -257,16 +257,10 @@ async def _watch(
         async for overview in _looks(target, stopper, interval_s):
             if isinstance(overview, ServerUnreachable):
                 typer.echo(f"{_clock()} {overview}", err=True)
-            elif as_json:
-                say(json.dumps(overview.as_json()))
             elif live is not None:
                 live.update(_drawn(overview), refresh=True)
-            else:
-                partitions, members, notes = _sections(overview)
-                head = f"{_clock()} {overview.group}"
-                plain = [head, *lines([partitions[0], *partitions[1]])]
-                plain += ["", *lines([members[0], *members[1]]), "", *notes, ""]
-                say("\n".join(plain))
+            elif not say(json.dumps(overview.as_json()) if as_json else _written(overview)):
+                break
     return stopper.code
 
 
@@ -288,6 +282,14 @@ async def _looks(
         with suppress(TimeoutError):
             async with asyncio.timeout(interval_s):
                 await stopper.stopping.wait()
+
+
+def _written(overview: Overview) -> str:
+    partitions, members, notes = _sections(overview)
+    head = f"{_clock()} {overview.group}"
+    plain = [head, *lines([partitions[0], *partitions[1]])]
+    plain += ["", *lines([members[0], *members[1]]), "", *notes, ""]
+    return "\n".join(plain)
 
 
 def _drawn(overview: Overview) -> Stack:
@@ -433,17 +435,16 @@ async def _events(
         stream = await stack.enter_async_context(aclosing(follow(target, with_history=not new)))
         while True:
             told = await unless_stopped(stopper.stopping, _next(stream))
-            if told is None:
+            if told is None or not _tell(told, as_json=as_json):
                 return stopper.code
-            _tell(told, as_json=as_json)
 
 
 async def _next(stream: AsyncIterator[Event]) -> Event:
     return await anext(stream)
 
 
-def _tell(event: Event, *, as_json: bool) -> None:
+def _tell(event: Event, *, as_json: bool) -> bool:
+    """Print it; False when nobody reads any more."""
     if as_json:
-        say(json.dumps({"schema": "millstream.coordinator.events/1", **event}))
-    else:
-        say(describe_event(event))
+        return say(json.dumps({"schema": "millstream.coordinator.events/1", **event}))
+    return say(describe_event(event))

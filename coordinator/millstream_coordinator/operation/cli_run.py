@@ -122,7 +122,7 @@ async def _run(
             if settings.log_json:
                 service.log("ready", groups=names, **facts)
             else:
-                say(f"coordinator ready: leads {what} at {url}{web}")
+                say(f"coordinator ready: can lead {what} at {url}{web}")
 
         await service.run(stopper.stopping, on_ready=ready)
     return stopper.code

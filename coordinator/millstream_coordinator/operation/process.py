@@ -91,9 +91,10 @@ def write_by_rename(path: Path, document: Mapping[str, object]) -> None:
         raise GroupError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def say(line: str, *, to: TextIO | None = None) -> None:
-    """Print a line of a long run; if its reader is gone the run goes on in silence.
+def say(line: str, *, to: TextIO | None = None) -> bool:
+    """Print a line of a long run; False when its reader is gone.
 
+    A run that does something goes on then, in silence; one that only tells has come to its end.
     ``to``: standard output or error, by default the former.
     """
     stream = to or sys.stdout
@@ -102,6 +103,8 @@ def say(line: str, *, to: TextIO | None = None) -> None:
         stream.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def _on_signal(
