@@ -3,15 +3,18 @@
 import asyncio
 import json
 import logging
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from millstream_bridge import ConfigurationError, Unreachable
 from millstream_bridge.back.position import StreamFacts
@@ -122,16 +125,23 @@ def test_lag_is_told_in_records_bytes_and_seconds() -> None:
     bridge = Bridge(kafka="127.0.0.1:1", nats="nats://127.0.0.1:1", route=a_route("t"))
     progress = bridge.progress
     progress.records, progress.payload_bytes = 10, 2_000
-    progress.ends = {0: 100, 1: 50, 2: 7, 3: 9}
-    progress.positions.update({0: 90, 1: 50})
-    progress.read = {2: 4, 3: 9}
-    progress.newest_ms = {0: 1_000_000, 1: 1_000_000}
+    progress.ends = {0: 100, 1: 50, 2: 7, 3: 9, 4: 100, 5: 100}
+    progress.positions.update({0: 90, 1: 50, 4: 98, 5: 98})
+    progress.read = {0: 100, 1: 50, 2: 4, 3: 9, 4: 100, 5: 100}
+    progress.due = {0: 100, 1: 50, 2: 4, 3: 9, 4: 98, 5: 99}
+    progress.newest_ms = dict.fromkeys((0, 1, 4, 5), 1_000_000)
 
     found = partition_figures(bridge, now_s=1_005.0)
 
-    assert {p: it.lag for p, it in found.items()} == {0: 10, 1: 0, 2: 3, 3: 0}
-    assert {p: it.lag_bytes for p, it in found.items()} == {0: 2_000, 1: 0, 2: 600, 3: 0}
-    assert {p: it.lag_seconds for p, it in found.items()} == {0: 5.0, 1: 0.0, 2: None, 3: 0.0}
+    lags = {p: (it.lag, it.lag_bytes, it.lag_seconds) for p, it in found.items()}
+    assert lags == {
+        0: (10, 2_000, 5.0),
+        1: (0, 0, 0.0),
+        2: (3, 600, None),
+        3: (0, 0, 0.0),
+        4: (0, 0, 0.0),  # behind its newest record there is none
+        5: (2, 400, 5.0),  # there is none behind one that is not stored yet
+    }
 
 
 async def test_status_is_told_to_whoever_asks(
@@ -152,6 +162,37 @@ async def test_status_is_told_to_whoever_asks(
     assert (answer["route"], answer["state"], answer["records"]) == (topic, "moving", 5)
     assert answer["partitions"]["0"]["position"] == 5
     assert answer["lag"] == 0
+
+
+@pytest.mark.kafka
+async def test_the_end_of_a_transaction_is_no_lag(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """It takes an offset that no record ever has; while reading and at a start behind it."""
+    a_real_kafka.create_topic(topic, 1)
+    producer = Producer(
+        {"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": f"lag-{topic}"}
+    )
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(topic, b"x", partition=0)
+    producer.commit_transaction(20)
+
+    for _ in range(2):
+        async with running(a_real_kafka, real_nats_server, topic) as fleet:
+            await until(partial(is_read_to, fleet, topic, 2))
+            [figures] = partition_figures(fleet.bridges[topic], now_s=time.time()).values()
+
+        assert (figures.position, figures.end) == (1, 2)
+        assert (figures.lag, figures.lag_seconds) == (0, 0.0)
+
+
+def is_read_to(fleet: Fleet, topic: str, end: int) -> bool:
+    """Whether the topic's one partition was read to this end, and something of it is stored."""
+    bridge = fleet.bridges.get(topic)
+    return (
+        bridge is not None and bridge.progress.read == {0: end} and 0 in bridge.progress.positions
+    )
 
 
 async def test_a_way_back_tells_its_metrics_health_and_status(

@@ -100,8 +100,9 @@ class Progress:
     ``records`` and ``payload_bytes`` are what the server acknowledged to this run: what it stored
     without being able to say so is in ``positions`` only, from the next session on.
     Of the partitions that this process moves: ``ends`` are the highest ends known, ``read`` how far
-    they were read, ``newest_ms`` the timestamps of the newest records read, ``epochs`` under which
-    membership gave them. ``missed`` counts offsets that Kafka no longer had.
+    they were read, ``due`` one past the newest records read (behind them there may be offsets that
+    no record has), ``newest_ms`` those records' timestamps, ``epochs`` under which membership gave
+    them. ``missed`` counts offsets that Kafka no longer had.
     """
 
     state: State = State.STARTING
@@ -118,6 +119,7 @@ class Progress:
     missed: int = 0
     ends: dict[int, int] = field(default_factory=dict)
     read: dict[int, int] = field(default_factory=dict)
+    due: dict[int, int] = field(default_factory=dict)
     newest_ms: dict[int, int] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
 
@@ -274,7 +276,7 @@ class Bridge:
         finally:
             if self._share is not None:
                 done = self._progress
-                done.ends, done.read, done.newest_ms, done.epochs = {}, {}, {}, {}
+                done.ends, done.read, done.due, done.newest_ms, done.epochs = {}, {}, {}, {}, {}
                 self._share.settle()
 
     async def _part(self, source: Source) -> tuple[dict[int, Watermarks], int]:
@@ -330,7 +332,8 @@ class Bridge:
             check_topic=partial(self._check_identity, source),
         )
         done = self._progress
-        done.ends, done.read, done.newest_ms = reader.ends, reader.read, reader.newest_ms
+        done.ends, done.read, done.due = reader.ends, reader.read, reader.due
+        done.newest_ms = reader.newest_ms
         self._is_moving = True
         try:
             return await self._move(reader, publisher, goal)
@@ -535,7 +538,8 @@ class _Reader:
         self._look_for_partitions_s = look_for_partitions_s
         self._source = source
         self._batch_records = batch_records
-        self.read = {p: positions.get(p, mark.low) for p, mark in marks.items()}
+        self.due = {p: positions.get(p, mark.low) for p, mark in marks.items()}
+        self.read = dict(self.due)
         self.ends = {p: mark.high for p, mark in marks.items()}
         self.newest_ms: dict[int, int] = {}
         self._polling: asyncio.Task[Polled] | None = None
@@ -562,9 +566,10 @@ class _Reader:
         if not self._seam.is_closed:
             polled = self._seam.look(polled)
         for record in polled.records:
-            if record.offset < self.read[record.kafka_partition]:
+            if record.offset < self.due[record.kafka_partition]:
                 raise SessionLost(f"Kafka gave offset {record.offset} again, or out of order")
-            self.read[record.kafka_partition] = record.offset + 1
+            self.due[record.kafka_partition] = record.offset + 1
+        self.read.update([(p, due) for p, due in self.due.items() if due > self.read[p]])
         self.newest_ms.update([(record[0], record[2]) for record in polled.records])
         for partition, end in polled.ends.items():
             self.read[partition] = max(self.read[partition], end)

@@ -27,8 +27,13 @@ def partition_figures(bridge: Bridge, now_s: float) -> dict[int, Figures]:
     found = {}
     for partition, end in sorted(progress.ends.items()):
         position = progress.positions.get(partition)
-        begun_at = progress.read.get(partition, end) if position is None else position
-        lag = max(0, end - begun_at)
+        read = progress.read.get(partition, end)
+        reached = read if position is None else position
+        if reached >= progress.due.get(partition, end):
+            # All records that were read are stored; behind them may be offsets that none has,
+            # as a transaction's end takes one.
+            reached = max(reached, read)
+        lag = max(0, end - reached)
         found[partition] = Figures(
             position=position,
             end=end,
