@@ -47,7 +47,7 @@ SCAN_S = 2.0
 RETRY_S = 5.0
 RELEASE_S = 30.0
 
-EventListener = Callable[[str, GroupEvent], None]
+EventListener = Callable[[str, GroupEvent], object]
 """Takes the group's name and what happened in it."""
 
 
