@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from millstream_bridge import Record
+from millstream_bridge.jetstream.api import StoredMessage, StreamInfo
 from millstream_bridge.jetstream.connection import Delivery, Message
-from millstream_bridge.jetstream.info import Found, StreamInfo
 from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.sides import Bounds, Part
@@ -57,10 +57,11 @@ class MemorySides:
         for at in range(0, len(found), 7):
             yield found[at : at + 7]
 
-    async def next_message(self, part: Part, subject: str, seq: int) -> Found | None:
+    async def next_message(self, part: Part, subject: str, seq: int) -> StoredMessage | None:
         for at, message in self.stored:
             if at >= seq and covers(subject, message.subject):
-                return Found(at, Decoder.lines(message.block))
+                headers = Decoder.lines(message.block)
+                return StoredMessage(at, message.subject, headers, message.payload)
         return None
 
     async def whole(

@@ -19,7 +19,8 @@ A topic that is to become a copy gets no marks, so a forgotten position cannot b
 from dataclasses import dataclass
 
 from ..errors import ConfigurationError
-from ..jetstream.connection import Connection, parse_answer
+from ..jetstream.api import ApiError, call
+from ..jetstream.connection import Connection
 from ..kafka.reading import records_between
 from ..kafka.sink import Position
 from ..kafka.source import KafkaSource
@@ -38,11 +39,10 @@ class StreamFacts:
     @classmethod
     async def read(cls, connection: Connection, name: str) -> "StreamFacts":
         """ConfigurationError: there is no such stream. ConnectionLost."""
-        answer = parse_answer(
-            await connection.request(f"{connection.api_prefix}.STREAM.INFO.{name}")
-        )
-        if error := answer.get("error"):
-            raise ConfigurationError(f"stream {name}: {error.get('description')}")
+        try:
+            answer = await call(connection, f"STREAM.INFO.{name}")
+        except ApiError as error:
+            raise ConfigurationError(f"stream {name}: {error}") from error
         state = answer["state"]
         return cls(
             name=name,

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
+from .api import ApiError, call
 from .connection import Connection
-from .stream import ApiError, call
 
 ALL: Final = ">"
 FEW: Final = 5_000

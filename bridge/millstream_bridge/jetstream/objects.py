@@ -8,17 +8,16 @@ A bucket is the stream ``OBJ_<bucket>``. An object's bytes are the messages of
 import base64
 import hashlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from ..errors import ConfigurationError
-from ..records.frames import encode
-from .connection import Connection, parse_answer
+from .api import STREAM_NOT_FOUND, ApiError, call, store, stored_message
+from .connection import Connection
 from .reader import read_stream
-from .stream import NOT_FOUND, STREAM_NOT_FOUND, ApiError, call
 
 CHUNK_BYTES = 128 << 10
 _HASH = "SHA-256="
@@ -87,17 +86,14 @@ class Objects:
 
     async def info(self, name: str) -> ObjectInfo | None:
         """What an object is, None if there is none of this name."""
+        subject = f"$O.{self.bucket}.M.{_token(name)}"
         try:
-            answer = await call(
-                self._connection,
-                f"STREAM.MSG.GET.{self._stream}",
-                {"last_by_subj": f"$O.{self.bucket}.M.{_token(name)}"},
-            )
+            found = await stored_message(self._connection, self._stream, last_of=subject)
         except ApiError as error:
-            if error.code in (NOT_FOUND, STREAM_NOT_FOUND):
+            if error.code == STREAM_NOT_FOUND:
                 return None
             raise self._refused(error) from error
-        return _parse(base64.b64decode(answer["message"].get("data") or ""))
+        return None if found is None else _parse(found.payload)
 
     async def get(self, name: str) -> bytes | None:
         """An object's bytes, None if there is none of this name; ValueError: damaged."""
@@ -180,12 +176,10 @@ class Objects:
             raise self._refused(error) from error
 
     async def _publish(self, subject: str, payload: bytes, lines: str = "") -> None:
-        make: Callable[[str], bytes] = lambda reply: encode(  # noqa: E731
-            f"$O.{self.bucket}.{subject}", reply, f"NATS/1.0\r\n{lines}\r\n", payload
-        )
-        answer = parse_answer(await self._connection.publish_and_wait(make))
-        if refusal := answer.get("error"):
-            raise ConfigurationError(f"bucket {self.bucket}: {refusal.get('description')}")
+        try:
+            await store(self._connection, f"$O.{self.bucket}.{subject}", payload, lines)
+        except ApiError as error:
+            raise self._refused(error) from error
 
     def _refused(self, error: ApiError) -> ConfigurationError:
         return ConfigurationError(f"bucket {self.bucket}: {error}")

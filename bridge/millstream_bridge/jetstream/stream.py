@@ -10,21 +10,20 @@ that lags, and an old position under a right last sequence would store records t
 """
 
 import asyncio
-import base64
 import logging
 from collections.abc import Callable, Mapping as AbcMapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 
 from millstream_coordinator.partitioning.pattern import covers
 
-from ..errors import ConfigurationError, ConnectionLost, RecordError
+from ..errors import ConfigurationError, RecordError
 from ..model import Record
-from ..records.headers import parse_block
 from ..records.mapping import Mapping, OtherSubjectError, any_source
 from ..records.stored import Stored, stored_of
-from .connection import Connection, parse_answer
+from .api import STREAM_NOT_FOUND, ApiError, StoredMessage, call, stored_message
+from .connection import Connection
 
 logger = logging.getLogger(__name__)
 
@@ -41,33 +40,9 @@ GAPS: Final = "millstream.gaps"
 TOPIC_ID: Final = "millstream.topic-id."
 """Before the topic's name, in the metadata of a stream made for it: Kafka's id of the topic."""
 
-NOT_FOUND, STREAM_NOT_FOUND = 10037, 10059
-_WITHOUT_LEADER = frozenset({10008, 10009})
-"""A cluster that has no leader at the moment, or asked one that is it no longer."""
 _WALK_AT_ONCE = 64
 _LOOK_FOR_FORM = 1 + _WALK_AT_ONCE
 """Among so many messages at the end there is a record, if the route has stored any; mostly."""
-
-
-class ApiError(Exception):
-    """JetStream refused a request."""
-
-    def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{description} ({code})")
-        self.code, self.description = code, description
-
-
-class StoredMessage(NamedTuple):
-    """A message as the stream holds it."""
-
-    seq: int
-    subject: str
-    headers: list[tuple[str, str]]
-    payload: bytes
-
-    def header(self, name: str) -> str | None:
-        """The first header of that name."""
-        return next((value for key, value in self.headers if key == name), None)
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,11 +139,11 @@ class Stream:
 
     async def message(self, seq: int) -> StoredMessage | None:
         """The message at a sequence, None if there is none (any more)."""
-        return await self._get({"seq": seq}) if seq > 0 else None
+        return await self._get(seq=seq) if seq > 0 else None
 
     async def last_of(self, subject: str) -> StoredMessage | None:
         """The newest message of a subject, which may have wildcards."""
-        return await self._get({"last_by_subj": subject})
+        return await self._get(last_of=subject)
 
     async def position(self, kafka_partition: int) -> int | None:
         """One past the offset of the partition's newest record in the stream, None without one.
@@ -402,39 +377,14 @@ class Stream:
             raise ConfigurationError(f"JetStream at {self.connection.url}: {error}") from error
         return int(info.get("api", {}).get("level", 0))
 
-    async def _get(self, what: dict[str, Any]) -> StoredMessage | None:
+    async def _get(self, **which: Any) -> StoredMessage | None:
         try:
-            answer = await self._api(f"STREAM.MSG.GET.{self.name}", what)
+            return await stored_message(self.connection, self.name, **which)
         except ApiError as error:
-            if error.code == NOT_FOUND:
-                return None
             raise ConfigurationError(f"stream {self.name}: {error}") from error
-        message = answer["message"]
-        block = base64.b64decode(message.get("hdrs") or "")
-        return StoredMessage(
-            int(message["seq"]),
-            message["subject"],
-            parse_block(block)[1] if block else [],
-            base64.b64decode(message.get("data") or ""),
-        )
 
     async def _api(self, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return await call(self.connection, verb, body)
-
-
-async def call(
-    connection: Connection, verb: str, body: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """One request to JetStream's API; ApiError: refused, ConnectionLost: no answer, or not now."""
-    payload = b"" if body is None else msgspec.json.encode(body)
-    answer = parse_answer(await connection.request(f"{connection.api_prefix}.{verb}", payload))
-    error = answer.get("error")
-    if error:
-        code, description = int(error.get("err_code", 0)), str(error.get("description", ""))
-        if code in _WITHOUT_LEADER:
-            raise ConnectionLost(f"{description} ({code})")
-        raise ApiError(code, description)
-    return answer
 
 
 def _subjects(mapping: Mapping, kafka_partition: int | None) -> list[str]:

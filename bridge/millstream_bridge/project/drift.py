@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from ..errors import ConfigurationError
-from ..jetstream.connection import Connection, parse_answer
+from ..jetstream.api import stream_info
+from ..jetstream.connection import Connection
 from ..jetstream.stream import find_problem
 from ..model import Route
 from ..records.mapping import Mapping as SubjectMapping
@@ -21,7 +21,6 @@ from .plan import planned
 from .routes import check_together
 from .rule import Rule, routes_of
 
-_STREAM_NOT_FOUND: Final = 10059
 _NANOSECONDS: Final = 1_000_000_000
 
 
@@ -151,23 +150,12 @@ async def _stream_drifts(
             mapping = SubjectMapping(route)
             is_dense = route.mode == "dense"
             for p in range(partitions.get(route.topic, 0)) if is_dense else [None]:
-                config = await _config(connection, mapping.stream_name(p or 0))
-                if config is not None:
-                    drifts += stream_drift(mapping, config, p)
+                info = await stream_info(connection, mapping.stream_name(p or 0))
+                if info is not None:
+                    drifts += stream_drift(mapping, info.config, p)
     finally:
         await connection.close()
     return drifts
-
-
-async def _config(connection: Connection, stream: str) -> dict[str, Any] | None:
-    subject = f"{connection.api_prefix}.STREAM.INFO.{stream}"
-    answer = parse_answer(await connection.request(subject))
-    if error := answer.get("error"):
-        if error.get("err_code") == _STREAM_NOT_FOUND:
-            return None
-        raise ConfigurationError(f"stream {stream}: {error.get('description')}")
-    config: dict[str, Any] = answer["config"]
-    return config
 
 
 def stream_drift(

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..errors import BridgeError, ConfigurationError
+from ..jetstream.api import ApiError, StoredMessage, StreamInfo, stored_message, stream_info
 from ..jetstream.connection import Connection, Delivery
-from ..jetstream.info import Found, StreamInfo, next_message, stream_info
 from ..jetstream.large import LargeValues
 from ..jetstream.reader import read_deliveries
 from ..jetstream.stream import Stream
@@ -56,7 +56,7 @@ class Sides(Protocol):
         """A stream's messages from a sequence to its end as it was when `parts` looked."""
         ...
 
-    async def next_message(self, part: Part, subject: str, seq: int) -> Found | None:
+    async def next_message(self, part: Part, subject: str, seq: int) -> StoredMessage | None:
         """The first message of a subject at a sequence or later."""
         ...
 
@@ -127,8 +127,11 @@ class LiveSides:
             last_seq=part.info.last_seq,
         )
 
-    async def next_message(self, part: Part, subject: str, seq: int) -> Found | None:
-        return await next_message(self._connection, part.stream, subject, seq)
+    async def next_message(self, part: Part, subject: str, seq: int) -> StoredMessage | None:
+        try:
+            return await stored_message(self._connection, part.stream, seq=seq, next_of=subject)
+        except ApiError as error:
+            raise ConfigurationError(f"stream {part.stream}: {error}") from error
 
     async def whole(
         self, part: Part, seq: int, headers: NatsHeaders, payload: bytes

@@ -1,6 +1,5 @@
 """The bucket of schemas in NATS, a key-value store: written by the copy, read by who decodes."""
 
-import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,10 +7,9 @@ from typing import Any
 import msgspec
 
 from ..errors import ConfigurationError, ConnectionLost, Unreachable
-from ..jetstream.connection import Connection, parse_answer
-from ..jetstream.stream import NOT_FOUND, STREAM_NOT_FOUND, ApiError, call
+from ..jetstream.api import STREAM_NOT_FOUND, ApiError, call, store, stored_message
+from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
-from ..records.frames import encode
 from .schema import BUCKET, Schema, config_key, id_key, is_of_default_context, version_key
 
 _STREAM = f"KV_{BUCKET}"
@@ -60,27 +58,11 @@ class SchemaBucket:
         return _schema(await self._get(version_key(subject, version)))
 
     async def _get(self, key: str) -> bytes | None:
-        try:
-            answer = await call(
-                self._connection,
-                f"STREAM.MSG.GET.{_STREAM}",
-                {"last_by_subj": f"$KV.{BUCKET}.{key}"},
-            )
-        except ApiError as error:
-            if error.code == NOT_FOUND:
-                return None
-            raise
-        return base64.b64decode(answer["message"].get("data") or "")
+        found = await stored_message(self._connection, _STREAM, last_of=f"$KV.{BUCKET}.{key}")
+        return None if found is None else found.payload
 
     async def _put(self, key: str, data: bytes) -> None:
-        subject = f"$KV.{BUCKET}.{key}"
-        answer = parse_answer(
-            await self._connection.publish_and_wait(
-                lambda reply: encode(subject, reply, "NATS/1.0\r\n\r\n", data)
-            )
-        )
-        if refusal := answer.get("error"):
-            raise ApiError(int(refusal.get("err_code", 0)), str(refusal.get("description")))
+        await store(self._connection, f"$KV.{BUCKET}.{key}", data)
 
 
 @asynccontextmanager

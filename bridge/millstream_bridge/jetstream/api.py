@@ -1,0 +1,126 @@
+"""JetStream's API over the bridge's own connection: requests, refusals, streams, stored messages.
+
+All of it may raise ConnectionLost: the connection went, or JetStream gave no answer, or not now.
+"""
+
+import base64
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from ..errors import ConfigurationError, ConnectionLost
+from ..records.frames import encode
+from ..records.headers import parse_block
+from .connection import Connection, parse_answer
+
+STREAM_NOT_FOUND: Final = 10059
+_NO_MESSAGE: Final = 10037
+_WITHOUT_LEADER: Final = frozenset({10008, 10009})
+"""A cluster that has no leader at the moment, or asked one that is it no longer."""
+
+
+class ApiError(Exception):
+    """JetStream refused a request."""
+
+    def __init__(self, code: int, description: str) -> None:
+        super().__init__(f"{description} ({code})")
+        self.code, self.description = code, description
+
+
+class StoredMessage(NamedTuple):
+    """A message as the stream holds it."""
+
+    seq: int
+    subject: str
+    headers: list[tuple[str, str]]
+    payload: bytes
+
+    def header(self, name: str) -> str | None:
+        """The first header of that name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+class StreamInfo(NamedTuple):
+    """What STREAM.INFO says."""
+
+    config: dict[str, Any]
+    first_seq: int
+    last_seq: int
+
+    def limit(self, name: str) -> int | None:
+        """A limit of the configuration, None where there is none."""
+        value = int(self.config.get(name, 0))
+        return value if value > 0 else None
+
+
+async def call(
+    connection: Connection, verb: str, body: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """One request; ApiError: it is refused."""
+    payload = b"" if body is None else msgspec.json.encode(body)
+    answer = parse_answer(await connection.request(f"{connection.api_prefix}.{verb}", payload))
+    error = _refusal(answer)
+    if error is not None and error.code in _WITHOUT_LEADER:
+        raise ConnectionLost(str(error))
+    if error is not None:
+        raise error
+    return answer
+
+
+async def stream_info(connection: Connection, stream: str) -> StreamInfo | None:
+    """The stream as it is, None if there is none; ConfigurationError: JetStream refuses."""
+    try:
+        answer = await call(connection, f"STREAM.INFO.{stream}")
+    except ApiError as error:
+        if error.code == STREAM_NOT_FOUND:
+            return None
+        raise ConfigurationError(f"stream {stream}: {error}") from error
+    state = answer["state"]
+    return StreamInfo(answer["config"], int(state["first_seq"]), int(state["last_seq"]))
+
+
+async def stored_message(
+    connection: Connection,
+    stream: str,
+    *,
+    seq: int | None = None,
+    last_of: str | None = None,
+    next_of: str | None = None,
+) -> StoredMessage | None:
+    """A message from the stream's leader, None if it has none such; ApiError: it is refused.
+
+    The one at ``seq``; or the first of the subject ``next_of`` there or later; or the newest of the
+    subject ``last_of``. Subjects may have wildcards.
+    """
+    wanted = {"seq": seq, "last_by_subj": last_of, "next_by_subj": next_of}
+    body = {name: value for name, value in wanted.items() if value is not None}
+    try:
+        answer = await call(connection, f"STREAM.MSG.GET.{stream}", body)
+    except ApiError as error:
+        if error.code == _NO_MESSAGE:
+            return None
+        raise
+    message = answer["message"]
+    block = base64.b64decode(message.get("hdrs") or "")
+    return StoredMessage(
+        int(message["seq"]),
+        message["subject"],
+        parse_block(block)[1] if block else [],
+        base64.b64decode(message.get("data") or ""),
+    )
+
+
+async def store(connection: Connection, subject: str, payload: bytes, lines: str = "") -> None:
+    """Store one message, with header ``lines``; ApiError: it is refused."""
+    message = await connection.publish_and_wait(
+        lambda reply: encode(subject, reply, f"NATS/1.0\r\n{lines}\r\n", payload)
+    )
+    if (error := _refusal(parse_answer(message))) is not None:
+        raise error
+
+
+def _refusal(answer: dict[str, Any]) -> ApiError | None:
+    error = answer.get("error")
+    if not error:
+        return None
+    return ApiError(int(error.get("err_code", 0)), str(error.get("description", "")))
