@@ -10,6 +10,7 @@ import pytest
 
 from millstream_bridge.kafka.admin import KafkaAdmin
 from millstream_bridge.model import Watermarks
+from millstream_bridge.moving.runner import Progress
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.live import Live, Meter, eta_text
 from millstream_bridge.operation.process import tell
@@ -18,7 +19,7 @@ from millstream_bridge.operation.process import tell
 def a_live(**positions: dict[int, int]) -> Live:
     bridges = {
         topic: SimpleNamespace(
-            progress=SimpleNamespace(records=7, lag=0, sessions=1, positions=known),
+            progress=Progress(records=7, sessions=1, positions=known),
             route=SimpleNamespace(topic=topic, stream="S"),
         )
         for topic, known in positions.items()
@@ -49,9 +50,11 @@ def test_a_meter_that_moves_evenly_tells_that_rate_and_what_is_left() -> None:
 
 
 def test_each_partition_has_a_row_with_what_is_done_and_what_is_left() -> None:
-    shown = a_live(b={0: 5_000}, a={1: 70})
+    shown = a_live(b={0: 5_000}, a={1: 70, 2: 8})
+    of_a = shown._fleet.bridges["a"].progress
+    of_a.read[2], of_a.due[2] = 10, 8  # two offsets at its end have no record
     shown._marks = {
-        "a": {0: Watermarks(3, 3), 1: Watermarks(20, 120)},
+        "a": {0: Watermarks(3, 3), 1: Watermarks(20, 120), 2: Watermarks(0, 10)},
         "b": {0: Watermarks(0, 20_000)},
     }
 
@@ -62,6 +65,7 @@ def test_each_partition_has_a_row_with_what_is_done_and_what_is_left() -> None:
     assert rows == [
         ("a", "0", "3", "3", "100.0%", "0", "0", "-"),
         ("a", "1", "70", "120", "50.0%", "50", "0", "?"),
+        ("a", "2", "10", "10", "100.0%", "0", "0", "-"),
         ("b", "0", "10,000", "20,000", "50.0%", "10,000", "1,000", "0:10"),
     ]
 

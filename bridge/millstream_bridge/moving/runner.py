@@ -123,6 +123,16 @@ class Progress:
     newest_ms: dict[int, int] = field(default_factory=dict)
     epochs: dict[int, int] = field(default_factory=dict)
 
+    def reached(self, partition: int) -> int | None:
+        """Below this offset nothing is left to be stored; None: it is not known.
+
+        That is behind offsets that no record has, as a transaction's end takes one.
+        """
+        position, read = self.positions.get(partition), self.read.get(partition)
+        if position is None or read is None:
+            return read if position is None else position
+        return max(position, read) if position >= self.due.get(partition, read) else position
+
 
 class Bridge:
     """Moves one route. One `run` at a time; `stop` from the same loop (or a signal handler of it).

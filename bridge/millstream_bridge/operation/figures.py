@@ -26,16 +26,10 @@ def partition_figures(bridge: Bridge, now_s: float) -> dict[int, Figures]:
     progress = bridge.progress
     found = {}
     for partition, end in sorted(progress.ends.items()):
-        position = progress.positions.get(partition)
-        read = progress.read.get(partition, end)
-        reached = read if position is None else position
-        if reached >= progress.due.get(partition, end):
-            # All records that were read are stored; behind them may be offsets that none has,
-            # as a transaction's end takes one.
-            reached = max(reached, read)
-        lag = max(0, end - reached)
+        reached = progress.reached(partition)
+        lag = 0 if reached is None else max(0, end - reached)
         found[partition] = Figures(
-            position=position,
+            position=progress.positions.get(partition),
             end=end,
             lag=lag,
             lag_bytes=_bytes(lag, progress.payload_bytes, progress.records),

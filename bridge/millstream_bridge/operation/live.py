@@ -105,9 +105,9 @@ class Live:
         """A row for each partition, in order; ``now`` in seconds of any clock."""
         rows: list[tuple[str, ...]] = []
         for topic, bridge in sorted(self._fleet.bridges.items()):
-            positions = bridge.progress.positions
+            progress = bridge.progress
             for partition, mark in sorted(self._marks.get(topic, {}).items()):
-                position = max(positions.get(partition, mark.low), mark.low)
+                position = max(progress.reached(partition) or 0, mark.low)
                 meter = self._meters.setdefault((topic, partition), Meter(position))
                 meter.note(position, now)
                 size = mark.high - mark.low
