@@ -13,8 +13,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import nats
 import pytest
 from confluent_kafka import Producer
+from nats.aio.msg import Msg
 
 from millstream_bridge import ConfigurationError, Unreachable
 from millstream_bridge.back.position import StreamFacts
@@ -26,7 +28,14 @@ from millstream_bridge.operation.figures import back_figures, partition_figures
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.logs import log_json
 from millstream_bridge.operation.metrics import FleetMetrics
-from millstream_bridge.operation.status import BACK_SCHEMA, answering, ask, fleet_status
+from millstream_bridge.operation.status import (
+    BACK_SCHEMA,
+    SCHEMA,
+    SUBJECT,
+    answering,
+    ask,
+    fleet_status,
+)
 from millstream_bridge.operation.web import health, serving
 from millstream_bridge.project.file import Project
 from millstream_bridge.project.rule import Rule
@@ -162,6 +171,28 @@ async def test_status_is_told_to_whoever_asks(
     assert (answer["route"], answer["state"], answer["records"]) == (topic, "moving", 5)
     assert answer["partitions"]["0"]["position"] == 5
     assert answer["lag"] == 0
+
+
+async def test_who_answers_otherwise_is_passed_over(real_nats_server: Server) -> None:
+    """Anybody may listen on a subject."""
+    answers = [b"hello", b"[1]", b"3", b"\xff", b'{"schema":"else/1"}']
+    good = {"schema": SCHEMA, "route": "r", "process": {"host": "h", "pid": 1}}
+
+    async def answer(message: Msg) -> None:
+        for data in (*answers, json.dumps(good).encode()):
+            await message.respond(data)
+
+    client = await nats.connect(real_nats_server.url)
+    try:
+        await client.subscribe(SUBJECT, cb=answer)
+        await client.flush()
+        found: list[dict[str, Any]] = []
+        while not found:
+            found = await ask(NatsTarget(url=real_nats_server.url), wait_s=0.2)
+    finally:
+        await client.close()
+
+    assert found == [good]
 
 
 @pytest.mark.kafka

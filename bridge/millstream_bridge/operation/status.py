@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import msgspec
@@ -143,14 +143,16 @@ async def answering(
 async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
     """What every running bridge says within ``wait_s``, by route, then process. Unreachable.
 
-    Of both schemas.
+    Of both schemas; what others say on the subject is passed over.
     """
     connection = await connect(target, name="millstream bridge status")
     found: list[dict[str, Any]] = []
 
     async def hear(message: Msg) -> None:
-        if message.data:  # without, the server says that nobody listens
-            found.append(msgspec.json.decode(message.data))
+        with suppress(msgspec.DecodeError):  # of none, as the server says that nobody listens
+            document = msgspec.json.decode(message.data)
+            if isinstance(document, dict) and document.get("schema") in (SCHEMA, BACK_SCHEMA):
+                found.append(document)
 
     try:
         inbox = connection.new_inbox()
@@ -159,5 +161,4 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
         await asyncio.sleep(wait_s)
     finally:
         await connection.close()
-    found = [it for it in found if it.get("schema") in (SCHEMA, BACK_SCHEMA)]
     return sorted(found, key=lambda it: (it["route"], it["process"]["host"], it["process"]["pid"]))
