@@ -9,7 +9,7 @@ import pytest
 from millstream_bridge.back.tail import Tail
 from millstream_bridge.errors import ConnectionLost
 from millstream_bridge.jetstream import consumer
-from millstream_bridge.jetstream.connection import Message
+from millstream_bridge.jetstream.connection import Connection, Message
 from tests.bridge.test_stream_reader import stream_of
 from tests.helpers.servers import Server
 
@@ -22,6 +22,7 @@ class Wire:
     is_open = True
     lost_reason = denied = ""
     url = "nats://127.0.0.1:4222"
+    check = Connection.check
 
     def __init__(self) -> None:
         self.written: list[bytes] = []

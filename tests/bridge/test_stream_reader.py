@@ -102,6 +102,17 @@ async def test_a_subject_without_messages_is_read_as_nothing(nats_server: Server
         await connection.close()
 
 
+async def test_a_connection_that_is_lost_ends_the_wait_for_a_request() -> None:
+    def check() -> None:
+        raise ConnectionLost("the connection is gone")
+
+    feed = _Feed("_INBOX.x", pending=2, check=check)
+    feed.next_reply()
+
+    with pytest.raises(ConnectionLost, match="the connection is gone"):
+        await feed.one_request()
+
+
 async def test_a_late_status_of_the_request_before_does_not_end_this_one() -> None:
     feed = _Feed("_INBOX.x", pending=2)
     first = feed.next_reply()

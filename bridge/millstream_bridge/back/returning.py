@@ -18,6 +18,7 @@ What the bridge keeps beside the records (checkpoints, marks, pieces) stays out.
 
 import base64
 import binascii
+import functools
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -40,6 +41,7 @@ _MS_NS = 1_000_000
 _LARGE = f"\n{LARGE_HEADER}:".encode()
 _DELETED = frozenset({"DEL", "PURGE"})
 _KEPT = "Nats-Msg-Id"
+_KEYS: Final = 65_536
 _OPERATION = "KV-Operation"
 UNWRITABLE_MS: Final = 0
 """Kafka's C client takes this timestamp for "now": it would not arrive as it is."""
@@ -84,6 +86,9 @@ class Returning:
         self._partitions = partitions
         self._everything = everything
         self._places = Places.of(mapping)
+        of_route = functools.partial(from_token, null_token=mapping.route.null_token)
+        self._key_of = functools.lru_cache(_KEYS)(of_route)
+        """The key of a token that holds the whole one; the same ones come again."""
 
     def record(self, message: Delivered) -> Record | None:
         """The record, with the message's sequence as its offset; None: it does not go back.
@@ -156,7 +161,10 @@ class Returning:
             return None if whole is None else base64.b64decode(whole, validate=True)
         if len(tokens) <= self._places.key:
             raise HeaderError("its subject has no token for the key")
-        return from_token(tokens[self._places.key], own, null_token=self._route.null_token)
+        token = tokens[self._places.key]
+        if KEY_HEADER in own:
+            return from_token(token, own, null_token=self._route.null_token)
+        return self._key_of(token)
 
 
 class Places(NamedTuple):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from ..errors import ConfigurationError, ConnectionLost
+from ..errors import ConnectionLost
 from ..jetstream import consumer
 from ..jetstream.connection import ACK_PREFIX, Connection, Delivery, Message
 from .returning import Delivered
@@ -159,10 +159,7 @@ class Tail:
             self._trouble = f"no answer for {late_s:.0f} s"
 
     def _check(self) -> None:
-        if self._connection.denied:
-            raise ConfigurationError(f"NATS at {self._connection.url}: {self._connection.denied}")
-        if not self._connection.is_open:
-            raise ConnectionLost(f"connection lost: {self._connection.lost_reason}")
+        self._connection.check()
         if self._trouble and not self._waiting:
             raise ConnectionLost(f"reading stream {self.stream}: {self._trouble}")
 

@@ -173,6 +173,13 @@ class Connection(asyncio.Protocol):
         connect = b"CONNECT " + json.dumps(options).encode() + b"\r\n"
         self._transport.write(connect + f"SUB {self._inbox}.* 1\r\nPING\r\n".encode())
 
+    def check(self) -> None:
+        """ConfigurationError: the server has forbidden something. ConnectionLost: it is gone."""
+        if self.denied:
+            raise ConfigurationError(f"NATS at {self.url}: {self.denied}")
+        if not self.is_open:
+            raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
+
     @property
     def max_payload(self) -> int:
         """The server's limit for headers and payload together, in bytes."""

@@ -15,7 +15,7 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
-from ..errors import ConfigurationError, ConnectionLost
+from ..errors import ConnectionLost
 from . import consumer
 from .connection import ACK_PREFIX, Connection, Delivery, Message
 
@@ -53,7 +53,7 @@ async def read_deliveries(
     api = connection.api_prefix
     name, pending, is_wanted = await _make_consumer(connection, stream, subject, first_seq)
     inbox = connection.new_inbox()
-    feed = _Feed(inbox, pending, lambda: connection.denied)
+    feed = _Feed(inbox, pending, connection.check)
     sid = connection.subscribe(f"{inbox}.*", feed.take, feed.take_run)
     request = msgspec.json.encode(
         {
@@ -130,10 +130,10 @@ async def _create(
 class _Feed:
     """Collects what the connection's read loop hands over, one request at a time."""
 
-    def __init__(self, inbox: str, pending: int, denied: Callable[[], str] = lambda: "") -> None:
-        """``denied``: what the server has forbidden, in its words."""
+    def __init__(self, inbox: str, pending: int, check: Callable[[], None] = lambda: None) -> None:
+        """``check`` raises where no answer can come any more."""
         self._inbox = inbox
-        self._denied = denied
+        self._check = check
         self._request = 0
         self._reply = ""
         self._batch: list[Delivery] = []
@@ -171,8 +171,8 @@ class _Feed:
     async def one_request(self) -> list[Delivery]:
         """What one request brought; nothing: nobody took it, and it is worth asking again.
 
-        ConnectionLost: it brought nothing, though something is still to come. ConfigurationError:
-        the server forbids it, which it says beside the request.
+        ConnectionLost: it brought nothing, though something is still to come, or the connection is
+        gone. ConfigurationError: the server forbids it, which it says beside the request.
         """
         now = asyncio.get_running_loop().time()
         give_up_at = now + 2 * _EXPIRES_S
@@ -181,8 +181,7 @@ class _Feed:
                 async with asyncio.timeout(_LOOK_S):
                     await self._over.wait()
                     break
-            if denied := self._denied():
-                raise ConfigurationError(f"NATS: {denied}")
+            self._check()
             if asyncio.get_running_loop().time() > give_up_at:
                 raise ConnectionLost("the stream's reader got no answer")
         if self._batch:

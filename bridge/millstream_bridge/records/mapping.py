@@ -46,7 +46,7 @@ from .template import SubjectError, Template
 CHECKPOINT_TOKEN: Final = "_checkpoint"
 CHUNK_TOKEN: Final = "_chunk"
 POISON_TOKEN: Final = "_poison"
-_BESIDE = (CHECKPOINT_TOKEN, CHUNK_TOKEN, POISON_TOKEN)
+_BESIDE: Final = tuple(f".{it}." for it in (CHECKPOINT_TOKEN, CHUNK_TOKEN, POISON_TOKEN))
 
 
 class OtherSubjectError(HeaderError):
@@ -110,7 +110,8 @@ class Mapping:
 
     def is_beside(self, subject: str) -> bool:
         """Whether this is a subject for what the bridge writes beside records."""
-        return any(f".{token}." in f".{subject}" for token in _BESIDE)
+        whole = f".{subject}"
+        return "._" in whole and any(token in whole for token in _BESIDE)
 
     def stream_name(self, kafka_partition: int) -> str:
         """The stream that has a partition's records."""
