@@ -41,14 +41,17 @@ class Wire:
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
+    async def request(self, subject: str, payload: bytes = b"") -> Message:
+        return Message(subject, "", b"", b'{"num_pending": 7}')
+
     def deliver(self, consumer_seq: int, pending: int = 5) -> None:
         """A message whose stream sequence is ten times its consumer's."""
         ack = f"$JS.ACK.S.c.1.{10 * consumer_seq}.{consumer_seq}.1700000000000000000.{pending}"
         self.hand_in(Message("flights.0.N", ack, b"", b"%d" % consumer_seq))
 
-    def status(self, text: str) -> None:
+    def status(self, text: str, request: int = 1) -> None:
         block = f"NATS/1.0 {text}\r\n\r\n".encode()
-        self.hand_in(Message("_INBOX.test.1", "", block, b""))
+        self.hand_in(Message(f"_INBOX.test.{request}", "", block, b""))
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def wire() -> Wire:
 
 
 @pytest.fixture
-def tail(wire: Wire) -> Tail:
+async def tail(wire: Wire) -> Tail:
     return Tail(wire, "S", "c", 7)  # type: ignore[arg-type]
 
 
@@ -94,11 +97,44 @@ async def test_a_request_that_is_over_is_followed_by_another(wire: Wire, tail: T
 
 @pytest.mark.parametrize("text", ["409 Consumer Deleted", "503"])
 async def test_a_consumer_that_is_gone_ends_the_session(wire: Wire, tail: Tail, text: str) -> None:
+    wire.deliver(1)
     await tail.next(0)
     wire.status(text)
 
     with pytest.raises(ConnectionLost, match=text):
         await tail.next(0)
+
+
+async def test_a_consumer_that_the_node_has_not_heard_of_is_asked_again(
+    wire: Wire, tail: Tail
+) -> None:
+    await tail.next(0)
+    wire.status("503")
+    await tail.next(0)
+    assert len(wire.written) == 2
+
+    tail._made_at -= 60
+    wire.status("503", request=2)
+    with pytest.raises(ConnectionLost, match="503"):
+        await tail.next(0)
+
+
+async def test_what_was_removed_before_it_came_is_not_waited_for(
+    nats_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream_bridge.back.tail._EXPIRES_S", 0.2)
+    connection = await stream_of(nats_server, ["s.0", "s.1", "s.2"])
+    try:
+        tail = await Tail.open(connection, "S", "s.*", 1, name="way-back")
+        before = tail.lag
+        await connection.request("$JS.API.STREAM.PURGE.S")
+        async with asyncio.timeout(30):
+            while not tail.is_idle:
+                assert await tail.next(1) == []
+    finally:
+        await connection.close()
+
+    assert before == 3
 
 
 async def test_a_request_without_any_answer_ends_the_session(

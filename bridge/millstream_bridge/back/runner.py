@@ -266,10 +266,8 @@ class BackBridge:
         }
         if remembered:
             return positions
-        is_first = not any(
-            [await consumer.exists(connection, it.name, self.name) for it in facts.values()]
-        )
-        if not is_first:
+        found = [await consumer.pending_of(connection, it.name, self.name) for it in facts.values()]
+        if any(it is not None for it in found):
             positions = await self._recall(positions)
         await sink.store([], positions)
         return positions

@@ -46,6 +46,7 @@ class Tail:
         self.lag = pending
         """Messages the consumer has not delivered yet."""
         self._connection = connection
+        self._name = name
         self._is_wanted = is_wanted
         self._to = f"{connection.api_prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._inbox = connection.new_inbox()
@@ -56,6 +57,8 @@ class Tail:
         self._open = 0
         """Messages the request under way may still bring; 0: there is none."""
         self._asked_at = 0.0
+        self._made_at = asyncio.get_running_loop().time()
+        self._is_lag_sure = True
         self._delivered = 0
         self._trouble = ""
 
@@ -91,6 +94,9 @@ class Tail:
         ConnectionLost. ConfigurationError: the user may not read.
         """
         self._check()
+        if not self._is_lag_sure:  # no request is under way: nothing can be on its way
+            self._is_lag_sure = True
+            self.lag = await consumer.pending_of(self._connection, self.stream, self._name) or 0
         if not self._waiting:
             self._arrived.clear()
             self._ask()
@@ -131,11 +137,22 @@ class Tail:
         if ack.startswith(_ACK):
             self._take_run([(ack.encode(), subject.encode(), block, payload)])
         elif subject == f"{self._inbox}.{self._request}":
-            # Mostly a request's end: its time is up (408), or its bytes (409).
-            self._open = 0
-            if message.status == _NO_RESPONDERS or b"Consumer Deleted" in block:
-                self._trouble = self._trouble or _first_line(block)
-            self._arrived.set()
+            self._take_status(message)
+
+    def _take_status(self, message: Message) -> None:
+        """Mostly a request's end: its time is up (408), or its bytes (409)."""
+        is_nothing_there = self._open == BATCH_MESSAGES
+        self._open = 0
+        if message.status == _NO_RESPONDERS:
+            age_s = asyncio.get_running_loop().time() - self._made_at
+            if not self._delivered and age_s < _EXPIRES_S:
+                return  # in a cluster, the node that is asked may not have heard of it yet
+            self._trouble = self._trouble or _first_line(message.block)
+        elif b"Consumer Deleted" in message.block:
+            self._trouble = self._trouble or _first_line(message.block)
+        elif self.lag and is_nothing_there:
+            self._is_lag_sure = False  # what it had still to deliver may have been removed
+        self._arrived.set()
 
     def _take_run(self, run: Sequence[Delivery]) -> None:
         """Delivered messages in a row."""

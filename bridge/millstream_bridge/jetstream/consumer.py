@@ -79,12 +79,16 @@ async def create(
 
 async def delete(connection: Connection, stream: str, name: str) -> bool:
     """Delete a consumer; whether there was one. ConfigurationError, ConnectionLost."""
-    return await _ask(connection, "DELETE", stream, name)
+    return await _ask(connection, "DELETE", stream, name) is not None
 
 
-async def exists(connection: Connection, stream: str, name: str) -> bool:
-    """Whether there is a consumer of this name. ConfigurationError, ConnectionLost."""
-    return await _ask(connection, "INFO", stream, name)
+async def pending_of(connection: Connection, stream: str, name: str) -> int | None:
+    """How many messages a consumer still has to deliver, None if there is no such consumer.
+
+    ConfigurationError, ConnectionLost.
+    """
+    info = await _ask(connection, "INFO", stream, name)
+    return None if info is None else int(info["num_pending"])
 
 
 def is_most(pending: int, of_all: int) -> bool:
@@ -99,11 +103,10 @@ def matcher(subject: str) -> Callable[[bytes], object]:
     return functools.lru_cache(_SUBJECTS)(re.compile(pattern, re.DOTALL).fullmatch)
 
 
-async def _ask(connection: Connection, verb: str, stream: str, name: str) -> bool:
+async def _ask(connection: Connection, verb: str, stream: str, name: str) -> dict[str, Any] | None:
     try:
-        await call(connection, f"CONSUMER.{verb}.{stream}.{name}")
+        return await call(connection, f"CONSUMER.{verb}.{stream}.{name}")
     except ApiError as error:
         if error.code == _NOT_FOUND:
-            return False
+            return None
         raise ConfigurationError(f"stream {stream}: {error}") from error
-    return True
