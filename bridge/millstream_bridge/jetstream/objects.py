@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ConfigurationError
-from .api import STREAM_NOT_FOUND, ApiError, call, store, stored_message
+from .api import STREAM_NOT_FOUND, ApiError, call, store, stored_message, stream_info
 from .connection import Connection
 from .reader import read_stream
 
@@ -122,17 +122,14 @@ class Objects:
         return True
 
     async def _read(self, subject: str) -> AsyncIterator[bytes]:
-        try:
-            state = await call(self._connection, f"STREAM.INFO.{self._stream}")
-        except ApiError as error:
-            if error.code == STREAM_NOT_FOUND:
-                return
-            raise self._refused(error) from error
+        stream = await stream_info(self._connection, self._stream)
+        if stream is None:
+            return
         async for messages in read_stream(
             self._connection,
             self._stream,
             f"$O.{self.bucket}.{subject}",
-            last_seq=int(state["state"]["last_seq"]),
+            last_seq=stream.last_seq,
         ):
             for _, message in messages:
                 yield message.payload
@@ -150,15 +147,11 @@ class Objects:
             "allow_rollup_hdrs": True,
             "allow_direct": True,
         }
-        try:
-            await call(self._connection, f"STREAM.INFO.{self._stream}")
-        except ApiError as error:
-            if error.code != STREAM_NOT_FOUND:
-                raise self._refused(error) from error
+        if await stream_info(self._connection, self._stream) is None:
             try:
                 await call(self._connection, f"STREAM.CREATE.{self._stream}", config)
-            except ApiError as refused:
-                raise self._refused(refused) from refused
+            except ApiError as error:
+                raise self._refused(error) from error
         self._is_there = True
 
     async def _write_info(self, info: ObjectInfo) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from ..errors import ConfigurationError, ConnectionLost, Unreachable
-from ..jetstream.api import STREAM_NOT_FOUND, ApiError, call, store, stored_message
+from ..jetstream.api import ApiError, call, store, stored_message, stream_info
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from .schema import BUCKET, Schema, config_key, id_key, is_of_default_context, version_key
@@ -83,14 +83,9 @@ async def open_bucket(
 
 
 async def _ensure(connection: Connection, may_create: bool, replicas: int) -> None:
-    try:
-        await call(connection, f"STREAM.INFO.{_STREAM}")
-    except ApiError as error:
-        if error.code != STREAM_NOT_FOUND:
-            raise
+    if await stream_info(connection, _STREAM) is None:
         if not may_create:
-            what = f"there is no bucket {BUCKET}: copy schemas first"
-            raise ConfigurationError(what) from error
+            raise ConfigurationError(f"there is no bucket {BUCKET}: copy schemas first")
         # What every client makes of a key-value bucket with one value per key (ADR-8).
         config: dict[str, Any] = {
             "name": _STREAM,
