@@ -24,7 +24,8 @@ from .console import (
     ReadyFile,
     ReportFile,
     command,
-    give_report,
+    end_run,
+    failure_document,
 )
 from .logs import log_json as log_as_json, teller
 from .metrics import BackMetrics
@@ -106,18 +107,9 @@ def register(app: typer.Typer) -> None:
             log_as_json()
         bridges, reports, code = run_loop(_run(project, options))
         errors = [it.progress.error for it in bridges if it.progress.error is not None]
-        if errors and not project.is_file:
-            raise errors[0]
-        if bridges:
-            both = list(zip(bridges, reports, strict=True))
-            documents = [_failure(it) if told is None else back_summary(told) for it, told in both]
-            show = partial(_show, [it for it in reports if it is not None])
-            give_report(
-                project, "back", documents, report, show, as_json=as_json, failed=len(errors)
-            )
-        if errors:
-            raise errors[0]
-        raise typer.Exit(code)
+        documents = [_document(*both) for both in zip(bridges, reports, strict=True)]
+        show = partial(_show, [it for it in reports if it is not None])
+        end_run(project, "back", documents, errors, report, show, as_json=as_json, code=code)
 
 
 def _show(reports: Sequence[BackReport]) -> None:
@@ -133,15 +125,11 @@ def _line(report: BackReport) -> str:
     )
 
 
-def _failure(bridge: BackBridge) -> dict[str, Any]:
-    """In place of the report of one that failed."""
-    return {
-        "schema": "millstream.bridge.back/1",
-        "topic": bridge.topic,
-        "stream": bridge.route.stream,
-        "ended": "error",
-        "error": str(bridge.progress.error),
-    }
+def _document(bridge: BackBridge, report: BackReport | None) -> dict[str, Any]:
+    if report is not None:
+        return back_summary(report)
+    assert bridge.progress.error is not None
+    return failure_document("back", bridge.topic, bridge.route.stream, bridge.progress.error)
 
 
 def back_summary(report: BackReport) -> dict[str, Any]:

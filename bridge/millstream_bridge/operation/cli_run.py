@@ -23,7 +23,8 @@ from .console import (
     ReadyFile,
     ReportFile,
     command,
-    give_report,
+    end_run,
+    failure_document,
     text_keys,
 )
 from .fleet import Fleet, Outcome
@@ -105,17 +106,9 @@ def register(app: typer.Typer) -> None:
             log_as_json()
         outcomes, code = run_loop(_run(project, options))
         errors = [it.error for it in outcomes if it.error is not None]
-        if errors and not project.is_file:
-            raise errors[0]
-        if outcomes:
-            documents = [_document(it) for it in outcomes]
-            show = partial(_show, outcomes)
-            give_report(
-                project, "run", documents, report, show, as_json=as_json, failed=len(errors)
-            )
-        if errors:
-            raise errors[0]
-        raise typer.Exit(code)
+        documents = [_document(it) for it in outcomes]
+        show = partial(_show, outcomes)
+        end_run(project, "run", documents, errors, report, show, as_json=as_json, code=code)
 
 
 def _show(outcomes: Sequence[Outcome]) -> None:
@@ -127,13 +120,9 @@ def _show(outcomes: Sequence[Outcome]) -> None:
 def _document(outcome: Outcome) -> dict[str, Any]:
     if outcome.report is not None:
         return run_summary(outcome.report)
-    return {
-        "schema": "millstream.bridge.run/1",
-        "topic": outcome.route.topic,
-        "stream": outcome.route.stream,
-        "ended": "error",
-        "error": str(outcome.error),
-    }
+    assert outcome.error is not None
+    route = outcome.route
+    return failure_document("run", route.topic, route.stream, outcome.error)
 
 
 def _line(report: BridgeReport) -> str:

@@ -207,6 +207,42 @@ def give_report(
             show()
 
 
+def end_run(
+    project: Project,
+    command: str,
+    documents: Sequence[dict[str, Any]],
+    errors: Sequence[BridgeError],
+    report: Path | None,
+    show: Callable[[], None],
+    *,
+    as_json: bool,
+    code: int,
+) -> NoReturn:
+    """End a command that worked on its routes for long: tell of each, then how it ends.
+
+    A project's report tells of those too that ended with an error; the first gives the exit code,
+    ``code`` if there is none. Without a project there is one route, and its error is all.
+    """
+    if errors and not project.is_file:
+        raise errors[0]
+    if documents:
+        give_report(project, command, documents, report, show, as_json=as_json, failed=len(errors))
+    if errors:
+        raise errors[0]
+    raise typer.Exit(code)
+
+
+def failure_document(command: str, topic: str, stream: str, error: BridgeError) -> dict[str, Any]:
+    """In place of the report of a route that ended with an error."""
+    return {
+        "schema": f"millstream.bridge.{command}/1",
+        "topic": topic,
+        "stream": stream,
+        "ended": "error",
+        "error": str(error),
+    }
+
+
 def project_document(command: str, routes: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
     """The report of a command on a project: that of each route, and what they come to."""
     return {"schema": f"millstream.bridge.{command}-project/1", **more, "routes": list(routes)}
