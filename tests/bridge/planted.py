@@ -29,6 +29,7 @@ class MemorySides:
     stored: list[Stored]
     config: dict[str, int] = field(default_factory=dict)
     is_compact: bool = False
+    reached_to: dict[int, int] = field(default_factory=dict)
 
     @property
     def marks(self) -> Bounds:
@@ -39,8 +40,8 @@ class MemorySides:
         return marks
 
     async def parts(self) -> list[Part]:
-        last = self.stored[-1][0] if self.stored else 0
-        info = StreamInfo(dict(self.config), 1, last)
+        first, last = (self.stored[0][0], self.stored[-1][0]) if self.stored else (1, 0)
+        info = StreamInfo(dict(self.config), first, last)
         partitions = sorted(self.marks)
         return [
             Part(stream="FLIGHTS", filter=MAPPING.route_filter, partitions=partitions, info=info)
@@ -63,6 +64,9 @@ class MemorySides:
                 headers = Decoder.lines(message.block)
                 return StoredMessage(at, message.subject, headers, message.payload)
         return None
+
+    async def reached(self, part: Part, partition: int) -> int | None:
+        return self.reached_to.get(partition)
 
     async def whole(
         self, part: Part, seq: int, headers: NatsHeaders, payload: bytes

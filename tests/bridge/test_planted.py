@@ -5,13 +5,16 @@ More than a thousand cases of either kind, each from its own seed.
 
 import random
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from millstream_bridge import Record
+from millstream_bridge.jetstream.api import StreamInfo
 from millstream_bridge.jetstream.connection import Message
 from millstream_bridge.proof.check import Check
 from millstream_bridge.proof.parts import parts_of
+from millstream_bridge.proof.sides import Part
 from millstream_bridge.proof.values import Proof
 from millstream_bridge.records.mapping import Mapping
 from millstream_bridge.records.origin import Return, marks
@@ -176,6 +179,49 @@ async def test_what_a_streams_own_limits_removed_is_counted() -> None:
     assert limited.apart.expired > 0
     assert unlimited.difference is not None
     assert unlimited.difference.what == "the stream does not have this record"
+
+
+@pytest.mark.parametrize(("reached_to", "is_equal"), [(None, False), (1_000, False), (9_999, True)])
+async def test_of_a_partition_nothing_is_left_of_all_that_was_stored_is_counted_and_no_more(
+    reached_to: int | None, is_equal: bool
+) -> None:
+    chance = random.Random(4)
+    kafka = some_kafka(chance)
+    stored = stored_of([it for it in kafka if it.kafka_partition == 1], chance)[5:]
+    sides = MemorySides(kafka, stored, {"max_age": 1_000_000_000})
+    sides.reached_to = {} if reached_to is None else {0: reached_to}
+
+    proof = await proof_of(sides)
+
+    assert proof.equal is is_equal
+    assert proof.partitions[1].difference is None
+    missing = proof.partitions[0].difference
+    assert (missing is None) is is_equal
+    if missing is not None:
+        assert missing.what == "the stream does not have this record"
+        assert missing.offset >= (reached_to or 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "first_seq", "age_s", "expires"),
+    [
+        ({}, 20, 100.0, False),
+        ({"max_age": 5_000_000_000}, 20, 100.0, True),
+        ({"max_age": 5_000_000_000}, 20, 4.0, False),  # it is younger than that
+        ({"max_age": 5_000_000_000}, 1, 100.0, False),  # its first message is there
+        ({"max_bytes": 9}, 20, 1.0, True),
+        ({"max_msgs": 9, "discard": "new"}, 20, 1.0, False),
+        ({"max_msgs": 9, "discard": "new", "max_age": 5_000_000_000}, 20, 100.0, True),
+        ({"max_bytes": 9, "first_seq": 20}, 20, 1.0, False),
+        ({"max_bytes": 9, "first_seq": 20}, 21, 1.0, True),
+    ],
+)
+def test_limits_may_have_removed_the_oldest_or_cannot_have(
+    config: dict[str, Any], first_seq: int, age_s: float, expires: bool
+) -> None:
+    info = StreamInfo(config, first_seq, 99, age_s)
+
+    assert Part(stream="S", filter="s.>", partitions=[0], info=info).expires is expires
 
 
 async def test_records_that_came_from_nats_are_left_out_and_counted() -> None:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,29 @@ async def test_a_stream_that_keeps_the_newest_per_subject_is_proven_in_full_only
     assert (stored.count, stored.first_offset, stored.last_offset) == (7, 43, 49)
     with pytest.raises(ConfigurationError, match="can only be verified in full"):
         await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route, sample_blocks=1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"shared": True, "max_age_s": 3_600},
+        {"mode": "dense", "stream": "FLIGHTS-{partition}", "max_age_s": 3_600},
+        {"mode": "dense", "stream": "FLIGHTS-{partition}", "max_bytes": 1 << 20},
+    ],
+)
+async def test_records_not_moved_yet_are_not_taken_for_removed_by_the_streams_limits(
+    nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    mock.create_topic(topic, 2)
+    route = a_route(topic, **more)
+    await move_all(mock.bootstrap, nats_server.url, route)  # makes the streams
+    mock.produce(topic, [{"partition": 1, "value": b"v"}])
+
+    proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    assert (proof.equal, proof.apart.expired) == (False, 0)
+    assert proof.difference is not None
+    assert proof.difference.what == "the stream does not have this record"
 
 
 async def test_the_command_shows_both_records_side_by_side(

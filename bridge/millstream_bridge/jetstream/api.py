@@ -4,6 +4,8 @@ All of it may raise ConnectionLost: the connection went, or JetStream gave no an
 """
 
 import base64
+import math
+from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -41,11 +43,12 @@ class StoredMessage(NamedTuple):
 
 
 class StreamInfo(NamedTuple):
-    """What STREAM.INFO says."""
+    """What STREAM.INFO says; ``age_s``: how long ago the stream was made, by the server's clock."""
 
     config: dict[str, Any]
     first_seq: int
     last_seq: int
+    age_s: float = math.inf
 
     def limit(self, name: str) -> int | None:
         """A limit of the configuration, None where there is none."""
@@ -76,7 +79,11 @@ async def stream_info(connection: Connection, stream: str) -> StreamInfo | None:
             return None
         raise ConfigurationError(f"stream {stream}: {error}") from error
     state = answer["state"]
-    return StreamInfo(answer["config"], int(state["first_seq"]), int(state["last_seq"]))
+    age_s = math.inf
+    if "ts" in answer:
+        times = [datetime.fromisoformat(answer[it]) for it in ("created", "ts")]
+        age_s = (times[1] - times[0]).total_seconds()
+    return StreamInfo(answer["config"], int(state["first_seq"]), int(state["last_seq"]), age_s)
 
 
 async def stored_message(

@@ -76,6 +76,14 @@ class Stream:
         self.config: AbcMapping[str, Any] = {}
         self._newest: dict[int, Stored] = {}
 
+    @classmethod
+    def of_partition(
+        cls, connection: Connection, mapping: Mapping, kafka_partition: int
+    ) -> "Stream":
+        """The stream that has a partition's records."""
+        is_dense = mapping.route.mode == "dense"
+        return cls(connection, mapping, kafka_partition if is_dense else None)
+
     async def ensure(self, *, may_create: bool = True, first_offset: int = 0) -> None:
         """Check the stream, or make it if it is not there.
 
@@ -256,6 +264,14 @@ class Stream:
             top -= len(places)
             at_once = _WALK_AT_ONCE
         return None
+
+    async def reached(self, kafka_partition: int) -> int | None:
+        """The partition's position as its route keeps it: by the checkpoint, where it is shared."""
+        if self.mapping.route.shared:
+            _, checkpoint = await self.checkpoint(kafka_partition)
+            if checkpoint is not None and checkpoint.next_offset is not None:
+                return checkpoint.next_offset
+        return await self.position(kafka_partition)
 
     async def checkpoint(self, kafka_partition: int) -> tuple[int, Checkpoint | None]:
         """A shared route's checkpoint and its sequence; sequence 0 if there is none."""

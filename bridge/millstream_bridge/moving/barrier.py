@@ -201,7 +201,8 @@ async def _until_stored(
     while waiting:
         before = dict(stored)
         for partition in list(waiting):
-            position = await _position(connection, mapping, partition)
+            stream = Stream.of_partition(connection, mapping, partition)
+            position = await stream.reached(partition)
             stored[partition] = marks[partition].low if position is None else position
             if stored[partition] >= waiting[partition] or (
                 stored[partition] == before.get(partition)
@@ -216,16 +217,6 @@ async def _until_stored(
                 f"partition {p}: {stored[p]} of {high}" for p, high in sorted(waiting.items())
             )
             await wait.pause()
-
-
-async def _position(connection: Connection, mapping: Mapping, partition: int) -> int | None:
-    is_dense = mapping.route.mode == "dense"
-    stream = Stream(connection, mapping, partition if is_dense else None)
-    if mapping.route.shared:
-        _, checkpoint = await stream.checkpoint(partition)
-        if checkpoint is not None and checkpoint.next_offset is not None:
-            return checkpoint.next_offset
-    return await stream.position(partition)
 
 
 async def _is_only_gap(

@@ -145,7 +145,7 @@ class Check:
         if any(part.expires for part in parts):
             await streams
             first = {p: ledger.first_offset for p, ledger in nats.items()}
-            bounds = self._unexpired(bounds, parts, first)
+            bounds = await self._unexpired(bounds, parts, first)
             await self._read_kafka(bounds, kafka)
         else:
             await _both(streams, self._read_kafka(bounds, kafka))
@@ -177,7 +177,8 @@ class Check:
             differences |= side.differences
         stored = {p: book.side() for p, book in books.items()}
         if any(part.expires for part in parts):
-            marks = self._unexpired(marks, parts, {p: it.first_offset for p, it in stored.items()})
+            first = {p: it.first_offset for p, it in stored.items()}
+            marks = await self._unexpired(marks, parts, first)
         async for records in self._sides.records(marks):
             for record in self._of_kafka(records):
                 books[record.kafka_partition].compare(record, self._mapping.subject(record))
@@ -263,15 +264,20 @@ class Check:
             elif not absent or (record.kafka_partition, record.offset) not in absent:
                 yield record
 
-    def _unexpired(
+    async def _unexpired(
         self, bounds: Bounds, parts: Sequence[Part], first: AbcMapping[int, int | None]
     ) -> Bounds:
-        """The bounds without what the streams' own limits removed, which is counted."""
+        """The bounds without what the streams' own limits removed, which is counted.
+
+        Of a partition of which nothing is left, that is all that was stored, and no more.
+        """
         kept = dict(bounds)
         for part in parts:
             for p in part.partitions if part.expires else ():
                 mark, at = bounds[p], first[p]
-                low = mark.high if at is None else max(at, mark.low)
+                if at is None and mark.low < mark.high:
+                    at = await self._sides.reached(part, p)
+                low = min(max(at or 0, mark.low), mark.high)
                 self._apart.expired += low - mark.low
                 kept[p] = Watermarks(low, mark.high)
         return kept

@@ -36,8 +36,16 @@ class Part:
 
     @property
     def expires(self) -> bool:
-        """Whether its own limits remove the oldest messages."""
-        return any(self.info.limit(it) for it in ("max_age", "max_bytes", "max_msgs"))
+        """Whether its own limits may have removed its oldest messages by now."""
+        info = self.info
+        if info.first_seq <= max(1, int(info.config.get("first_seq", 0))):
+            return False  # the very first is there, or is to come
+        if info.config.get("discard", "old") == "old" and (
+            info.limit("max_bytes") or info.limit("max_msgs")
+        ):
+            return True
+        max_age_ns = info.limit("max_age")
+        return max_age_ns is not None and max_age_ns < info.age_s * 1e9
 
 
 class Sides(Protocol):
@@ -58,6 +66,13 @@ class Sides(Protocol):
 
     async def next_message(self, part: Part, subject: str, seq: int) -> StoredMessage | None:
         """The first message of a subject at a sequence or later."""
+        ...
+
+    async def reached(self, part: Part, partition: int) -> int | None:
+        """One past the newest record that was stored of a partition, also if it is gone since.
+
+        None: none ever was. ConfigurationError: the stream no longer tells.
+        """
         ...
 
     async def whole(
@@ -133,13 +148,19 @@ class LiveSides:
         except ApiError as error:
             raise ConfigurationError(f"stream {part.stream}: {error}") from error
 
+    async def reached(self, part: Part, partition: int) -> int | None:
+        stream = self._stream(partition)
+        stream.config = part.info.config
+        return await stream.reached(partition)
+
     async def whole(
         self, part: Part, seq: int, headers: NatsHeaders, payload: bytes
     ) -> tuple[NatsHeaders, bytes]:
-        is_dense = self._mapping.route.mode == "dense"
-        partition = part.partitions[0] if is_dense else None
-        stream = Stream(self._connection, self._mapping, partition)
+        stream = self._stream(part.partitions[0])
         return await LargeValues(stream).whole(seq, headers, payload)
+
+    def _stream(self, partition: int) -> Stream:
+        return Stream.of_partition(self._connection, self._mapping, partition)
 
     def records(self, bounds: Bounds) -> AsyncIterator[Sequence[Record]]:
         return records_between(self._source, bounds)
