@@ -614,11 +614,12 @@ def test_create_makes_what_is_described_once(server: Server, name: str, tmp_path
     file.write_text(DESCRIPTION.format(name=name))
 
     dry, would, _ = coordinator(server, "create", str(file), "--dry-run")
-    first, _, _ = coordinator(server, "create", str(file))
+    first, done, _ = coordinator(server, "create", str(file))
     second, out, _ = coordinator(server, "create", str(file), "--json")
 
     assert (dry, first, second) == (0, 0, 0)
     assert would.startswith(f"would create stream {name}\n")
+    assert done == would.replace("would ", "")
     assert json.loads(out)["is_done"]
     assert json.loads(out)["schema"] == "millstream.coordinator.create/1"
 

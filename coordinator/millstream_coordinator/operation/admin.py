@@ -246,6 +246,7 @@ async def resize(target: Target, partitions: int, *, dry_run: bool = False) -> O
     view = await _open(target)
     if partitions != view.config.active:
         _check_nothing_is_said(view, target)
+    await target.check_may(keys=[CONFIG_KEY])
 
     def change(config: ConfigRecord) -> ConfigRecord:
         levels = config.levels or (config.partitions,)

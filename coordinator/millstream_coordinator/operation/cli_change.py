@@ -13,7 +13,7 @@ from ..partitioning.description import read_description
 from ..partitioning.topic import Start
 from ..provisioning.create import apply
 from ..provisioning.generation import renew
-from ..provisioning.plan import Action, Plan, plan
+from ..provisioning.plan import Action, Plan, Step, plan
 from . import admin
 from .admin import Change, Outcome
 from .connect import connected
@@ -34,7 +34,7 @@ from .console import (
     show_json,
 )
 from .positions import reset as set_positions
-from .process import USAGE_ERROR
+from .process import USAGE_ERROR, say
 from .settings import CoordinatorSettings
 from .target import Target
 from .waiting import drained, moved, resized
@@ -394,23 +394,21 @@ def _create(
     settings: CoordinatorSettings, file: Path, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
     wanted = run("create", _plan(settings, file))
+    works = (Action.CREATE, Action.UPDATE)
+    would = [f"{'would ' if step.action in works else ''}{step}" for step in wanted.steps]
+    if not (dry_run or wanted.is_refused):
+        changed = [step.name for step in wanted.steps if step.action is Action.UPDATE]
+        if changed and not yes:
+            confirm("create", f"Change what is there ({', '.join(changed)})?", would)
+        run("create", _apply(settings, wanted, is_silent=as_json))
+    elif not as_json:
+        typer.echo("\n".join(would))
     if as_json:
         show_json(wanted.as_json())
-    else:
-        is_done_next = not dry_run and not wanted.is_refused
-        for step in wanted.steps:
-            is_work = step.action in (Action.CREATE, Action.UPDATE)
-            typer.echo(f"{'would ' if is_work and not is_done_next else ''}{step}")
     if wanted.is_refused:
         refused = sum(step.action is Action.REFUSE for step in wanted.steps)
         text = f"{refused} of {len(wanted.steps)} cannot be as described: nothing done"
         fail("create", text, USAGE_ERROR)
-    if dry_run or wanted.is_done:
-        return
-    changed = [step.name for step in wanted.steps if step.action is Action.UPDATE]
-    if changed and not yes:
-        confirm("create", f"Change what is there ({', '.join(changed)})?")
-    run("create", _apply(settings, wanted))
 
 
 async def _plan(settings: CoordinatorSettings, file: Path) -> Plan:
@@ -419,9 +417,18 @@ async def _plan(settings: CoordinatorSettings, file: Path) -> Plan:
         return await plan(connection, description, prefix=settings.api_prefix)
 
 
-async def _apply(settings: CoordinatorSettings, wanted: Plan) -> None:
+async def _apply(settings: CoordinatorSettings, wanted: Plan, *, is_silent: bool) -> None:
+    """Carry it out, and tell each step when it is done."""
+
+    def tell(step: Step) -> None:
+        if not is_silent:
+            say(str(step))
+
+    for step in wanted.steps:
+        if step.action is Action.KEEP:
+            tell(step)
     async with connected(settings) as connection:
-        await apply(connection, wanted, prefix=settings.api_prefix)
+        await apply(connection, wanted, prefix=settings.api_prefix, on_step=tell)
 
 
 def _numbers(name: str, texts: list[str] | None) -> list[int] | None:

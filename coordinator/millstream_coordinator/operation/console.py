@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import json
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 SHOWN_MAX = 20
-"""So many changes are shown before a question; a dry run shows all."""
+"""So many lines are shown before a question; a dry run shows all."""
 
 
 class Operation(Protocol):
@@ -175,7 +175,7 @@ def change(
     if question is not None and not dry_run:
         found = run(name, check())
         if found.changes:
-            confirm(name, question, found)
+            confirm(name, question, [f"would change {it}" for it in found.changes])
         else:  # nobody has agreed to what may come up in between
             dry_run = True
     exit_with(name, work(dry_run=dry_run))
@@ -227,15 +227,14 @@ def fail(command: str, text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def confirm(command: str, question: str, found: Outcome | None = None) -> None:
-    """Go on only when somebody on a terminal says so; ``found`` is what it is about."""
+def confirm(command: str, question: str, would: Sequence[str]) -> None:
+    """Go on only when somebody on a terminal says so, who is shown what would be done."""
     if not sys.stdin.isatty():
         fail(command, f"{question} Say --yes to do it, --dry-run to see it.", USAGE_ERROR)
-    changes = () if found is None else found.changes
-    for change in changes[:SHOWN_MAX]:
-        typer.echo(f"would change {change}", err=True)
-    if len(changes) > SHOWN_MAX:
-        typer.echo(f"and {len(changes) - SHOWN_MAX} more (--dry-run shows all)", err=True)
+    for line in would[:SHOWN_MAX]:
+        typer.echo(line, err=True)
+    if len(would) > SHOWN_MAX:
+        typer.echo(f"and {len(would) - SHOWN_MAX} more (--dry-run shows all)", err=True)
     try:
         is_wanted = typer.confirm(question, err=True)
     except typer.Abort:

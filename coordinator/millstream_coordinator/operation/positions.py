@@ -84,6 +84,7 @@ async def reset(
     floors = await _floors(target, starts, where)
     for number, floor in floors.items():
         _check(target, overview, number, floor, where[number])
+    await target.check_may(keys=map(partition_key, floors))
     level = None if config.active == config.partitions else config.active
     changes = [
         await _write(target, overview, number, floor, where[number], level, dry_run=dry_run)
