@@ -40,6 +40,22 @@ async def test_an_unknown_command_is_one_line_and_exit_code_2() -> None:
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_standard_stream_that_is_closed_leads_nowhere(closed: str) -> None:
+    words = [*MILLSTREAM, "bridge", "status", "--nats", "nats://127.0.0.1:1"]
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {closed}', "sh", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 3, done.stderr
+    assert ("is unreachable" in done.stderr) is ("2>" not in closed)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
