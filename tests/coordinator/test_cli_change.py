@@ -29,6 +29,7 @@ from millstream_coordinator.model import (
 )
 from millstream_coordinator.operation.cli import app
 from millstream_coordinator.operation.cli_look import ranges
+from millstream_coordinator.operation.console import shortened
 from millstream_coordinator.operation.letters import list_letters
 from millstream_coordinator.operation.target import Target
 from tests.coordinator.made_group import control, make_group, make_letters, make_stream, partition
@@ -244,6 +245,14 @@ def test_on_a_terminal_somebody_is_shown_what_it_is_about_and_asked(
         f"Delete these dead letters of {group} for good? [y/N]:"
     )
     assert on(server, lambda client: letters_left(client, group)) == (1 if code == 0 else 2)
+
+
+def test_of_many_changes_the_first_and_the_last_are_shown() -> None:
+    few, many = ([f"change {it}" for it in range(count)] for count in (20, 1000))
+
+    assert shortened(few) == few
+    assert len(shortened(many)) == 21
+    assert shortened(many)[9:12] == ["change 9", "… 980 more (--dry-run shows all)", "change 990"]
 
 
 async def letters_left(client: Client, group: str) -> int:

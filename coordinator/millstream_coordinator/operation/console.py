@@ -231,10 +231,8 @@ def confirm(command: str, question: str, would: Sequence[str]) -> None:
     """Go on only when somebody on a terminal says so, who is shown what would be done."""
     if not sys.stdin.isatty():
         fail(command, f"{question} Say --yes to do it, --dry-run to see it.", USAGE_ERROR)
-    for line in would[:SHOWN_MAX]:
+    for line in shortened(would):
         typer.echo(line, err=True)
-    if len(would) > SHOWN_MAX:
-        typer.echo(f"and {len(would) - SHOWN_MAX} more (--dry-run shows all)", err=True)
     try:
         is_wanted = typer.confirm(question, err=True)
     except typer.Abort:
@@ -242,6 +240,15 @@ def confirm(command: str, question: str, would: Sequence[str]) -> None:
         raise typer.Exit(INTERRUPTED) from None
     if not is_wanted:
         fail(command, "nothing was changed", USAGE_ERROR)
+
+
+def shortened(texts: Sequence[str]) -> Sequence[str]:
+    """The first and the last of many lines, and how many there are in between."""
+    if len(texts) <= SHOWN_MAX:
+        return texts
+    half = SHOWN_MAX // 2
+    between = f"… {len(texts) - 2 * half} more (--dry-run shows all)"
+    return [*texts[:half], between, *texts[-half:]]
 
 
 def show_json(document: object) -> None:
