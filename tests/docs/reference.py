@@ -9,7 +9,6 @@ written here, the rest by hand. `test_reference.py` compares.
 import ast
 import inspect
 import itertools
-import os
 import re
 import sys
 import textwrap
@@ -20,12 +19,9 @@ from enum import StrEnum
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast, get_args
-from unittest.mock import patch
 
-import typer
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric
-from typer.testing import CliRunner
 
 from millstream_coordinator import Group, MemorySink, events, model
 from millstream_coordinator.operation.cli import app
@@ -33,9 +29,10 @@ from millstream_coordinator.operation.metrics import Metrics, ServiceMetrics
 from millstream_coordinator.operation.settings import CoordinatorSettings
 
 from . import states
+from .commands import Commands
 from .pages import DOCS
+from .sections import write
 
-WIDTH = 92
 COMMON = ("-s,", "--creds", "--nkey", "--tlsca", "--tlscert", "--tlskey", "--js-domain", "--config")
 RECORDS = {
     "cfg": model.ConfigRecord,
@@ -240,63 +237,9 @@ def metrics_table(families: list[Metric]) -> str:
     return _table(("metric", "type", "labels", "meaning"), rows())
 
 
-# ---- commands ------------------------------------------------------------------------------------
-
-
-def command_names() -> list[str]:
-    """Every command, those of ``dlq`` with it."""
-    names = []
-    for name, one in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        below = getattr(one, "commands", None)
-        names += [name] if below is None else [f"{name} {it}" for it in below]
-    return names
-
-
-def help_text(name: str) -> str:
-    """What ``millstream coordinator NAME --help`` prints."""
-    with patch.dict(os.environ, {"COLUMNS": str(WIDTH), "TERMINAL_WIDTH": str(WIDTH)}):
-        return (
-            CliRunner()
-            .invoke(app, [*name.split(), "--help"], prog_name="millstream coordinator")
-            .output
-        )
-
-
-def _options(text: str) -> tuple[str, str]:
-    """A help text without the options that all commands have; and those."""
-    own: list[str] = []
-    common: list[str] = []
-    target = own
-    for line in text.splitlines():
-        if line.startswith("  -"):
-            is_common = line.strip().startswith(COMMON)
-            target = common if is_common else own
-            if line.strip().startswith("--help"):
-                target = []
-        elif not line.startswith("    "):
-            target = own
-        target.append(line)
-    return "\n".join(own), "\n".join(common)
-
-
-def all_commands() -> str:
-    """The help of every command."""
-    parts = []
-    for name in command_names():
-        own, _ = _options(help_text(name))
-        text = re.sub(r"\n{2,}", "\n\n", own).replace("\nOptions:\n\n", "\n").strip()
-        parts.append(f"## {name}\n\n```text\n{text}\n```")
-    return "\n\n".join(parts)
-
-
-def common_options() -> str:
-    """The options every command has."""
-    _, common = _options(help_text("ls"))
-    return f"```text\n{common}\n```"
-
-
 # ---- pages ---------------------------------------------------------------------------------------
 
+COMMANDS = Commands(app, "millstream coordinator", lambda option, _text: option.startswith(COMMON))
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
     "reference/settings.md": {"variables": variables},
     "reference/events.md": {"events": all_events, "causes": causes},
@@ -304,28 +247,10 @@ SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
         "worker": lambda: metrics_table(worker_metrics()),
         "service": lambda: metrics_table(service_metrics()),
     },
-    "reference/commands.md": {"options": common_options, "commands": all_commands},
+    "reference/commands.md": {"options": partial(COMMANDS.common, "ls"), "commands": COMMANDS.page},
     "reference/kv-layout.md": {name: partial(record, kind) for name, kind in RECORDS.items()},
 }
 STATES = "explanation/why-this-is-safe.md"
-
-
-def section(page: str, name: str) -> str:
-    """What stands in a page's section now."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    found = re.search(rf"<!-- begin {name} -->\n(.*?)<!-- end {name} -->", text, re.DOTALL)
-    assert found is not None, f"{page} has no section {name}"
-    return found[1].strip()
-
-
-def write(page: str, name: str, content: str) -> None:
-    """Write a page's section."""
-    section(page, name)
-    file = DOCS / page
-    begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
-    before, rest = file.read_text(encoding="utf-8").split(begin, 1)
-    _, after = rest.split(end, 1)
-    file.write_text(f"{before}{begin}\n{content}\n\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -334,10 +259,10 @@ def main() -> None:
     for page, sections in SECTIONS.items():
         for name, make in sections.items():
             if not wanted or page in wanted:
-                write(page, name, make())
+                write(DOCS / page, name, make())
     if not wanted or STATES in wanted:
         for name, diagram in states.diagrams().items():
-            write(STATES, name, diagram)
+            write(DOCS / STATES, name, diagram)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.project.file import load_project
 from millstream_bridge.project.rule import routes_of
 
-from . import bridge_reference
-from .bridge_reference import DOCS, SECTIONS
+from .bridge_reference import COMMANDS, DOCS, SECTIONS
 from .pages import links
+from .sections import section
 
 PAGES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
@@ -25,14 +25,14 @@ PROJECT = (DOCS / "reference" / "project-file.md").read_text(encoding="utf-8")
     ("page", "name"), [(page, name) for page, names in SECTIONS.items() for name in names]
 )
 def test_what_a_page_takes_from_the_code_is_what_the_code_says(page: str, name: str) -> None:
-    assert bridge_reference.section(page, name) == SECTIONS[page][name]().strip(), (
+    assert section(DOCS / page, name) == SECTIONS[page][name]().strip(), (
         "run python -m tests.docs.bridge_reference"
     )
 
 
-@pytest.mark.parametrize("name", bridge_reference.command_names())
+@pytest.mark.parametrize("name", COMMANDS.names())
 def test_each_commands_help_ends_with_examples_of_it_that_use_options_it_has(name: str) -> None:
-    text, _, examples = bridge_reference.help_text(name).partition("Examples:")
+    text, _, examples = COMMANDS.help(name).partition("Examples:")
 
     lines = [line.partition(" # ")[0].split() for line in examples.strip().splitlines()]
     assert lines

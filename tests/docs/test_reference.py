@@ -13,9 +13,10 @@ from millstream_coordinator.model import FailurePolicy, PartitionState, Timing
 from millstream_coordinator.operation.micro import NAME
 from millstream_coordinator.partitioning.key import KEY_HEADER
 
-from . import reference, states
+from . import states
 from .pages import DOCS
 from .reference import SECTIONS, STATES, shown
+from .sections import section
 
 LAYOUT = (DOCS / "reference" / "kv-layout.md").read_text(encoding="utf-8")
 
@@ -24,7 +25,7 @@ LAYOUT = (DOCS / "reference" / "kv-layout.md").read_text(encoding="utf-8")
     ("page", "name"), [(page, name) for page, names in SECTIONS.items() for name in names]
 )
 def test_what_a_page_takes_from_the_code_is_what_the_code_says(page: str, name: str) -> None:
-    assert reference.section(page, name) == SECTIONS[page][name]().strip(), (
+    assert section(DOCS / page, name) == SECTIONS[page][name]().strip(), (
         f"run python -m tests.docs.reference {page}"
     )
 
@@ -129,13 +130,13 @@ def test_the_service_is_called_as_the_page_on_deploying_calls_it() -> None:
 
 def test_simulated_groups_do_nothing_that_the_state_diagrams_do_not_show() -> None:
     for name, arrows in states.observed(states.SOME).items():
-        shown = states.drawn(reference.section(STATES, name))
+        shown = states.drawn(section(DOCS / STATES, name))
         assert states.named(arrows) <= shown, f"run python -m tests.docs.reference {STATES}"
 
 
 def test_every_state_is_in_its_diagram() -> None:
     kinds = {"member": Phase, "partition": PartitionState, "ownership": OwnershipState}
     for name, kind in kinds.items():
-        shown = {it for arrow in states.drawn(reference.section(STATES, name)) for it in arrow}
+        shown = {it for arrow in states.drawn(section(DOCS / STATES, name)) for it in arrow}
         wanted = {str(it.value) if kind is PartitionState else it.name for it in kind}
         assert wanted <= shown
