@@ -25,7 +25,8 @@ from millstream_coordinator.ports import (
     Overlap,
     PullEnded,
 )
-from tests.coordinator.test_worker import Seen, fill, member, running, until
+from tests.coordinator.members import running, until
+from tests.coordinator.test_worker import Seen, fill, member
 from tests.helpers.versions import VersionServer
 
 ATOMIC_LEVEL = 2

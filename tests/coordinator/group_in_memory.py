@@ -1,8 +1,7 @@
 """One group in virtual time: a server in memory, a member, and what its handler saw."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from functools import wraps
 
 from millstream_coordinator import Group, Message
@@ -59,17 +58,6 @@ def make(server: MemoryServer, handler: object, **more: object) -> tuple[Group, 
     group = Group(server, stream=STREAM, name=NAME, **given)  # type: ignore[arg-type]
     group.handler(key=RULE)(handler)  # type: ignore[type-var]
     return group, events
-
-
-@asynccontextmanager
-async def running(*groups: Group) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as tasks:
-        for group in groups:
-            tasks.create_task(group.run(handle_signals=False))
-        try:
-            yield
-        finally:
-            await asyncio.gather(*(group.stop() for group in groups))
 
 
 def read(server: MemoryServer, kind: type[R], key: str) -> R:

@@ -25,9 +25,9 @@ from .group_in_memory import (
     open_server,
     publish,
     read,
-    running,
     virtual,
 )
+from .members import running
 
 TENANT: ContextVar[str] = ContextVar("TENANT", default="nobody")
 

@@ -18,8 +18,9 @@ from millstream_coordinator.jetstream.api import api_prefix
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 
+from .members import running, until
 from .nats_jwt import Key, write_operator
-from .test_worker import Seen, running, until
+from .test_worker import Seen
 
 pytestmark = pytest.mark.real_server
 

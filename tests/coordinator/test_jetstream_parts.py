@@ -49,7 +49,7 @@ from millstream_coordinator.ports import (
 )
 from tests.helpers.servers import Server
 
-from .test_worker import running, until
+from .members import running, until
 
 SETTINGS = MemberSettings(
     group="g",

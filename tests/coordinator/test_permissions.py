@@ -20,8 +20,9 @@ from millstream_coordinator.jetstream.permissions import Needs, Role, config_tex
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
 
+from .members import running, until
 from .privilege_page import PAGE, text as page_text
-from .test_worker import Seen, running, until
+from .test_worker import Seen
 
 pytestmark = pytest.mark.real_server
 

@@ -33,7 +33,8 @@ from millstream_coordinator.ports import (
     Written,
 )
 
-from .group_in_memory import Log, make, open_server, publish, read, running, virtual, write
+from .group_in_memory import Log, make, open_server, publish, read, virtual, write
+from .members import running
 
 
 def stopped_seq(server: MemoryServer) -> int | None:

@@ -12,7 +12,7 @@ from millstream_coordinator.operation.letters import Choice, replay
 from millstream_coordinator.operation.target import Target
 from tests.helpers.servers import Server
 
-from .test_worker import running, until
+from .members import running, until
 
 
 async def fill(client: Client, name: str, keys: list[str], size: int = 0) -> None:

@@ -11,7 +11,7 @@ from millstream_coordinator.memory import MemoryClient, Observer
 from millstream_coordinator.model import Timing
 from millstream_coordinator.ports import Command, WriteKey
 
-from .group_in_memory import running
+from .members import running
 from .plane import STREAM, Plane, Process
 
 PARTITIONS = 50

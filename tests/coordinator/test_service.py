@@ -1,7 +1,7 @@
 """Leading groups as a service: named ones, all of them, and what becomes of the others."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -29,6 +29,8 @@ from millstream_coordinator.operation.target import Target
 from tests.coordinator.made_group import make_group, make_stream
 from tests.helpers.servers import Server
 
+from .members import until
+
 WAIT_S = 10.0
 
 
@@ -38,13 +40,6 @@ def defined(name: str, partitions: int) -> NewGroup:
 
 async def members(client: Client, group: str) -> list[str]:
     return list((await Target(client, group).view()).members)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Look again and again until it is so."""
-    async with asyncio.timeout(WAIT_S):
-        while not is_so():  # noqa: ASYNC110 - a bounded poll
-            await asyncio.sleep(0.01)
 
 
 class Running:

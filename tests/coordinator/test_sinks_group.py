@@ -3,8 +3,8 @@
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -20,29 +20,13 @@ from millstream_coordinator.sinks import (
 )
 from tests.helpers.servers import Server
 
+from .members import running, until
+
 MESSAGES = 210
 KEYS = 7
 TIMEOUT_S = 30.0
 
 Apply = Callable[[Message], Awaitable[Verdict]]
-
-
-@asynccontextmanager
-async def running(*groups: Group) -> AsyncIterator[None]:
-    """Run members beside the block; they stop with it."""
-    async with asyncio.TaskGroup() as tasks:
-        for group in groups:
-            tasks.create_task(group.run(handle_signals=False))
-        try:
-            yield
-        finally:
-            await asyncio.gather(*(group.stop() for group in groups))
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not is_so():  # noqa: ASYNC110 - what a group shows is polled, by users too
-            await asyncio.sleep(0.01)
 
 
 async def published(client: Client, name: str) -> None:

@@ -21,7 +21,8 @@ from millstream_coordinator.ports import CreateConsumer, ListConsumers
 from tests.helpers import require
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
-from .test_worker import Seen, member, running, until
+from .members import running, until
+from .test_worker import Seen, member
 
 
 async def make(client: Client, name: str, /, **config: Any) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from millstream_coordinator import Group, GroupError, Message
 
-from .group_in_memory import NAME, RULE, STREAM, make, open_server, publish, running, virtual
+from .group_in_memory import NAME, RULE, STREAM, make, open_server, publish, virtual
+from .members import running
 
 pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk comes with the test extra")
 

@@ -1,8 +1,7 @@
 """A group from the outside: on both servers, and on the one in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -25,25 +24,7 @@ from millstream_coordinator.ports import BucketGone
 from millstream_coordinator.sinks import StaleEpoch
 from tests.helpers.servers import Server
 
-TIMEOUT_S = 15.0
-
-
-@asynccontextmanager
-async def running(*groups: Group) -> AsyncIterator[None]:
-    """Run members beside the block; they stop with it, and their errors come out of it."""
-    async with asyncio.TaskGroup() as tasks:
-        for group in groups:
-            tasks.create_task(group.run(handle_signals=False))
-        try:
-            yield
-        finally:
-            await asyncio.gather(*(group.stop() for group in groups))
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(TIMEOUT_S):
-        while not is_so():  # noqa: ASYNC110 - what a group shows is polled, by users too
-            await asyncio.sleep(0.01)
+from .members import running, until
 
 
 class Seen:
