@@ -4,15 +4,14 @@ One object is one member. What it does from `Group.run` on is in ``worker.py``.
 """
 
 import asyncio
-import contextlib
 import functools
 import importlib.metadata
 import os
 import secrets
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -32,6 +31,7 @@ from .partitioning.key import KeyRule
 from .partitioning.layout import config_record
 from .ports import Port, PortMaker
 from .readers import Readers
+from .signals import stopped_by_signals
 from .stats import Counters, GroupStats
 from .tracing import Tracing
 from .worker import Work, Worker
@@ -253,7 +253,7 @@ class Group:
             await self._ended.wait()
 
     async def run(self, *, handle_signals: bool = True) -> None:
-        """Join and work until `stop`, SIGTERM or SIGINT.
+        """Join and work until `stop`, SIGTERM or SIGINT, which all groups of a process obey.
 
         Raises GroupError (ServerUnreachable, StreamMissing, StreamUnfit, ConfigMismatch,
         MemberReplaced, KeyRuleError), nothing of which leaves anything half done behind; and what
@@ -262,28 +262,28 @@ class Group:
         if self._ended is not None:
             raise RuntimeError("a group runs once")
         self._ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
-        for one in signals:
-            loop.add_signal_handler(one, self._begin_stop)
         try:
-            settings = self._settings()
-            if not self._is_stopping:
-                self._worker = Worker(
-                    settings,
-                    self._work,
-                    self._port(settings),
-                    now=self._now,
-                    wall_ns=self._wall_ns,
-                    counters=self._counters,
-                    heard=self._hear,
-                )
-                await self._worker.run()
+            signals = stopped_by_signals(self._begin_stop) if handle_signals else nullcontext()
+            with signals:
+                await self._run()
         finally:
-            for one in signals:
-                loop.remove_signal_handler(one)
             self._ended.set()
             self._readers.end()
+
+    async def _run(self) -> None:
+        settings = self._settings()
+        if self._is_stopping:
+            return
+        self._worker = Worker(
+            settings,
+            self._work,
+            self._port(settings),
+            now=self._now,
+            wall_ns=self._wall_ns,
+            counters=self._counters,
+            heard=self._hear,
+        )
+        await self._worker.run()
 
     def _begin_stop(self) -> None:
         self._is_stopping = True
@@ -347,7 +347,7 @@ def _seconds(argument: str, given: object) -> float:
 
 @functools.cache
 def _software() -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    with suppress(importlib.metadata.PackageNotFoundError):
         return f"millstream {importlib.metadata.version('millstream')}"
     return "millstream"
 
