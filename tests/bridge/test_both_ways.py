@@ -1,6 +1,8 @@
 """Both directions of a route at once: nothing goes in circles, and nothing is missing anywhere."""
 
 import asyncio
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -115,3 +117,30 @@ async def test_a_route_that_is_not_shared_leaves_out_what_came_back(
 
     stored = await stored_records(nats_server.url, own)
     assert [record.value for record in stored[0]] == [b"a", b"another's", b"by hand"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"shared": True}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}],
+    ids=["chain", "shared", "dense"],
+)
+async def test_what_came_back_is_no_lag(
+    nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    """Behind the newest record there is nothing to be stored, also after a new start."""
+    mock.create_topic(topic, 1)
+    route = a_route(topic, **more)
+    headers = [("Millstream-Origin", route.name.encode()), ("Millstream-Source", b"FLIGHTS 7")]
+    back = {"partition": 0, "value": b"came back", "headers": headers}
+    mock.produce(topic, [{"partition": 0, "value": b"a"}, back, back])
+
+    for _ in range(2):
+        bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+        running = asyncio.create_task(bridge.run())
+        await until(partial(has_reached, bridge, 3), timeout_s=20)
+        bridge.stop()
+        await running
+
+
+def has_reached(bridge: Bridge, offset: int) -> bool:
+    return bridge.progress.reached(0) == offset

@@ -74,6 +74,8 @@ class ChainPublisher:
         self._stored_before = (0, 0)
         """In the sessions before this one."""
         self._positions: dict[int, int] = {}
+        self._passed: dict[int, int] = {}
+        """Behind records of this session that came back from here, and are not stored again."""
         self.foreign_seqs: list[int] = []
 
     async def open(self, marks: AbcMapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
@@ -95,7 +97,7 @@ class ChainPublisher:
         positions = {p: at for p, at in zip(partitions, found, strict=True) if at is not None}
         if not positions:
             await self._stream.tell_of_foreign()
-        self._positions = dict(positions)
+        self._positions, self._passed = dict(positions), {}
         self._stored_before = self.stored
         self._window = self._window_type(secrets.token_hex(6), last_seq)
         self._reply = self._connection.new_ack_subject(AckSink(self._on_acks, self._on_other))
@@ -107,28 +109,33 @@ class ChainPublisher:
 
     async def send(self, records: Sequence[Record]) -> None:
         """Write the records' frames as soon as the window has room for them."""
-        records = without_returned(records, self._mapping.route.name)
+        wanted = without_returned(records, self._mapping.route.name)
         if self.is_replicated:
-            for chunk in _chunks(records, BATCH_MESSAGES_MAX):
+            for chunk in _chunks(wanted, BATCH_MESSAGES_MAX):
                 await self._send_batches(chunk)
-            return
-        for chunk in _chunks(records, _CHUNK_RECORDS):
-            left = chunk
-            while left:
-                window = await self._wait_for_room(len(left))
-                await self._note_gaps(window, left)
-                assert self._frames is not None
-                data, count, error = self._frames.chained(
-                    left, window.guard, window.sent_count, self._reply
-                )
-                if count:
-                    await self._write(window, data)
-                    window.on_sent(left[:count], len(data))
-                left = left[count:]
-                if error is not None:
-                    await self.drain()
-                    await self._send_instead(left[0], error)
-                    left = left[1:]
+        else:
+            for chunk in _chunks(wanted, _CHUNK_RECORDS):
+                await self._send_chunk(chunk)
+        if len(wanted) < len(records):
+            self._passed.update([(it.kafka_partition, it.offset + 1) for it in records])
+
+    async def _send_chunk(self, records: Sequence[Record]) -> None:
+        left = records
+        while left:
+            window = await self._wait_for_room(len(left))
+            await self._note_gaps(window, left)
+            assert self._frames is not None
+            data, count, error = self._frames.chained(
+                left, window.guard, window.sent_count, self._reply
+            )
+            if count:
+                await self._write(window, data)
+                window.on_sent(left[:count], len(data))
+            left = left[count:]
+            if error is not None:
+                await self.drain()
+                await self._send_instead(left[0], error)
+                left = left[1:]
 
     async def _note_gaps(self, window: Window, records: Sequence[Record]) -> None:
         """Say in a dense stream's metadata, once, that its sequences are not offsets + 1."""
@@ -285,8 +292,16 @@ class ChainPublisher:
 
     @property
     def positions(self) -> Positions:
-        """Per partition, one past the last offset known to be stored."""
-        return self._positions
+        """Per partition, one past the last offset known to be stored.
+
+        Once all is stored, also past what came back from here and is not stored again.
+        """
+        if not self._passed or self._window is None or self._window.in_flight:
+            return self._positions
+        found = dict(self._positions)
+        for partition, at in self._passed.items():
+            found[partition] = max(at, found.get(partition, 0))
+        return found
 
     @property
     def stored(self) -> tuple[int, int]:
