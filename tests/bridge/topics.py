@@ -19,6 +19,7 @@ def all_records(kafka: Kafka, topic: str) -> list[Record]:
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 20,  # by default half a second at the end of each partition
         }
     )
     try:

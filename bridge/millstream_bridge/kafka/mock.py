@@ -12,6 +12,7 @@ memory map (Linux) or from the dynamic linker (macOS).
 import ctypes
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -21,6 +22,9 @@ from ..errors import ConfigurationError
 
 _ERROR_BYTES = 512
 _PRODUCER = 0
+_SETTLE_S = 0.002
+"""The library's thread answers a call and then throws its wake-ups away, that of a next call too,
+which it would hear of a second later: so long after an answer no other call is made."""
 
 
 class MockKafka:
@@ -31,6 +35,7 @@ class MockKafka:
 
     def __init__(self, topics: dict[str, int] | None = None, *, brokers: int = 1) -> None:
         self._library = _load()
+        self._pause = threading.Event()
         error = ctypes.create_string_buffer(_ERROR_BYTES)
         config = self._library.rd_kafka_conf_new()
         for name, value in ((b"bootstrap.servers", b"127.0.0.1:1"), (b"log_level", b"0")):
@@ -60,6 +65,7 @@ class MockKafka:
         code = self._library.rd_kafka_mock_topic_create(
             self._cluster, topic.encode(), partitions, 1
         )
+        self._pause.wait(_SETTLE_S)
         if code:
             raise ConfigurationError(
                 f"mock topic {topic!r} with {partitions} partitions: error {code}"
@@ -70,6 +76,7 @@ class MockKafka:
         code = self._library.rd_kafka_mock_partition_set_leader(
             self._cluster, topic.encode(), partition, broker
         )
+        self._pause.wait(_SETTLE_S)
         if code:
             raise ConfigurationError(f"mock topic {topic!r} partition {partition}: error {code}")
 
