@@ -33,6 +33,8 @@ PARTITIONS = 6
 BACKLOG = 20_000
 LIFE_S_MAX = 0.4
 """About as long as it takes to bring the backlog back."""
+AT_WORK = 0.5
+"""The share of lives that end as soon as something is written, however fast the machine is."""
 SERVER_AWAY_S_MAX, KAFKA_AWAY_S_MAX = 1.0, 10.0
 READY_S_MAX = 60.0
 ASKS_MAX = 10
@@ -111,7 +113,10 @@ class Chaos:
         process, ready = await self._start()
         try:
             await _until_there(ready)
-            await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
+            if self._random.random() < AT_WORK:
+                await self._until_written(before)
+            else:
+                await asyncio.sleep(self._random.uniform(0, LIFE_S_MAX))
             if victim == "server":
                 self.outcome.server_kills += 1
                 await self._sides.kill_server(STREAM)
@@ -127,6 +132,11 @@ class Chaos:
         self.outcome.kills += 1
         after = await asyncio.to_thread(self._ends)
         self.outcome.kills_in_flight += before < after < self.outcome.published
+
+    async def _until_written(self, before: int) -> None:
+        async with asyncio.timeout(READY_S_MAX):
+            while await asyncio.to_thread(self._ends) <= before:
+                pass
 
     async def _finish(self) -> None:
         process, _ = await self._start("--stop-at-end")
