@@ -207,6 +207,30 @@ async def test_what_is_no_registry_or_not_there_is_named(server: Server) -> None
             Registry(url=url)
 
 
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b'INFO {"server_id":"N"}\r\n', ConfigurationError),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", ConfigurationError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[", Unreachable),  # it went meanwhile
+        (b"", Unreachable),
+    ],
+)
+async def test_what_speaks_otherwise_is_told(
+    server: Server, said: bytes, error: type[Exception]
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as other:
+        url = "http://{}:{}".format(*other.sockets[0].getsockname())
+
+        with pytest.raises(error, match=f"schema registry.*{url}"):
+            await copy_schemas(registry=Registry(url=url), nats=server.url)
+
+
 async def test_nats_away_and_a_bucket_that_is_not_there(stand_in: StandIn, server: Server) -> None:
     with pytest.raises(Unreachable, match="NATS at"):
         await copy_schemas(registry=Registry(url=stand_in.url), nats="nats://127.0.0.1:1")

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -125,9 +126,9 @@ class Registry:
             raise ConfigurationError(
                 f"schema registry {self.url} answers {path} with {error.code} {error.reason}"
             ) from error
-        except OSError as error:  # urllib's own and time-outs are of it
+        except (OSError, IncompleteRead) as error:  # urllib's own and time-outs are of the former
             raise Unreachable("schema registry", self.url, str(error)) from error
-        except ValueError as error:
+        except (ValueError, HTTPException) as error:
             raise self._strange(path, error) from error
 
     def _strange(self, path: str, error: Exception) -> ConfigurationError:
