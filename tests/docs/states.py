@@ -1,7 +1,7 @@
 """The states a group goes through, as simulated groups were seen to go through them.
 
 The code has no table of transitions: a member's phase, a partition's state and an ownership's are
-set where something happens. So the diagrams of the explanation are what some hundred simulated
+set where something happens. So the diagrams of the explanation are what some thousand simulated
 groups did under faults (SEEDS). A transition that is drawn has happened; one that is possible and
 never happened is missing. The test looks at some of the runs (SOME): nothing may happen in them
 that is not drawn.
@@ -23,7 +23,7 @@ from millstream_coordinator.model import PartitionRecord, PartitionState, decode
 from tests.simulation.checkers import Checkers, Violation
 from tests.simulation.world import World
 
-SEEDS = range(600)
+SEEDS = range(3000)
 SOME = range(40)
 BEGIN = "[*]"
 
