@@ -264,6 +264,6 @@ class CrashingStore(QueriedStore):
 
 
 TestMemoryStore = QueriedStore.TestCase
-TestMemoryStore.settings = settings(stateful_step_count=30)
+TestMemoryStore.settings = settings(max_examples=60, stateful_step_count=30)
 TestFileStore = CrashingStore.TestCase
-TestFileStore.settings = settings(stateful_step_count=40)
+TestFileStore.settings = settings(max_examples=120, stateful_step_count=40)
