@@ -1,6 +1,7 @@
 """Both sides of a route in memory, and differences planted into the stored messages."""
 
 import itertools
+import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class MemorySides:
     config: dict[str, int] = field(default_factory=dict)
     is_compact: bool = False
     reached_to: dict[int, int] = field(default_factory=dict)
+    age_s: float = math.inf
 
     @property
     def marks(self) -> Bounds:
@@ -41,7 +43,7 @@ class MemorySides:
 
     async def parts(self) -> list[Part]:
         first, last = (self.stored[0][0], self.stored[-1][0]) if self.stored else (1, 0)
-        info = StreamInfo(dict(self.config), first, last)
+        info = StreamInfo(dict(self.config), first, last, self.age_s)
         partitions = sorted(self.marks)
         return [
             Part(stream="FLIGHTS", filter=MAPPING.route_filter, partitions=partitions, info=info)

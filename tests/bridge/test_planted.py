@@ -244,12 +244,31 @@ async def test_tombstones_may_expire_where_the_route_says_so() -> None:
     stored = stored_of([it for it in kafka if it.value is not None], chance)
     mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
 
-    may = await Check(MemorySides(kafka, stored), mapping).full()
-    may_not = await proof_of(MemorySides(kafka, stored))
+    ends = {p: mark.high for p, mark in MemorySides(kafka, stored).marks.items()}
+
+    may = await Check(MemorySides(kafka, stored, reached_to=ends), mapping).full()
+    may_not = await proof_of(MemorySides(kafka, stored, reached_to=ends))
+    too_young = await Check(MemorySides(kafka, stored, reached_to=ends, age_s=59.0), mapping).full()
 
     assert may.equal
     assert may.apart.expired == sum(it.value is None for it in kafka)
-    assert may_not.equal is False
+    assert (may_not.equal, too_young.equal) == (False, False)
+
+
+async def test_tombstones_that_were_not_stored_yet_have_not_expired() -> None:
+    chance = random.Random(5)
+    kafka = some_kafka(chance)
+    stored = stored_of([it for it in kafka if it.value is not None], chance)
+    mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
+    [*_, last] = [it for it in kafka if it.value is None]
+    ends = {p: mark.high for p, mark in MemorySides(kafka, stored).marks.items()}
+
+    sides = MemorySides(kafka, stored, reached_to={**ends, last.kafka_partition: last.offset})
+    difference = (await Check(sides, mapping).full()).difference
+
+    assert difference is not None
+    assert (difference.kafka_partition, difference.offset) == (last.kafka_partition, last.offset)
+    assert difference.what == "the stream does not have this record"
 
 
 async def test_every_block_of_a_sample_that_is_looked_at_must_be_equal() -> None:

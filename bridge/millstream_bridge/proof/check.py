@@ -165,11 +165,14 @@ class Check:
 
     async def _newest(self, marks: Bounds, parts: Sequence[Part], *, is_compacted: bool) -> Proof:
         await self._read_marks(parts)
-        has_ttl = self._mapping.route.tombstone_ttl_s is not None
+        ttl_s = self._mapping.route.tombstone_ttl_s
         books: dict[int, Newest] = {}
         differences: dict[int, Difference] = {}
         for part in parts:
-            books |= {p: Newest(part.keeps, is_compacted, has_ttl) for p in part.partitions}
+            for p in part.partitions:
+                books[p] = Newest(part.keeps, is_compacted)
+                if ttl_s is not None and part.info.age_s > ttl_s:
+                    books[p].expired_below = await self._sides.reached(part, p) or 0
             bounds = {p: marks[p] for p in part.partitions}
             side = StreamSide(self._mapping, bounds, books, is_dense=self._is_dense)
             await self._read_stream(part, side, 1)

@@ -20,13 +20,13 @@ class Newest:
     """The stream's records of a partition, then Kafka's against them.
 
     ``keeps``: how many messages per subject the stream holds, None for all. ``is_compacted``: Kafka
-    removes records of keys that have a newer one. ``tombstones_expire``: the stream removes records
-    without a value after a while.
+    removes records of keys that have a newer one. ``expired_below``: the stream may have removed
+    records without a value below this offset, which were stored longer ago than they last.
     """
 
     keeps: int | None
     is_compacted: bool
-    tombstones_expire: bool = False
+    expired_below: int = 0
     expired: int = 0
     _kafka_count: int = 0
     _kafka_first: int | None = None
@@ -64,7 +64,7 @@ class Newest:
         self._kafka_first = record.offset if self._kafka_first is None else self._kafka_first
         self._kafka_last = record.offset
         stored = self._stored.pop(record.offset, None)
-        if stored is None and record.value is None and self.tombstones_expire:
+        if stored is None and record.value is None and record.offset < self.expired_below:
             self.expired += 1
             return
         if stored is None:
