@@ -11,6 +11,7 @@ import pytest
 
 from millstream_bridge import BridgeError
 from millstream_bridge.back.runner import BackBridge
+from millstream_bridge.jetstream import consumer
 from millstream_bridge.project.permissions import Purpose, needs
 from tests.bridge.moves import a_route
 from tests.bridge.test_cli import SUBJECT, run
@@ -51,8 +52,13 @@ async def back_with(mock: Kafka, folder: Path, publish: Sequence[str]) -> int:
 
 
 @pytest.mark.real_server
-async def test_the_listed_subjects_are_enough(mock: Kafka, tmp_path: Path) -> None:
+@pytest.mark.parametrize("few", [consumer.FEW, 0])
+async def test_the_listed_subjects_are_enough(
+    mock: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Also where all of the stream is asked for."""
     need("nats")
+    monkeypatch.setattr(consumer, "FEW", few)
 
     assert await back_with(mock, tmp_path, LISTED) == 1
 
