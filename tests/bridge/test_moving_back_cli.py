@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nats
@@ -221,9 +222,11 @@ def test_a_kafka_that_is_not_there_is_one_line_and_exit_code_3() -> None:
     common = ["--topic", "t", "--stream", "S", "--subject", "s.{partition}.{key}"]
     nowhere = ["--kafka", "127.0.0.1:1", "--nats", "nats://127.0.0.1:1"]
 
-    for command in (["back"], ["cutover", "--kafka-group", "g"]):
-        done = run(command[0], *common, *nowhere, *command[1:])
+    with ThreadPoolExecutor() as both:  # as each waits for a Kafka that might come yet
+        back = both.submit(run, "back", *common, *nowhere)
+        cutover = both.submit(run, "cutover", *common, *nowhere, "--kafka-group", "g")
 
+    for done in (back.result(), cutover.result()):
         assert done.returncode == 3, done.stderr
         assert len(done.stderr.splitlines()) == 1
 

@@ -234,17 +234,6 @@ async def test_an_assessment_says_what_it_may_not_ask_and_is_whole_with_what_is_
     assert whole.topics[0].shape.records == 1
 
 
-@pytest.mark.kafka
-async def test_a_wrong_password_is_one_line_without_it(secured: KafkaNode, topic: str) -> None:
-    options = {**KafkaNode.options_of(KafkaNode.BRIDGE), "sasl.password": "not-it"}
-
-    with pytest.raises(BridgeError) as error:
-        await assess(kafka=secured.bootstrap, topics=topic, kafka_options=options)
-
-    assert "not-it" not in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_the_command_prints_what_a_user_needs() -> None:
     words = [
         *("permissions", "--kafka", "k", "--topic", "flights", "--stream", "FLIGHTS"),
