@@ -87,6 +87,13 @@ class Check:
         parts = await self._sides.parts()
         self._refuse_loss(parts)
         await self._read_marks(parts)
+        if any(part.expires for part in parts):
+            first = {
+                p: (await self._next(p, part.info.first_seq, part))[1]
+                for part in parts
+                for p in part.partitions
+            }
+            marks = await self._unexpired(marks, parts, first)
         chosen = {p: _choose(marks[p], blocks_max, chance) for p in sorted(marks)}
         kafka = {p: Ledger() for p in marks}
         nats = {p: Ledger() for p in marks}
