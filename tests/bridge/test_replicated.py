@@ -7,7 +7,7 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from millstream_bridge import Bridge, verify
+from millstream_bridge import Bridge, barrier, verify
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until, until_moved
 from tests.helpers.cluster import NatsCluster
 from tests.helpers.kafka import Kafka
@@ -71,6 +71,24 @@ async def test_rivals_strays_and_a_lost_leader_neither_stop_the_stream_nor_cost_
     stored = await stored_records(url, route, dense_partitions=PARTITIONS)
     assert offsets(stored) == {partition: [*range(900)] for partition in range(PARTITIONS)}
     assert (await verify(kafka=mock.bootstrap, nats=url, route=route)).equal
+
+
+async def test_the_barrier_waits_for_a_new_leader(
+    cluster: NatsCluster, client: Client, mock: Kafka, topic: str
+) -> None:
+    """Which takes longer than a request is waited for."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    route, url = a_route(topic, replicas=3), ",".join(cluster.urls)
+    await move_all(mock.bootstrap, url, route)
+    leader = await cluster.leader_of(client, "FLIGHTS")
+    leader.kill()
+    try:
+        goal = await barrier(kafka=mock.bootstrap, nats=url, route=route, timeout_s=60)
+    finally:
+        await leader.restart()
+
+    assert goal == {0: 1}
 
 
 async def test_a_replicated_stream_without_batches_is_refused(
