@@ -4,6 +4,7 @@ import asyncio
 from contextlib import suppress
 from datetime import timedelta
 
+import nats
 import pytest
 from nats.aio.client import Client
 
@@ -273,6 +274,22 @@ async def test_nobody_at_the_url_is_said() -> None:
 
     with pytest.raises(ServerUnreachable):
         await group.run(handle_signals=False)
+
+
+async def test_a_connection_that_does_not_come_back_ends_the_member(
+    server: Server, client: Client, name: str
+) -> None:
+    await fill(client, name, 0)
+    own = await nats.connect(server.url)
+    group = member(own, name, Seen())
+    run = asyncio.create_task(group.run(handle_signals=False))
+    await until(lambda: len(group.partitions) == 4)
+
+    await own.close()
+
+    async with asyncio.timeout(30):
+        with pytest.raises(ServerUnreachable, match="its client does not open it again"):
+            await run
 
 
 @pytest.mark.parametrize(

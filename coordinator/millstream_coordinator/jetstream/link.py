@@ -36,6 +36,14 @@ class Link:
         return self._connection.is_connected
 
     @property
+    def is_over(self) -> bool:
+        """Whether it will not come back: it was closed, or its client gave up.
+
+        A client does that after ``max_reconnect_attempts``: in nats-py, 60 if it is not told.
+        """
+        return self._connection.is_closed
+
+    @property
     def reconnects(self) -> int:
         """How often the connection has come back."""
         return self._connection.stats["reconnects"]

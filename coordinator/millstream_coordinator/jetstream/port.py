@@ -367,9 +367,17 @@ class JetStreamPort:
     # ---- time ----
 
     async def _check(self) -> None:
-        """Notice that the connection went or came back, and what has fallen silent."""
+        """Notice that the connection went or came back, and what has fallen silent.
+
+        Raises ServerUnreachable, which ends the member, when it will never come back.
+        """
         while True:
             await asyncio.sleep(_CHECK_INTERVAL_S)
+            if self._api.link.is_over and not self._is_closed:
+                reason = "the connection is closed, and its client does not open it again"
+                if self._wire.client.last_error is not None:
+                    reason = f"{reason}: {self._wire.client.last_error}"
+                raise ServerUnreachable(self._api.url, reason)
             self._check_connection()
             if self._is_connected:
                 self._pulls.check(self._wire.now)
