@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.helpers.empty_servers import EmptyServers
-from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, mock_kafka, real_kafka
+from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, KafkaNode, mock_kafka, real_kafka
 from tests.helpers.require import need
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
@@ -46,6 +46,18 @@ def _real_kafka_node() -> Iterator[Kafka]:
     need("kafka")
     with real_kafka() as kafka:
         yield kafka
+
+
+@pytest.fixture(scope="session")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
+    """A real Kafka whose user `BRIDGE` may do nothing that no rule permits, for the session."""
+    need("kafka")
+    node = KafkaNode(tmp_path_factory.mktemp("kafka"), secured=True)
+    node.start()
+    try:
+        yield node
+    finally:
+        node.kill()
 
 
 @pytest.fixture(params=[MOCK, pytest.param(REAL_KAFKA, marks=pytest.mark.kafka)])

@@ -15,7 +15,7 @@ from millstream_bridge.jetstream import consumer
 from millstream_bridge.project.permissions import Purpose, needs
 from tests.bridge.moves import a_route
 from tests.bridge.test_cli import SUBJECT, run
-from tests.bridge.test_permissions import make_topic, permit, secured  # noqa: F401 - a fixture
+from tests.bridge.test_permissions import make_topic, permit
 from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
 from tests.helpers.servers import Server, real_server
@@ -77,7 +77,7 @@ async def test_each_subject_is_needed_and_named(mock: Kafka, tmp_path: Path, mis
 
 @pytest.mark.kafka
 async def test_the_listed_operations_are_enough_on_kafka(
-    secured: KafkaNode,  # noqa: F811
+    secured: KafkaNode,
     topic: str,
     nats_server: Server,
 ) -> None:

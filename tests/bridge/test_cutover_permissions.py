@@ -25,7 +25,7 @@ from millstream_coordinator import naming
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_back import fill, publish, shared_route
 from tests.bridge.test_cutover import commit, handled_by
-from tests.bridge.test_permissions import make_topic, permit, secured  # noqa: F401 - a fixture
+from tests.bridge.test_permissions import make_topic, permit
 from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
 from tests.helpers.servers import Server, real_server
@@ -168,7 +168,7 @@ async def test_a_rollback_needs_each_of_the_listed_subjects_and_no_other(
 
 @pytest.mark.kafka
 async def test_the_listed_operations_are_enough_on_kafka_and_each_is_needed(
-    secured: KafkaNode,  # noqa: F811 - the fixture
+    secured: KafkaNode,
     topic: str,
     nats_server: Server,
 ) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -130,17 +130,6 @@ async def test_each_subject_is_needed_to_verify(mock: Kafka, tmp_path: Path, mis
 
     assert "ermission" in str(error.value)
     assert ":p@" not in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
-    need("kafka")
-    node = KafkaNode(tmp_path_factory.mktemp("kafka"), secured=True)
-    node.start()
-    try:
-        yield node
-    finally:
-        node.kill()
 
 
 def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:

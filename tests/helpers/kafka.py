@@ -18,6 +18,7 @@ of having Java).
 import argparse
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -201,9 +202,8 @@ class KafkaNode:
                 port=self._port, controller=controller, data=folder / "data"
             )
         )
-        cluster = _run_java("kafka.tools.StorageTool", "random-uuid").strip()
         users = [word for user in scram for word in ("--add-scram", user)]
-        where = ("-t", cluster, "-c", str(self._properties))
+        where = ("-t", new_cluster_id(), "-c", str(self._properties))
         _run_java("kafka.tools.StorageTool", "format", *where, *users)
 
     @property
@@ -295,6 +295,11 @@ def _java_problem() -> str | None:
     if not any(folder.glob("kafka_2.13-*.jar")):
         return f"no Kafka jars in {folder} (python -m tests.helpers.kafka --fetch {folder})"
     return None
+
+
+def new_cluster_id() -> str:
+    """16 bytes in base64, as Kafka's tool would make one; never a dash first, as of an option."""
+    return "M" + secrets.token_urlsafe(16)[1:]
 
 
 def _run_java(main: str, *arguments: str) -> str:
