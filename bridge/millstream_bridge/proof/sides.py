@@ -38,14 +38,12 @@ class Part:
     def expires(self) -> bool:
         """Whether its own limits may have removed its oldest messages by now."""
         info = self.info
-        if info.first_seq <= max(1, int(info.config.get("first_seq", 0))):
-            return False  # the very first is there, or is to come
-        if info.config.get("discard", "old") == "old" and (
-            info.limit("max_bytes") or info.limit("max_msgs")
-        ):
-            return True
         max_age_ns = info.limit("max_age")
-        return max_age_ns is not None and max_age_ns < info.age_s * 1e9
+        if max_age_ns is not None and max_age_ns < info.age_s * 1e9:
+            return True  # what came first need not be gone: a checkpoint outlives it
+        drops_oldest = info.config.get("discard", "old") == "old"
+        has_begun = info.first_seq > max(1, int(info.config.get("first_seq", 0)))
+        return drops_oldest and has_begun and any(map(info.limit, ("max_bytes", "max_msgs")))
 
 
 class Sides(Protocol):
