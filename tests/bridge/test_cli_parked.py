@@ -1,4 +1,7 @@
-"""``millstream bridge parked`` as a user runs it, and the document a record is edited in."""
+"""``millstream bridge parked`` as a user runs it, and the document a record is edited in.
+
+On nats-server alone: what the commands call is tried on both servers elsewhere.
+"""
 
 import datetime as dt
 import json
@@ -23,12 +26,12 @@ RECORD = Record(0, 7, 1, TimestampType.CREATE, b"k", b"v", (("h", None),))
 
 
 async def test_a_parked_record_is_listed_shown_repaired_and_replayed(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
     mock.create_topic(topic, 1)
     mock.produce(topic, [SMALL, TOO_LARGE])
-    await move_all(mock.bootstrap, nats_server.url, a_route(topic, on_poison="park"))
-    options = arguments(mock, nats_server, topic)
+    await move_all(mock.bootstrap, real_nats_server.url, a_route(topic, on_poison="park"))
+    options = arguments(mock, real_nats_server, topic)
 
     listed = run("parked", "ls", *options, "--json")
     assert listed.returncode == 0, listed.stderr

@@ -1,4 +1,7 @@
-"""back, cutover and rollback as commands: reports, exit codes, one line per error, dry runs."""
+"""back, cutover and rollback as commands: reports, exit codes, one line per error, dry runs.
+
+On nats-server alone: what the commands call is tried on both servers elsewhere.
+"""
 
 import asyncio
 import json
@@ -20,18 +23,18 @@ from tests.helpers.servers import Server
 
 
 async def test_a_group_moves_there_and_home_by_commands_with_proofs(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
-    route = await fill(mock, nats_server, topic)
+    route = await fill(mock, real_nats_server, topic)
     commit(mock, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
-    common = [*arguments(mock, nats_server, topic), "--shared"]
+    common = [*arguments(mock, real_nats_server, topic), "--shared"]
     group = ["--kafka-group", topic, "--group-is-stopped"]
     proof_file = tmp_path / "proof.json"
 
     dry = run("cutover", *common, *group)
     done = run("cutover", *common, *group, "--yes", "--report", str(proof_file))
-    await handled_by(nats_server, route, topic, 9)
-    await publish(nats_server, range(6))
+    await handled_by(real_nats_server, route, topic, 9)
+    await publish(real_nats_server, range(6))
     early = run("rollback", *common, *group, "--yes", "--timeout", "0", "--json")
     back = run("back", *common, "--stop-at-end", "--json")
     home = run("rollback", *common, *group, "--yes", "--json")
@@ -78,12 +81,12 @@ def write_project(file: Path, kafka: Kafka, server: Server, topic: str, *groups:
 
 
 async def test_a_project_moves_its_groups(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
-    await fill(mock, nats_server, topic)
+    await fill(mock, real_nats_server, topic)
     commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
     project = tmp_path / "millstream.toml"
-    write_project(project, mock, nats_server, topic, f"old new {topic}")
+    write_project(project, mock, real_nats_server, topic, f"old new {topic}")
 
     done = run("cutover", "--project", str(project), "--group-is-stopped", "--yes", "--json")
 
@@ -95,13 +98,13 @@ async def test_a_project_moves_its_groups(
 
 
 async def test_what_was_moved_before_an_error_is_written_down(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
-    await fill(mock, nats_server, topic)
+    await fill(mock, real_nats_server, topic)
     mock.create_topic("other", 1)
     commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
     project, report = tmp_path / "millstream.toml", tmp_path / "report.json"
-    write_project(project, mock, nats_server, topic, f"old new {topic}", "old2 new2 other")
+    write_project(project, mock, real_nats_server, topic, f"old new {topic}", "old2 new2 other")
 
     done = run(
         *("cutover", "--project", str(project), "--group-is-stopped", "--yes"),
@@ -116,13 +119,13 @@ async def test_what_was_moved_before_an_error_is_written_down(
 
 
 async def test_no_group_is_moved_if_one_has_no_route_of_its_own(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
-    await fill(mock, nats_server, topic)
+    await fill(mock, real_nats_server, topic)
     mock.create_topic("other", 1)
     commit(mock, "old", topic, dict.fromkeys(range(PARTITIONS), 2))
     project, report = tmp_path / "millstream.toml", tmp_path / "report.json"
-    write_project(project, mock, nats_server, topic, f"old new {topic}", "old2 new2")
+    write_project(project, mock, real_nats_server, topic, f"old new {topic}", "old2 new2")
 
     done = run(
         *("cutover", "--project", str(project), "--group-is-stopped", "--yes"),
@@ -135,11 +138,11 @@ async def test_no_group_is_moved_if_one_has_no_route_of_its_own(
 
 
 async def test_without_a_group_the_missing_option_is_named(
-    nats_server: Server, mock: Kafka, topic: str
+    real_nats_server: Server, mock: Kafka, topic: str
 ) -> None:
     mock.create_topic(topic, 1)
 
-    done = run("cutover", *arguments(mock, nats_server, topic))
+    done = run("cutover", *arguments(mock, real_nats_server, topic))
 
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
@@ -148,10 +151,10 @@ async def test_without_a_group_the_missing_option_is_named(
 
 
 async def test_a_stream_that_is_not_there_is_one_line(
-    nats_server: Server, mock: Kafka, topic: str
+    real_nats_server: Server, mock: Kafka, topic: str
 ) -> None:
     mock.create_topic(topic, 1)
-    common = arguments(mock, nats_server, topic)
+    common = arguments(mock, real_nats_server, topic)
 
     back = run("back", *common, "--stop-at-end")
     cut = run("cutover", *common, "--kafka-group", "g")
@@ -164,12 +167,12 @@ async def test_a_stream_that_is_not_there_is_one_line(
 
 
 async def test_a_route_that_cannot_go_on_ends_alone(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
     project = tmp_path / "project.toml"
     good, bad = f"{topic}-good", f"{topic}-bad"
-    text = f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{nats_server.url}"\n'
-    client = await nats.connect(nats_server.url)
+    text = f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{real_nats_server.url}"\n'
+    client = await nats.connect(real_nats_server.url)
     try:
         for name, partition in ((bad, 9), (good, 0)):
             mock.create_topic(name, 1)
@@ -194,7 +197,7 @@ async def test_a_route_that_cannot_go_on_ends_alone(
             code, healthz = await asyncio.to_thread(get, f"{begun['http']}/healthz")
         _, page = await asyncio.to_thread(get, f"{begun['http']}/metrics")
         status = await asyncio.to_thread(
-            run, "status", "--nats", nats_server.url, "--wait", "0.3", "--json"
+            run, "status", "--nats", real_nats_server.url, "--wait", "0.3", "--json"
         )
 
     told = json.loads(done.stdout)

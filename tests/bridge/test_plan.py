@@ -227,13 +227,13 @@ def test_what_leads_to_both_sides_is_written_but_no_secret(tmp_path: Path) -> No
 
 
 async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
-    nats_server: Server, mock: Kafka, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, tmp_path: Path
 ) -> None:
     for name in ("orders", "orders.eu", "..odd"):
         mock.create_topic(name, 2)
         mock.produce(name, [{"partition": 0, "key": b"k", "value": b"v"}])
     file = tmp_path / "project.toml"
-    options = ("--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
+    options = ("--kafka", mock.bootstrap, "--nats", real_nats_server.url, "--out", str(file))
 
     told = await asyncio.to_thread(run, "plan", *options[:4], "--json")
     written = await asyncio.to_thread(run, "plan", *options)
@@ -250,20 +250,20 @@ async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
     project = load_project(file)
     routes = await current_routes(project)
     for route in routes:
-        report = await move_all(mock.bootstrap, nats_server.url, route)
+        report = await move_all(mock.bootstrap, real_nats_server.url, route)
         assert report.records == 1
     assert (await check(project, sample_records=100)).drifts == []
 
 
 async def test_each_stream_of_a_dense_route_is_looked_at(
-    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
     mock.create_topic(topic, 2)
     dense = a_route(topic, mode="dense", stream="FLIGHTS-{partition}", max_bytes=1 << 20)
-    await move_all(mock.bootstrap, nats_server.url, dense)
+    await move_all(mock.bootstrap, real_nats_server.url, dense)
     file = tmp_path / "project.toml"
     file.write_text(
-        f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{nats_server.url}"\n'
+        f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{real_nats_server.url}"\n'
         f'[[route]]\ntopic = "{topic}"\nmode = "dense"\nstream = "{dense.stream}"\n'
         f'subject = "{dense.subject}"\n'
     )
@@ -276,11 +276,13 @@ async def test_each_stream_of_a_dense_route_is_looked_at(
 
 
 async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
-    nats_server: Server, mock: Kafka, tmp_path: Path
+    real_nats_server: Server, mock: Kafka, tmp_path: Path
 ) -> None:
     mock.create_topic("orders", 2)
     file = tmp_path / "project.toml"
-    made = run("plan", "--kafka", mock.bootstrap, "--nats", nats_server.url, "--out", str(file))
+    made = run(
+        "plan", "--kafka", mock.bootstrap, "--nats", real_nats_server.url, "--out", str(file)
+    )
     assert made.returncode == 0, made.stderr
     file.write_text(
         file.read_text().replace('"partitions" = "2"', '"partitions" = "1"')

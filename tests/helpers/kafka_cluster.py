@@ -17,7 +17,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from .kafka import _ending_with_us, _run_java, await_true, class_path, free_ports
+from .kafka import _ending_with_us, _run_java, await_true, class_path, free_ports, new_cluster_id
 
 START_S_MAX = 120.0
 
@@ -92,7 +92,7 @@ class KafkaCluster:
         controllers = ports[size:]
         voters = ",".join(f"{n}@127.0.0.1:{port}" for n, port in enumerate(controllers, 1))
         self.nodes: dict[int, Node] = {}
-        cluster = _run_java("kafka.tools.StorageTool", "random-uuid").strip()
+        cluster = new_cluster_id()
         for number, (port, controller) in enumerate(zip(ports[:size], controllers, strict=True), 1):
             home = folder / f"kafka{number}"
             home.mkdir()
