@@ -125,9 +125,11 @@ class Returning:
 
     def _source(self, headers: NatsHeaders) -> SourceHeader | None:
         """Where the message came from if it was this topic, also when it was parked on the way."""
-        text = next((value for name, value in headers if name == SOURCE_HEADER), None)
-        source = None if text is None else SourceHeader.parse(text)
-        return source if source is not None and source.topic == self._route.topic else None
+        for name, text in headers:
+            if name == SOURCE_HEADER:
+                source = SourceHeader.parse(text)
+                return source if source.topic == self._route.topic else None
+        return None
 
     def _native(self, message: Delivered, tokens: list[str], headers: NatsHeaders) -> Record:
         number = self._places.partition(tokens)
