@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from nats.aio.client import Client
 
+from .arguments import check_number, duration_s
 from .calls import Handler, check_handler
 from .errors import GroupError
 from .events import GroupEvent
@@ -25,7 +26,7 @@ from .jetstream.api import api_prefix as api_prefix_of
 from .jetstream.port import JetStreamPort
 from .keepers import PartitionCallback, StateFactory
 from .machine.group import Phase
-from .model import ConfigRecord, FailurePolicy, Limits, MemberSettings, Timing, seconds
+from .model import ConfigRecord, FailurePolicy, Limits, MemberSettings, Timing
 from .naming import check_name
 from .partitioning.key import KeyRule
 from .partitioning.layout import config_record
@@ -94,19 +95,19 @@ class Group:
             ("max_pending_bytes", max_pending_bytes, 1),
             ("max_parked_keys", max_parked_keys, 1),
         ):
-            _check_number(argument, number, least)
+            check_number(argument, number, least)
         if on_failure not in list(FailurePolicy):
             known = ", ".join(repr(str(it)) for it in FailurePolicy)
             raise ValueError(f"on_failure must be one of {known}, not {on_failure!r}")
         if not all(isinstance(it, str) for label in (labels or {}).items() for it in label):
             raise ValueError(f"labels must be texts by their names, not {labels!r}")
         self._timing = Timing(
-            heartbeat_interval_s=_seconds("heartbeat_interval", heartbeat_interval),
-            heartbeat_timeout_s=_seconds("heartbeat_timeout", heartbeat_timeout),
-            static_grace_s=_seconds("static_grace", static_grace),
-            drain_timeout_s=_seconds("drain_timeout", drain_timeout),
-            retry_min_s=_seconds("retry_min", retry_min),
-            retry_max_s=_seconds("retry_max", retry_max),
+            heartbeat_interval_s=duration_s("heartbeat_interval", heartbeat_interval),
+            heartbeat_timeout_s=duration_s("heartbeat_timeout", heartbeat_timeout),
+            static_grace_s=duration_s("static_grace", static_grace),
+            drain_timeout_s=duration_s("drain_timeout", drain_timeout),
+            retry_min_s=duration_s("retry_min", retry_min),
+            retry_max_s=duration_s("retry_max", retry_max),
         )
         self.name = check_name("group", name)
         self.instance = secrets.token_hex(6)
@@ -178,7 +179,7 @@ class Group:
         if max_messages < 2:
             raise ValueError(f"max_messages must be at least 2, not {max_messages}")
         self._limits = replace(
-            self._limits, batch_messages=max_messages, batch_wait_s=_seconds("max_wait", max_wait)
+            self._limits, batch_messages=max_messages, batch_wait_s=duration_s("max_wait", max_wait)
         )
         return self._register(key, deadline, is_batch=True)
 
@@ -188,7 +189,7 @@ class Group:
         rule = KeyRule.parse(key) if isinstance(key, str) else key
         if not isinstance(rule, KeyRule):
             raise ValueError(f"the key is a rule's text or a KeyRule, not {key!r}")  # noqa: TRY004
-        deadline_s = None if deadline is None else _seconds("deadline", deadline)
+        deadline_s = None if deadline is None else duration_s("deadline", deadline)
         if deadline_s == 0:
             raise ValueError("a deadline must be above 0")
 
@@ -331,18 +332,6 @@ class Group:
         if self._on_event is not None:
             self._on_event(event)
         self._readers.tell(event)
-
-
-def _check_number(argument: str, given: object, least: int) -> None:
-    if not isinstance(given, int) or given < least:
-        raise ValueError(f"{argument} must be at least {least}, not {given!r}")
-
-
-def _seconds(argument: str, given: object) -> float:
-    """A duration in seconds. Raises ValueError; a bare number is one that many users write."""
-    if not isinstance(given, timedelta) or given < timedelta(0):
-        raise ValueError(f"{argument} must be a timedelta of 0 or more, not {given!r}")
-    return seconds(given)
 
 
 @functools.cache

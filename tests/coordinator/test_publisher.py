@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -22,7 +23,6 @@ from millstream_coordinator.partitioning.publisher import (
 )
 from millstream_coordinator.provisioning.create import apply
 from millstream_coordinator.provisioning.plan import plan
-from tests.helpers.servers import Server
 
 KEYS = st.one_of(st.none(), st.binary(max_size=200))
 
@@ -478,6 +478,11 @@ async def test_a_header_that_would_not_arrive_as_it_is_is_refused(
         await publisher.publish(b"k", b"", headers={header: value})
 
 
-async def test_a_window_of_nothing_is_refused(client: Client, server: Server) -> None:
-    with pytest.raises(ValueError, match="window of 0"):
-        Publisher(client, "a.{partition}.{key}", partitions=4, window=0)
+@pytest.mark.parametrize(
+    "wrong", [{"window": 0}, {"window": "9"}, {"timeout": 5}, {"timeout": timedelta(-1)}], ids=str
+)
+async def test_a_setting_out_of_range_is_refused_at_once(
+    client: Client, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        Publisher(client, "a.{partition}.{key}", partitions=4, **wrong)

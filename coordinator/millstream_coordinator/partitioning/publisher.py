@@ -54,6 +54,7 @@ import nats.js.errors
 from nats.aio.client import Client
 from nats.js.api import PubAck
 
+from ..arguments import check_number, duration_s
 from ..errors import GroupError
 from ..naming import REPLAY, check_name
 from .key import NULL_TOKEN, KeyRule, KeyRuleError, key_headers, to_token
@@ -221,16 +222,18 @@ class Publisher:
         window: int = 256,
         timeout: timedelta = timedelta(seconds=5),
     ) -> None:
-        """Raises TemplateError for a subject, partitioner or count that does not fit."""
+        """Raises TemplateError for a subject, partitioner or count that does not fit.
+
+        ValueError for a ``window`` that is no number from 1, a ``timeout`` that is no timedelta.
+        """
         self.template = SubjectTemplate.parse(
             subject, partitions=partitions, partitioner=partitioner, null_token=null_token
         )
-        if window < 1:
-            raise ValueError(f"a window of {window} messages")
+        check_number("window", window, 1)
         self._connection = connection
         self._stream = stream
         self._inject = inject
-        self._timeout_s = timeout.total_seconds()
+        self._timeout_s = duration_s("timeout", timeout)
         # Confirmed messages leave the client's own count a little later than ours.
         self._jetstream = connection.jetstream(publish_async_max_pending=2 * window)
         self._window = window
