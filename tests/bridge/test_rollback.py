@@ -46,6 +46,7 @@ def rest_of(kafka: Kafka, topic: str, group: str) -> list[bytes]:
             "enable.partition.eof": True,
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,  # by default half a second at the end of each partition
         }
     )
     found: list[bytes] = []

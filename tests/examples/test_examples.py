@@ -3,13 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import require
-from tests.helpers.kafka import real_kafka
+from tests.helpers.kafka import Kafka, real_kafka
 from tests.helpers.servers import REAL, Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -121,10 +121,16 @@ def test_an_example_shows_the_same_on_a_nats_server(name: str, tmp_path: Path) -
         assert list(tmp_path.glob("jetstream/*/streams/*")) == []
 
 
-@pytest.mark.kafka
-@pytest.mark.parametrize("name", WITH_KAFKA)
-def test_an_example_shows_the_same_on_a_real_kafka(name: str) -> None:
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[Kafka]:
+    """A real one, for all examples: it takes seconds to start."""
     require.need("kafka")
     with real_kafka() as kafka:
-        done = run(name, {"KAFKA_BOOTSTRAP": kafka.bootstrap})
-        assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
+        yield kafka
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("name", WITH_KAFKA)
+def test_an_example_shows_the_same_on_a_real_kafka(kafka: Kafka, name: str) -> None:
+    done = run(name, {"KAFKA_BOOTSTRAP": kafka.bootstrap})
+    assert (done.returncode, done.stdout) == (0, SAID[name]), done.stderr
