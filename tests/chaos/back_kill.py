@@ -40,6 +40,8 @@ READY_S_MAX = 60.0
 ASKS_MAX = 10
 TOPIC, STREAM = "flights", "FLIGHTS"
 _AT_ONCE = 500
+_POLL_S = 0.2
+"""So long a client waits for a full batch, which at the end never comes."""
 
 
 @dataclass(slots=True)
@@ -198,7 +200,7 @@ def read_all(bootstrap: str, isolation: str) -> dict[int, list[int]]:
     try:
         consumer.assign([TopicPartition(TOPIC, number, 0) for number in range(PARTITIONS)])
         while len(ended) < PARTITIONS:
-            for message in consumer.consume(1000, 20):
+            for message in consumer.consume(1000, _POLL_S):
                 error = message.error()
                 partition = message.partition()
                 assert partition is not None
