@@ -116,7 +116,7 @@ class Tail:
             self._connection.unsubscribe(self._sid)
 
     def _ask(self) -> None:
-        if self._open:
+        if self._open or not self._is_lag_sure:
             return
         self._request += 1
         self._open = BATCH_MESSAGES
