@@ -1,8 +1,10 @@
 """A thousand seeds; and safety rules turned off, one at a time: else the seeds prove nothing."""
 
+import multiprocessing
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -40,15 +42,24 @@ def test_no_call_gets_stuck_any_more_when_the_faults_are_over() -> None:
     assert stuck_s not in {world.handler_duration(is_slow=False) for _ in range(10_000)}
 
 
+def outcome_of(seed: int) -> Outcome | str:
+    """A seed's run, or what promise it broke."""
+    try:
+        return World(seed).run()
+    except Violation as violation:
+        return str(violation)
+
+
 @pytest.fixture(scope="module")
 def outcomes() -> list[Outcome]:
-    """Every seed's run; a broken promise fails here and names its seed."""
+    """Every seed's run, in two processes; a broken promise fails here and names its seed."""
     done = []
-    for seed in range(SEEDS):
-        try:
-            done.append(World(seed).run())
-        except Violation as violation:
-            pytest.fail(f"python -m tests.simulation --seed {seed} --seeds 1 --trace: {violation}")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        for seed, outcome in enumerate(pool.map(outcome_of, range(SEEDS), chunksize=25)):
+            if isinstance(outcome, str):
+                replay = f"python -m tests.simulation --seed {seed} --seeds 1 --trace"
+                pytest.fail(f"{replay}: {outcome}")
+            done.append(outcome)
     return done
 
 
