@@ -8,13 +8,16 @@ import pytest
 from confluent_kafka import Consumer, KafkaError
 
 from millstream_bridge import Bridge
-from millstream_bridge.cutover import rollback
+from millstream_bridge.cutover import rollback, takeover
+from millstream_bridge.cutover.cutover import open_sides
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.cutover.returns import Returns, read_on
 from millstream_bridge.cutover.rollback import roll_back
 from millstream_bridge.kafka.source import KafkaSource
 from millstream_bridge.model import Record, Route, Watermarks
 from millstream_coordinator import Group, Message
+from millstream_coordinator.operation.overview import Overview, read_overview
+from millstream_coordinator.operation.target import Target
 from tests.bridge.moves import move_all, until
 from tests.bridge.test_back import PARTITIONS, fill, natives, publish
 from tests.bridge.test_cutover import commit, cut, handled_by
@@ -275,3 +278,40 @@ async def test_what_is_published_while_the_group_works_is_in_kafka_before_its_en
 
 def values_of(records: list[Record]) -> list[bytes]:
     return sorted(record.value or b"" for record in records)
+
+
+async def test_a_worker_that_leaves_while_its_progress_is_read_is_asked_again(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it handled last is written down as it leaves: what was read before is not all of it."""
+    route = await cut_over_all(mock, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+
+        async def leaves_behind_it(target: Target, **options: Any) -> Overview:
+            overview = await read_overview(target, **options)
+            if not running.done():
+                await publish(nats_server, range(3))
+                await until(lambda: len(seen) == 12)
+                await worker.stop()
+                await running
+            return overview
+
+        monkeypatch.setattr(takeover, "read_overview", leaves_behind_it)
+        await until(lambda: len(seen) == 9)
+        async with open_sides(
+            kafka=mock.bootstrap,
+            nats=nats_server.url,
+            route=route,
+            group=topic,
+            key_rule=None,
+            kafka_options=None,
+        ) as sides:
+            progress = await sides.takeover.progress()
+            assert any("has 1 members" in it for it in progress.obstacles)
+            progress = await sides.takeover.progress()
+
+    assert progress.obstacles == []
+    assert max(it.end for it in progress.handled.values()) == max(seen)

@@ -145,8 +145,13 @@ class TakeOver:
         await apply(self._connection, replace(planned, steps=tuple(steps)), prefix=self._prefix)
 
     async def progress(self) -> "Progress":
-        """What the group has handled, and why that is not the last word. BridgeError: no group."""
+        """What the group has handled, and why that is not the last word. BridgeError: no group.
+
+        Members are looked for before anything else is read: who leaves has written down what it
+        handled by then, so only without them is what is read later the last word.
+        """
         with _errors():
+            before = await self._target.view()
             overview = await read_overview(self._target, listen=False)
             view = await self._target.view()
         handled = {}
@@ -159,7 +164,7 @@ class TakeOver:
                     f"partition {row.partition} of group {self.group} has {row.parked_keys} parked"
                     " keys, whose messages wait in its dead letters: replay or drop them"
                 )
-        return Progress(handled, [*self.obstacles(view), *obstacles])
+        return Progress(handled, [*(self.obstacles(before) or self.obstacles(view)), *obstacles])
 
     async def positions(self) -> dict[int, int]:
         """Each partition's next sequence as the group's records have it now."""
