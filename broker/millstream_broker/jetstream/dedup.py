@@ -6,13 +6,16 @@ kept by the stream itself, since it must outlive the window.
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 
 class DuplicateWindow:
     """Ids stored within ``window_ns``; 0 keeps none."""
 
     def __init__(self, window_ns: int) -> None:
         self.window_ns = window_ns
-        self._seqs: dict[str, tuple[int, int]] = {}
+        self._seqs: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """A plain dict passes over all it has forgotten on the way to its oldest entry."""
 
     def __len__(self) -> int:
         return len(self._seqs)

@@ -175,7 +175,8 @@ class Ingest:
         self.check_size(headers, message.payload)
         staged = Staged(subject, headers, message.payload)
         has_server_headers = headers is not None and _SERVER_HEADER in headers
-        if has_server_headers:
+        if headers is not None and has_server_headers:
+            staged.asked = header_blocks.server_headers(headers)
             self._check_headers(staged, staging, is_sourced=is_sourced)
         if stream.is_wanted(subject):
             if has_server_headers:
@@ -196,20 +197,20 @@ class Ingest:
             raise ApiError(10097)
 
     def _check_headers(self, staged: Staged, staging: Staging | None, *, is_sourced: bool) -> None:
-        config, headers = self._stream.config, staged.headers
-        if not is_sourced and header_blocks.get(headers, COUNTER) is not None:
+        config, asked = self._stream.config, staged.asked
+        if not is_sourced and COUNTER in asked:
             raise ApiError(10168)
-        wanted_stream = header_blocks.get(headers, EXPECTED_STREAM)
+        wanted_stream = asked.get(EXPECTED_STREAM)
         if wanted_stream and wanted_stream != config.name:
             raise ApiError(10060)
         self._check_ttl_allowed(staged, is_sourced=is_sourced)
         self._check_expected(staged, staging)
-        if not is_sourced and header_blocks.get(headers, SCHEDULE) is not None:
+        if not is_sourced and SCHEDULE in asked:
             raise ApiError(10188)
-        if not is_sourced and header_blocks.get(headers, STREAM_SOURCE) is not None:
+        if not is_sourced and STREAM_SOURCE in asked:
             raise ApiError(10227)
         self._check_msg_id(staged, staging)
-        wanted_id = header_blocks.get(headers, EXPECTED_LAST_MSG_ID)
+        wanted_id = asked.get(EXPECTED_LAST_MSG_ID)
         if wanted_id:
             if staging is not None:
                 raise ApiError(10177, header=EXPECTED_LAST_MSG_ID)
@@ -219,7 +220,7 @@ class Ingest:
 
     def _check_ttl_allowed(self, staged: Staged, *, is_sourced: bool) -> None:
         """Refuse a right Nats-TTL where there may be none; a wrong one is refused later."""
-        text = header_blocks.get(staged.headers, TTL)
+        text = staged.asked.get(TTL)
         if not text or is_sourced or self._stream.config.allow_msg_ttl:
             return
         with contextlib.suppress(InvalidTtl):
@@ -228,7 +229,7 @@ class Ingest:
 
     def _take_ttl(self, staged: Staged, *, is_sourced: bool) -> None:
         """Read Nats-TTL; on a sourced message it counts only where it is allowed."""
-        text = header_blocks.get(staged.headers, TTL)
+        text = staged.asked.get(TTL)
         config = self._stream.config
         if not text or (is_sourced and not config.allow_msg_ttl):
             return
@@ -245,9 +246,9 @@ class Ingest:
 
     def _check_expected(self, staged: Staged, staging: Staging | None) -> None:
         """The compare-and-set headers: last sequence of the subject, then of the stream."""
-        store, headers = self._stream.store, staged.headers
-        text = header_blocks.get(headers, EXPECTED_LAST_SUBJECT_SEQ)
-        pattern = header_blocks.get(headers, EXPECTED_SUBJECT)
+        store, asked = self._stream.store, staged.asked
+        text = asked.get(EXPECTED_LAST_SUBJECT_SEQ)
+        pattern = asked.get(EXPECTED_SUBJECT)
         if text:
             tested = pattern or staged.subject
             if staging is not None and tested in staging.subjects:
@@ -257,7 +258,7 @@ class Ingest:
                 raise ApiError(10071, seq=last)
         elif pattern:
             raise ApiError(10193)
-        text = header_blocks.get(headers, EXPECTED_LAST_SEQ)
+        text = asked.get(EXPECTED_LAST_SEQ)
         if text:
             last = store.last_seq + (staging.count if staging is not None else 0)
             if _sequence(text) != last:
@@ -276,7 +277,7 @@ class Ingest:
 
     def _check_msg_id(self, staged: Staged, staging: Staging | None) -> None:
         stream = self._stream
-        staged.msg_id = header_blocks.get(staged.headers, MSG_ID) or ""
+        staged.msg_id = staged.asked.get(MSG_ID, "")
         if not staged.msg_id:
             return
         now_ns = stream.now_ns()
@@ -289,7 +290,7 @@ class Ingest:
             raise _Duplicate(seq)
 
     def _check_rollup(self, staged: Staged, staging: Staging | None, *, is_sourced: bool) -> None:
-        text = header_blocks.get(staged.headers, ROLLUP)
+        text = staged.asked.get(ROLLUP)
         if not text:
             return
         config = self._stream.config

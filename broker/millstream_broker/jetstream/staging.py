@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -13,6 +14,8 @@ class Staged:
     subject: str
     headers: bytes | None
     payload: bytes
+    asked: Mapping[str, str] = field(default_factory=dict)
+    """What its headers ask of the server: those whose names begin with ``Nats-``."""
     msg_id: str = ""
     ttl_ns: int = 0
     rollup: str = ""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 VERSION = b"NATS/1.0"
 _END = b"\r\n\r\n"
+_SERVER_PREFIX = b"Nats-"
 
 
 def get(block: bytes | None, name: str) -> str | None:
@@ -24,6 +25,20 @@ def get(block: bytes | None, name: str) -> str | None:
     end = block.find(b"\r\n", start)
     value = block[start:] if end < 0 else block[start:end]
     return value.strip(b" \t").decode("utf-8", "surrogateescape")
+
+
+def server_headers(block: bytes) -> dict[str, str]:
+    """The value of the first header of each name that begins with ``Nats-``, as `get` gives it.
+
+    Who asks for more than two or three of them is served faster by this.
+    """
+    found: dict[str, str] = {}
+    for line in block.split(b"\r\n")[1:]:
+        if line.startswith(_SERVER_PREFIX):
+            name, colon, value = line.partition(b":")
+            if colon:
+                found.setdefault(_text(name), _text(value.strip(b" \t")))
+    return found
 
 
 def parse(block: bytes | None) -> list[tuple[str, str]]:

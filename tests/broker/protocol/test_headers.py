@@ -61,3 +61,14 @@ def test_any_bytes_are_a_block_without_harm(raw: bytes) -> None:
     headers.parse(raw)
     headers.add(raw, [("A", "1")])
     headers.remove(raw, ["A"])
+
+
+PIECES = [b"NATS/1.0", b"Nats-A", b"Nats-B", b"nats-A", b":", b" ", b"\t", b"\r\n", b"\r", b"\xff"]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map(b"".join))
+def test_the_servers_headers_at_once_are_those_got_one_by_one(block: bytes) -> None:
+    found = headers.server_headers(block)
+
+    for name in ("Nats-A", "Nats-B", "Nats-ANats-B"):
+        assert found.get(name) == headers.get(block, name)
