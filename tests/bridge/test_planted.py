@@ -8,11 +8,14 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import example, given, strategies as st
 
 from millstream_bridge import Record
 from millstream_bridge.jetstream.api import StreamInfo
 from millstream_bridge.jetstream.connection import Message
+from millstream_bridge.model import TimestampType
 from millstream_bridge.proof.check import Check
+from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
 from millstream_bridge.proof.sides import Part
 from millstream_bridge.proof.values import Proof
@@ -308,8 +311,6 @@ async def test_a_message_under_anothers_subject_is_a_difference() -> None:
 
 
 def test_the_quick_reading_and_the_thorough_one_agree() -> None:
-    from millstream_bridge.proof.decode import Decoder
-
     decoder = Decoder(MAPPING)
     read = 0
     for seed in ALL:
@@ -323,3 +324,56 @@ def test_the_quick_reading_and_the_thorough_one_agree() -> None:
             assert quick in (None, (record.kafka_partition, record.offset, parts_of(record)))
             read += quick is not None
     assert read > 1_000
+
+
+@given(
+    st.one_of(st.none(), st.binary(max_size=140), st.from_regex(r"[\w-]{1,140}", fullmatch=True)),
+    st.sampled_from(["%null", "none"]),
+    st.sampled_from(
+        [
+            "flights.{partition}.{key}",
+            "{partition}.x.{key}.z",
+            "a.{topic}.{partition}.{key|default(none)}",
+            "a.{partition}.{key|lower}",
+            "a.{partition}.{key}.{key.part[0]|default(x)}",
+        ]
+    ),
+    st.sampled_from(["", "0", ".", "none"]),
+)
+@example(b"N1", "%null", "flights.{partition}.{key}", "0")
+def test_a_key_is_cut_out_of_a_subject_only_as_it_would_be_read(
+    key: bytes | str | None, null_token: str, template: str, damage: str
+) -> None:
+    """``damage`` goes before the partition: no subject of the route's, then."""
+    mapping = Mapping(a_route("flights", subject=template, null_token=null_token))
+    key = key.encode("utf-8", "replace") if isinstance(key, str) else key
+    record = Record(3, 7, 1_357_034_400_000, TimestampType.CREATE, key, b"v", ())
+    head, _, tail = mapping.subject(record).partition("3")
+    subject = f"{head}{damage}3{tail}"
+    block = f"NATS/1.0\r\n{mapping.header_lines(record)}\r\n".encode()
+
+    quick = Decoder(mapping).common(subject.encode(), block, b"v")
+
+    if quick is not None:
+        assert Decoder(mapping).record(subject, Decoder.lines(block), b"v") == record
+        assert quick == (3, 7, parts_of(record))
+
+
+@pytest.mark.parametrize("subject", ["flights.{partition}.{key}", "{partition}.x.{key}.z"])
+def test_a_plain_key_is_cut_out_of_a_subject_never_met_before(subject: str) -> None:
+    mapping = Mapping(a_route("flights", subject=subject))
+    record = Record(3, 7, 1_357_034_400_000, TimestampType.CREATE, b"N-1_x", b"v", ())
+    block = f"NATS/1.0\r\n{mapping.header_lines(record)}\r\n".encode()
+
+    quick = Decoder(mapping).common(mapping.subject(record).encode(), block, b"v")
+
+    assert quick == (3, 7, parts_of(record))
+
+
+def test_the_null_token_is_no_plain_key() -> None:
+    mapping = Mapping(a_route("flights", null_token="none"))
+    record = Record(3, 7, 1_357_034_400_000, TimestampType.CREATE, b"none", b"v", ())
+    block = f"NATS/1.0\r\n{mapping.header_lines(record)}\r\n".encode()
+
+    assert mapping.subject(record) == "flights.3.%6Eone"
+    assert Decoder(mapping).common(b"flights.3.none", block, b"v") is None

@@ -2,8 +2,9 @@
 
 Most messages are: lines of the server's (``Nats-…``), source, origin, and headers that went one to
 one. One expression cuts the parts of the record out of such a block, in the very form that
-`parts_of` gives them; the key is looked up by the subject, which a mapping has read once.
-Everything else goes through `Mapping.record`, which reads all forms.
+`parts_of` gives them. The key is cut out of the subject where it is its own token, as most are;
+others are looked up by the subject, which a mapping has read once. Everything else goes through
+`Mapping.record`, which reads all forms.
 """
 
 import re
@@ -15,6 +16,9 @@ from ..records.mapping import Mapping
 from .parts import Parts
 
 _CACHED_SUBJECTS_MAX: Final = 65_536
+
+_Found = tuple[bytes, int, bytes, bool]
+"""What a subject tells: the partition, as text too, the key, and whether that is null."""
 
 
 class Decoder:
@@ -32,16 +36,19 @@ class Decoder:
             rb"Millstream-Origin: .*\r\n"
             rb"((?:(?!(?i:nats-|millstream-))[!-9;-~]+: (?! ).*(?<! )\r\n)*+)\r\n"
         )
-        self._keys: dict[bytes, tuple[bytes, int, bytes, bool]] = {}
+        self._subjects = mapping.template.plain_subject
+        self._null_token = mapping.route.null_token.encode()
+        self._keys: dict[bytes, _Found] = {}
         self._is_of_key_alone = mapping.template.is_of_key_alone
 
     def common(self, subject: bytes, block: bytes, payload: bytes) -> tuple[int, int, Parts] | None:
         """Partition, offset and parts of the record.
 
-        None: the message is not of the common form, or its subject was not met before.
+        None: the message is not of the common form, or its subject holds no plain key and was not
+        met before.
         """
         match = self._plain.fullmatch(block)
-        found = self._keys.get(subject)
+        found = self._keys.get(subject) or self._read(subject)
         if match is None or found is None:
             return None
         partition_text, head, offset, flags, lines = match.groups()
@@ -56,6 +63,12 @@ class Decoder:
         if lines:
             return partition, int(offset), (head, key, payload, *lines[:-2].split(b"\r\n"))
         return partition, int(offset), (head, key, payload)
+
+    def _read(self, subject: bytes) -> _Found | None:
+        match = self._subjects.fullmatch(subject) if self._subjects is not None else None
+        if match is None or match[2] == self._null_token:
+            return None
+        return match[1], int(match[1]), match[2], False
 
     def record(self, subject: str, headers: list[tuple[str, str]], payload: bytes) -> Record:
         """The record of any form; ValueError (HeaderError, KeyTokenError): it is damaged."""

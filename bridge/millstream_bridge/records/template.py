@@ -28,7 +28,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from millstream_coordinator.partitioning.key import to_token
+from millstream_coordinator.partitioning.key import KEY_BYTES_MAX, to_token
 
 from ..errors import ConfigurationError
 from ..model import Record
@@ -47,6 +47,8 @@ _FIELD = re.compile(
 )
 _FILTER = re.compile(r"(lower|hash8|escape)|default\(([^)]+)\)")
 _LITERAL = re.compile(r"[!-~]+")
+_OWN_TOKEN = rf"([\w-]{{1,{KEY_BYTES_MAX}}})"
+"""A key that is its own token, unless it reads as the null token."""
 
 
 class SubjectError(ValueError):
@@ -113,6 +115,11 @@ class Template:
         kinds = {field.kind for field in self.fields}
         self.is_of_key_alone = not kinds & {"header", "value"}
         self.reads_value = "value" in kinds
+        self.plain_subject = self._plain_subject()
+        """Matches subjects of keys that are their own tokens (see `_OWN_TOKEN`): partition, key.
+
+        None: subjects depend on something else, too.
+        """
         self._cache: dict[tuple[int, bytes | None], str] = {}
         if self.longest_bytes > SUBJECT_BYTES_MAX:
             raise self._wrong(
@@ -152,6 +159,14 @@ class Template:
             for token in self._tail
         ]
         return ".".join([*self.head, str(record.kafka_partition), *tail])
+
+    def _plain_subject(self) -> re.Pattern[bytes] | None:
+        fields = [token for token in self._tail if isinstance(token, Field)]
+        if len(fields) != 1 or not fields[0].is_whole_key:
+            return None
+        tail = [_OWN_TOKEN if isinstance(it, Field) else re.escape(it) for it in self._tail]
+        tokens = [*map(re.escape, self.head), r"(0|[1-9]\d{0,9})", *tail]
+        return re.compile(r"\.".join(tokens).encode())
 
     def _check(self, tokens: "list[str | Field]") -> None:
         kinds = [_kind(token) for token in tokens]
