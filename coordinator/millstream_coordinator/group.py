@@ -176,8 +176,7 @@ class Group:
 
         Raises KeyRuleError and ValueError, as `handler` does.
         """
-        if max_messages < 2:
-            raise ValueError(f"max_messages must be at least 2, not {max_messages}")
+        check_number("max_messages", max_messages, 2)
         self._limits = replace(
             self._limits, batch_messages=max_messages, batch_wait_s=duration_s("max_wait", max_wait)
         )
@@ -224,7 +223,9 @@ class Group:
     @property
     def partitions(self) -> dict[int, int]:
         """Partitions this member serves now, with their epochs."""
-        return {} if self._worker is None else self._worker.machine.partitions
+        if self._worker is None or self._worker.machine.phase is Phase.GONE:
+            return {}
+        return self._worker.machine.partitions
 
     @property
     def is_leader(self) -> bool:

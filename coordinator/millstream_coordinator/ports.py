@@ -617,7 +617,10 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Nothing can go on: what arrives cannot be read (a key function raised, a foreign ack)."""
+    """Nothing can go on: the connection will not come back, or what arrives cannot be read.
+
+    That is, a key function raised, or an ack subject is foreign.
+    """
 
     error: GroupError
 

@@ -290,6 +290,8 @@ async def test_a_connection_that_does_not_come_back_ends_the_member(
     async with asyncio.timeout(30):
         with pytest.raises(ServerUnreachable, match="its client does not open it again"):
             await run
+    assert not group.is_healthy
+    assert not group.partitions
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from ..ports import (
     Announce,
     Announced,
     Beat,
+    Broken,
     ClosePull,
     Command,
     CreateConsumer,
@@ -367,18 +368,14 @@ class JetStreamPort:
     # ---- time ----
 
     async def _check(self) -> None:
-        """Notice that the connection went or came back, and what has fallen silent.
-
-        Raises ServerUnreachable, which ends the member, when it will never come back.
-        """
+        """Notice that the connection went or came back, and what has fallen silent."""
         while True:
             await asyncio.sleep(_CHECK_INTERVAL_S)
-            if self._api.link.is_over and not self._is_closed:
-                reason = "the connection is closed, and its client does not open it again"
-                if self._wire.client.last_error is not None:
-                    reason = f"{reason}: {self._wire.client.last_error}"
-                raise ServerUnreachable(self._api.url, reason)
             self._check_connection()
+            if self._api.link.is_over:
+                reason = "the connection is closed, and its client does not open it again"
+                self._wire.tell(Broken(ServerUnreachable(self._api.url, reason)))
+                return
             if self._is_connected:
                 self._pulls.check(self._wire.now)
                 self._watch.check(self._wire.now)
