@@ -208,6 +208,8 @@ def test_nobody_is_asked_about_nothing(server: Server, healthy: str) -> None:
     code, out, err = coordinator(server, "dlq", "drop", healthy, "--all")
 
     assert (code, out, err) == (0, "nothing to change: there are no such letters\n", "")
+    _, told, _ = coordinator(server, "dlq", "drop", healthy, "--all", "--json")
+    assert json.loads(told)["dry_run"] is False
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def _create(
     wanted = run("create", _plan(settings, file))
     works = (Action.CREATE, Action.UPDATE)
     would = [f"{'would ' if step.action in works else ''}{step}" for step in wanted.steps]
-    if not (dry_run or wanted.is_refused):
+    if not (dry_run or wanted.is_refused or wanted.is_done):
         changed = [step.name for step in wanted.steps if step.action is Action.UPDATE]
         if changed and not yes:
             confirm("create", f"Change what is there ({', '.join(changed)})?", would)

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn, Protocol, TypeVar
@@ -154,10 +155,10 @@ def change(
         async with connected_to(settings, group) as target:
             return await operation(target, dry_run=True)
 
-    async def work(*, dry_run: bool) -> int:
+    async def work(unchanged: Outcome | None) -> int:
         late = None
         async with connected_to(settings, group) as target:
-            outcome = await operation(target, dry_run=dry_run)
+            outcome = unchanged or await operation(target, dry_run=dry_run)
             if not as_json:
                 show_changes(outcome)
             if until is not None:
@@ -172,13 +173,14 @@ def change(
             typer.echo("done")
         return DONE
 
+    unchanged = None
     if question is not None and not dry_run:
         found = run(name, check())
         if found.changes:
             confirm(name, question, [f"would change {it}" for it in found.changes])
         else:  # nobody has agreed to what may come up in between
-            dry_run = True
-    exit_with(name, work(dry_run=dry_run))
+            unchanged = replace(found, is_dry_run=False)
+    exit_with(name, work(unchanged))
 
 
 @asynccontextmanager
