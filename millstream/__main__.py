@@ -21,6 +21,7 @@ def _fill_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             lowest_free = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(lowest_free, True)  # what it starts has a stream there, too
             setattr(sys, name, os.fdopen(lowest_free, mode))
 
 

@@ -174,12 +174,11 @@ class Ingest:
             raise ApiError(10109)
         self.check_size(headers, message.payload)
         staged = Staged(subject, headers, message.payload)
-        has_server_headers = headers is not None and _SERVER_HEADER in headers
-        if headers is not None and has_server_headers:
+        if headers is not None and _SERVER_HEADER in headers:
             staged.asked = header_blocks.server_headers(headers)
             self._check_headers(staged, staging, is_sourced=is_sourced)
         if stream.is_wanted(subject):
-            if has_server_headers:
+            if staged.asked:
                 self._take_ttl(staged, is_sourced=is_sourced)
             stream.admit(staged, staging)
         if staging is not None:
