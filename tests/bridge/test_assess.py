@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from confluent_kafka import Producer
 
 from millstream_bridge import ConfigurationError, Record
 from millstream_bridge.back.runner import way_back_name
@@ -23,6 +22,7 @@ from millstream_bridge.project.findings import (
 from millstream_bridge.project.shape import Shape, newest
 from tests.bridge.moves import a_route
 from tests.bridge.test_cli import run
+from tests.bridge.topics import transactional
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -198,10 +198,7 @@ async def test_settings_gaps_and_groups_of_a_real_kafka_are_found(
 ) -> None:
     config = {"cleanup.policy": "compact", "max.message.bytes": "2000000"}
     a_real_kafka.create_topic(topic, 1, config)
-    producer = Producer(
-        {"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": f"assess-{topic}"}
-    )
-    producer.init_transactions(20)
+    producer = transactional(a_real_kafka, topic)
     for n in range(2):
         producer.begin_transaction()
         producer.produce(topic, key=b"k", value=b"%d" % n, partition=0)

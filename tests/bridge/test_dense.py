@@ -6,7 +6,6 @@ from typing import Any
 
 import nats as nats_py
 import pytest
-from confluent_kafka import Producer
 
 from millstream_bridge import Bridge, ConfigurationError
 from millstream_bridge.jetstream.connection import Connection
@@ -21,6 +20,7 @@ from tests.bridge.moves import (
     until,
     until_moved,
 )
+from tests.bridge.topics import transactional
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -193,10 +193,7 @@ async def test_markers_of_transactions_are_gaps_and_nothing_is_lost(
     nats_server: Server, a_real_kafka: Kafka, topic: str
 ) -> None:
     a_real_kafka.create_topic(topic, 1)
-    producer = Producer(
-        {"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": f"of-{topic}"}
-    )
-    producer.init_transactions(20)
+    producer = transactional(a_real_kafka, topic)
     route = a_route(topic, **DENSE)
     for turn in range(6):
         producer.begin_transaction()

@@ -1,4 +1,4 @@
-"""Ways into a real Kafka over TLS: by certificate, by password (SCRAM), by token (OAUTHBEARER)."""
+"""Ways into a real Kafka: by certificate, by password (SCRAM, PLAIN), by token (OAUTHBEARER)."""
 
 import asyncio
 import base64
@@ -40,6 +40,7 @@ LISTENERS = {
     "MUTUAL": "SSL",
     "MISNAMED": "SSL",
     "SCRAM": "SASL_SSL",
+    "PLAIN": "SASL_PLAINTEXT",
     "TOKEN": "SASL_SSL",
 }
 
@@ -53,6 +54,9 @@ listener.name.misnamed.ssl.keystore.location={TLS}/elsewhere.pem
 listener.name.scram.sasl.enabled.mechanisms=SCRAM-SHA-512
 listener.name.scram.scram-sha-512.sasl.jaas.config=\
   org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.plain.sasl.enabled.mechanisms=PLAIN
+listener.name.plain.plain.sasl.jaas.config=\
+  org.apache.kafka.common.security.plain.PlainLoginModule required user_bridge="{PASSWORD}";
 listener.name.token.sasl.enabled.mechanisms=OAUTHBEARER
 listener.name.token.oauthbearer.sasl.jaas.config=\
   org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
@@ -158,6 +162,12 @@ BY_PASSWORD = {
     "sasl.username": "bridge",
     "sasl.password": PASSWORD,
 }
+BY_PLAIN_PASSWORD = {
+    "security.protocol": "SASL_PLAINTEXT",
+    "sasl.mechanism": "PLAIN",
+    "sasl.username": "bridge",
+    "sasl.password": PASSWORD,
+}
 BY_TOKEN = {
     **BY_TLS,
     "security.protocol": "SASL_SSL",
@@ -227,6 +237,11 @@ REFUSED = {
     "no certificate": ("MUTUAL", BY_TLS, "certificate"),
     "a key's password": ("MUTUAL", {**BY_CERTIFICATE, "ssl.key.password": WRONG}, "ssl.key"),
     "a password": ("SCRAM", {**BY_PASSWORD, "sasl.password": WRONG}, "invalid credentials"),
+    "a plain password": (
+        "PLAIN",
+        {**BY_PLAIN_PASSWORD, "sasl.password": WRONG},
+        "Invalid username or password",
+    ),
     "a scope": (
         "TOKEN",
         {**BY_TOKEN, "sasl.oauthbearer.config": "principal=bridge scope=fares"},

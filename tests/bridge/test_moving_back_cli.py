@@ -1,6 +1,6 @@
 """back, cutover and rollback as commands: reports, exit codes, one line per error, dry runs.
 
-On nats-server alone: what the commands call is tried on both servers elsewhere.
+On nats-server alone: most of what the commands call is tried on both servers elsewhere.
 """
 
 import asyncio
@@ -193,8 +193,10 @@ async def test_a_route_that_cannot_go_on_ends_alone(
     ) as process:
         begun = await ready(ready_file, process)
         code, healthz = 200, ""
-        while code == 200:
-            code, healthz = await asyncio.to_thread(get, f"{begun['http']}/healthz")
+        async with asyncio.timeout(60):
+            while code == 200:
+                code, healthz = await asyncio.to_thread(get, f"{begun['http']}/healthz")
+                await asyncio.sleep(0.05)
         _, page = await asyncio.to_thread(get, f"{begun['http']}/metrics")
         status = await asyncio.to_thread(
             run, "status", "--nats", real_nats_server.url, "--wait", "0.3", "--json"

@@ -15,7 +15,6 @@ from typing import Any
 
 import nats
 import pytest
-from confluent_kafka import Producer
 from nats.aio.msg import Msg
 
 from millstream_bridge import ConfigurationError, Unreachable
@@ -42,6 +41,7 @@ from millstream_bridge.project.rule import Rule
 from tests.bridge.moves import a_route, until
 from tests.bridge.test_back import fill, publish
 from tests.bridge.test_cli import arguments, ready, run, started
+from tests.bridge.topics import transactional
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -72,6 +72,14 @@ def serve(fleet: Fleet, address: str = "127.0.0.1:0") -> AbstractAsyncContextMan
 
 def tells(fleet: Fleet, target: NatsTarget) -> AbstractAsyncContextManager[None]:
     return answering(target, lambda: fleet_status(fleet))
+
+
+async def answers_of(target: NatsTarget) -> list[dict[str, Any]]:
+    """What is answered to the first question that anybody answers."""
+    async with asyncio.timeout(60):
+        while not (found := await ask(target, wait_s=0.2)):
+            pass
+        return found
 
 
 def get(url: str) -> tuple[int, str]:
@@ -163,9 +171,7 @@ async def test_status_is_told_to_whoever_asks(
     assert await ask(target, wait_s=0.1) == []
     async with running(mock, real_nats_server, topic) as fleet, tells(fleet, target):
         await until(lambda: topic in fleet.bridges and fleet.bridges[topic].progress.records == 5)
-        found: list[dict[str, Any]] = []
-        while not found:
-            found = await ask(target, wait_s=0.2)
+        found = await answers_of(target)
 
     [answer] = found
     assert (answer["route"], answer["state"], answer["records"]) == (topic, "moving", 5)
@@ -186,9 +192,7 @@ async def test_who_answers_otherwise_is_passed_over(real_nats_server: Server) ->
     try:
         await client.subscribe(SUBJECT, cb=answer)
         await client.flush()
-        found: list[dict[str, Any]] = []
-        while not found:
-            found = await ask(NatsTarget(url=real_nats_server.url), wait_s=0.2)
+        found = await answers_of(NatsTarget(url=real_nats_server.url))
     finally:
         await client.close()
 
@@ -201,10 +205,7 @@ async def test_the_end_of_a_transaction_is_no_lag(
 ) -> None:
     """It takes an offset that no record ever has; while reading and at a start behind it."""
     a_real_kafka.create_topic(topic, 1)
-    producer = Producer(
-        {"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": f"lag-{topic}"}
-    )
-    producer.init_transactions(20)
+    producer = transactional(a_real_kafka, topic)
     producer.begin_transaction()
     producer.produce(topic, b"x", partition=0)
     producer.commit_transaction(20)
@@ -243,13 +244,13 @@ async def test_a_way_back_tells_its_metrics_health_and_status(
     with started("back", *words) as process:
         url = (await ready(ready_file, process))["http"]
         page = ""
-        while f'millstream_bridge_back_records_total{{route="{topic}"}} 20.0' not in page:
-            _, page = await asyncio.to_thread(get, f"{url}/metrics")
+        async with asyncio.timeout(60):
+            while f'millstream_bridge_back_records_total{{route="{topic}"}} 20.0' not in page:
+                _, page = await asyncio.to_thread(get, f"{url}/metrics")
+                await asyncio.sleep(0.05)
         code, told = await asyncio.to_thread(get, f"{url}/healthz")
         target = NatsTarget(url=real_nats_server.url)
-        found: list[dict[str, Any]] = []
-        while not found:
-            found = await ask(target, wait_s=0.2)
+        found = await answers_of(target)
         look = ["status", "--nats", real_nats_server.url, "--wait", "0.3"]
         shown = await asyncio.to_thread(run, *look)
         missing = await asyncio.to_thread(run, *look, "--route", topic)

@@ -256,14 +256,14 @@ async def test_a_plan_can_be_run_as_it_is_and_has_not_drifted(
 
 
 async def test_each_stream_of_a_dense_route_is_looked_at(
-    real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
+    nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
     mock.create_topic(topic, 2)
     dense = a_route(topic, mode="dense", stream="FLIGHTS-{partition}", max_bytes=1 << 20)
-    await move_all(mock.bootstrap, real_nats_server.url, dense)
+    await move_all(mock.bootstrap, nats_server.url, dense)
     file = tmp_path / "project.toml"
     file.write_text(
-        f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{real_nats_server.url}"\n'
+        f'[kafka]\nbootstrap = "{mock.bootstrap}"\n[nats]\nurl = "{nats_server.url}"\n'
         f'[[route]]\ntopic = "{topic}"\nmode = "dense"\nstream = "{dense.stream}"\n'
         f'subject = "{dense.subject}"\n'
     )

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from confluent_kafka import KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions
 
@@ -18,6 +18,7 @@ from millstream_bridge import (
 from millstream_bridge.model import TimestampType
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.bridge.test_bad_input import make_stream
+from tests.bridge.topics import transactional
 from tests.helpers.kafka import Kafka, run_tool
 from tests.helpers.servers import Server
 
@@ -56,8 +57,7 @@ async def test_an_aborted_transaction_is_not_moved_and_its_gap_is_no_loss(
     nats_server: Server, a_real_kafka: Kafka, topic: str
 ) -> None:
     a_real_kafka.create_topic(topic, 1)
-    producer = Producer({"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": topic})
-    producer.init_transactions(20)
+    producer = transactional(a_real_kafka, topic)
     for value, is_committed in ((b"kept", True), (b"aborted", False), (b"also kept", True)):
         producer.begin_transaction()
         producer.produce(topic, value, partition=0)
@@ -80,8 +80,7 @@ async def test_the_barrier_waits_for_a_transaction_that_is_still_open(
     """What was committed a moment ago looks like that, too."""
     a_real_kafka.create_topic(topic, 1)
     route = a_route(topic)
-    producer = Producer({"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": topic})
-    producer.init_transactions(20)
+    producer = transactional(a_real_kafka, topic)
     producer.begin_transaction()
     producer.produce(topic, b"last", partition=0)
     producer.flush(20)
@@ -207,8 +206,7 @@ async def test_behind_a_transactions_marker_a_run_goes_on(
     """The offset before the log's end is no record's, before the position is one."""
     a_real_kafka.create_topic(topic, 1)
     route = a_route(topic)
-    producer = Producer({"bootstrap.servers": a_real_kafka.bootstrap, "transactional.id": topic})
-    producer.init_transactions(20)
+    producer = transactional(a_real_kafka, topic)
     for n in range(3):
         producer.begin_transaction()
         producer.produce(topic, b"%d" % n, partition=0)

@@ -1,8 +1,14 @@
-"""A topic as any Kafka consumer that reads committed sees it, with confluent-kafka alone."""
+"""Topics by confluent-kafka alone: as who reads committed sees them, and in transactions."""
 
 from typing import Any
 
-from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, Consumer, KafkaError, TopicPartition
+from confluent_kafka import (
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaError,
+    Producer,
+    TopicPartition,
+)
 
 from millstream_bridge import Record
 from millstream_bridge.model import TimestampType
@@ -51,3 +57,10 @@ def all_records(kafka: Kafka, topic: str) -> list[Record]:
         return sorted(records, key=lambda record: (record.kafka_partition, record.offset))
     finally:
         consumer.close()
+
+
+def transactional(kafka: Kafka, topic: str) -> Producer:
+    """A producer that may begin a transaction; its id is the topic's name."""
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": topic})
+    producer.init_transactions(20)
+    return producer

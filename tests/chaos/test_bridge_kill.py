@@ -1,6 +1,6 @@
 """The short form of `tests.chaos.bridge_kill` on the embedded broker: a few kills in each mode.
 
-On nats-server the storms of `test_bridge_storm` kill the bridge and the server too.
+On nats-server the storms of `test_bridge_storm` kill bridge and server too, two bridges at a time.
 """
 
 from pathlib import Path

@@ -19,8 +19,11 @@ async def running(*groups: Group) -> AsyncIterator[None]:
             await asyncio.gather(*(group.stop() for group in groups))
 
 
-async def until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> None:
-    """Look again and again until it is so."""
+async def until(is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
+    """Look again and again until it is so: well before a lease or a drain's time runs out.
+
+    What only those brought about would pass for working.
+    """
     async with asyncio.timeout(timeout_s):
         while not is_so():  # noqa: ASYNC110 - what a group shows is polled, by users too
             await asyncio.sleep(0.01)

@@ -74,12 +74,14 @@ class Members:
     async def share(self, one: Group, other: Group) -> None:
         """Handle all messages with one member, then both, then the other alone."""
         async with running(one):
-            await until(lambda: len(self.handled) >= MESSAGES // 3)
+            await until(lambda: len(self.handled) >= MESSAGES // 3, TIMEOUT_S)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(other.run(handle_signals=False))
-                await until(lambda: bool(other.partitions) or len(self.handled) == MESSAGES)
+                await until(
+                    lambda: bool(other.partitions) or len(self.handled) == MESSAGES, TIMEOUT_S
+                )
                 await one.stop()
-                await until(lambda: len(self.handled) == MESSAGES)
+                await until(lambda: len(self.handled) == MESSAGES, TIMEOUT_S)
                 await other.stop()
 
 

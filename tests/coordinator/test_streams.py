@@ -119,7 +119,7 @@ async def test_the_consumers_of_other_groups_count(
     assert "4 partitions need up to 8 consumers beside 4 of others, it takes 10" in str(error)
 
 
-async def test_a_million_partitions_are_refused_as_fast_as_ten(
+async def test_a_million_partitions_are_refused_by_what_the_stream_takes(
     server: Server, client: Client, name: str
 ) -> None:
     await make(client, name)

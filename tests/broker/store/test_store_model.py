@@ -263,7 +263,10 @@ class CrashingStore(QueriedStore):
         shutil.rmtree(self.folder)
 
 
+EXAMPLES = settings().max_examples
+"""The profile's; a run of steps is an example, so fewer will do."""
+
 TestMemoryStore = QueriedStore.TestCase
-TestMemoryStore.settings = settings(max_examples=60, stateful_step_count=30)
+TestMemoryStore.settings = settings(max_examples=EXAMPLES * 3 // 10, stateful_step_count=30)
 TestFileStore = CrashingStore.TestCase
-TestFileStore.settings = settings(max_examples=120, stateful_step_count=40)
+TestFileStore.settings = settings(max_examples=EXAMPLES * 3 // 5, stateful_step_count=40)
