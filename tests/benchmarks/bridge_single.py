@@ -81,11 +81,12 @@ def _top(start: Callable[[], Coroutine[Any, Any, object]]) -> Figures:
 
 
 def _words(name: str) -> list[str]:
-    return re.findall(r"[a-z]+", name)
+    return re.findall(r"\w+", name)
 
 
 _WAITS = frozenset(
-    {"run", "get", "consume", "flush", "poll", "commit", "init", "send", "committed"}
+    {"run", "SimpleQueue", "consume", "flush", "poll", "_poll", "list_topics", "committed"}
+    | {"commit_transaction", "init_transactions", "send_offsets_to_transaction"}
 )
 """Words in the names of calls that mostly wait: the loop's, the queue's, the Kafka client's."""
 

@@ -32,6 +32,9 @@ class MemorySides:
     is_compact: bool = False
     reached_to: dict[int, int] = field(default_factory=dict)
     age_s: float = math.inf
+    now_ns: int = 0
+    stored_ns: dict[int, int] = field(default_factory=dict)
+    """When messages were stored, by sequence; the others long ago."""
 
     @property
     def marks(self) -> Bounds:
@@ -43,7 +46,7 @@ class MemorySides:
 
     async def parts(self) -> list[Part]:
         first, last = (self.stored[0][0], self.stored[-1][0]) if self.stored else (1, 0)
-        info = StreamInfo(dict(self.config), first, last, self.age_s)
+        info = StreamInfo(dict(self.config), first, last, self.age_s, self.now_ns)
         partitions = sorted(self.marks)
         return [
             Part(stream="FLIGHTS", filter=MAPPING.route_filter, partitions=partitions, info=info)
@@ -53,7 +56,12 @@ class MemorySides:
         self, part: Part, subject: str, first_seq: int
     ) -> AsyncGenerator[list[Delivery]]:
         found = [
-            (b"$JS.ACK.S.c.1.%d.1.0.0" % seq, it.subject.encode(), it.block, it.payload)
+            (
+                b"$JS.ACK.S.c.1.%d.1.%d.0" % (seq, self.stored_ns.get(seq, 0)),
+                it.subject.encode(),
+                it.block,
+                it.payload,
+            )
             for seq, it in self.stored
             if seq >= first_seq and covers(subject, it.subject)
         ]

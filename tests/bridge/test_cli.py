@@ -235,6 +235,7 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
         (["kafka-mock", "--topic", "flights:99999999999"], 2, "with 1 to 9999 partitions"),
         (["run", "--ready-file", "/nowhere/r"], 2, "cannot write /nowhere/r: no files can be made"),
         (["verify", "--report", "/dev/null"], 2, "cannot write /dev/null: it is no file"),
+        (["verify", "--report", "r" * 300], 2, "File name too long"),
         (
             ["kafka-mock", "--topic", "a:1", "--ready-file", "/nowhere/ready"],
             2,

@@ -19,7 +19,7 @@ from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
 from millstream_bridge.proof.sides import Part
 from millstream_bridge.proof.values import Proof
-from millstream_bridge.records.mapping import Mapping
+from millstream_bridge.records.mapping import Mapping, any_source
 from millstream_bridge.records.origin import Return, marks
 from tests.bridge.moves import a_route
 from tests.bridge.planted import MAPPING, PLANTS, MemorySides, message_of, some_kafka, stored_of
@@ -275,6 +275,31 @@ async def test_tombstones_that_were_not_stored_yet_have_not_expired() -> None:
     assert difference is not None
     assert (difference.kafka_partition, difference.offset) == (last.kafka_partition, last.offset)
     assert difference.what == "the stream does not have this record"
+
+
+async def test_tombstones_stored_a_moment_ago_have_not_expired() -> None:
+    """Whatever is behind a record that has not lasted so long was stored later still."""
+    chance = random.Random(5)
+    kafka = some_kafka(chance, partitions=1)
+    stored = stored_of([it for it in kafka if it.value is not None], chance)
+    mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
+    reached_to = {0: kafka[-1].offset + 1}
+    [lost, *_] = [it for it in kafka[len(kafka) // 2 :] if it.value is None]
+    now_ns = 1_000 * 10**9
+    at = {
+        seq: now_ns - 30 * 10**9
+        for seq, message in stored
+        if (source := any_source(Decoder.lines(message.block))) and source.offset > lost.offset - 2
+    }
+
+    sides = MemorySides(kafka, stored, reached_to=reached_to, now_ns=now_ns, stored_ns=at)
+    proof = await Check(sides, mapping).full()
+
+    assert proof.difference is not None
+    assert proof.difference.offset >= lost.offset - 2
+    assert proof.difference.what == "the stream does not have this record"
+    sides.stored_ns = dict.fromkeys(at, now_ns - 61 * 10**9)
+    assert (await Check(sides, mapping).full()).equal
 
 
 async def test_every_block_of_a_sample_that_is_looked_at_must_be_equal() -> None:

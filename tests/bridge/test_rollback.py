@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaError
 
-from millstream_bridge import Bridge
+from millstream_bridge import Bridge, Unreachable
 from millstream_bridge.cutover import rollback, takeover
 from millstream_bridge.cutover.cutover import open_sides
 from millstream_bridge.cutover.proof import CutProof
@@ -274,6 +274,36 @@ async def test_what_is_published_while_the_group_works_is_in_kafka_before_its_en
     assert await asyncio.to_thread(rest_of, kafka, topic, topic) == []
     assert sum(looked[:looked_before]) >= 30
     assert looked[-1] < 30
+
+
+async def test_a_kafka_that_is_away_while_workers_are_waited_for_is_read_later(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading ahead only saves time, so nothing ends with it."""
+    route = await cut_over_all(mock, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+    told: list[str] = []
+    asked: list[object] = []
+
+    async def is_away(*given: object) -> None:
+        asked.append(given)
+        raise Unreachable("Kafka", mock.bootstrap, "a leader is being elected")
+
+    monkeypatch.setattr(rollback._RollBack, "_read_much", is_away)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: len(seen) == 9)
+        rolling = tasks.create_task(
+            roll(mock, nats_server, route, topic, apply=True, wait_s=30, on_event=told.append),
+            name="rollback",
+        )
+        await until(lambda: bool(told))
+        await worker.stop()
+        await running
+
+    assert asked
+    assert rolling.result().problems == []
+    assert {it.partition: it.after for it in rolling.result().partitions} == {0: 4, 1: 4, 2: 4}
 
 
 def values_of(records: list[Record]) -> list[bytes]:

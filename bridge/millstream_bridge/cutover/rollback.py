@@ -26,6 +26,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ..back.runner import BackBridge
+from ..errors import Unreachable
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaGroup
 from ..model import Route
@@ -196,7 +197,16 @@ class _RollBack:
             await sides.index.extend()
 
     async def _read_ahead(self, handled: Mapping[int, Handled]) -> None:
-        """Read the topic on to its end of now, if that is much: nobody then waits for it."""
+        """Read the topic on to its end of now, if that is much: nobody then waits for it.
+
+        A Kafka that is away meanwhile, or elects a leader, costs no more than this reading.
+        """
+        try:
+            await self._read_much(handled)
+        except Unreachable:
+            self._returns.clear()  # one may have been read half, and noted what it read
+
+    async def _read_much(self, handled: Mapping[int, Handled]) -> None:
         sides = self._sides
         sides.marks = await sides.source.watermarks()
         for number, progress in handled.items():

@@ -43,12 +43,17 @@ class StoredMessage(NamedTuple):
 
 
 class StreamInfo(NamedTuple):
-    """What STREAM.INFO says; ``age_s``: how long ago the stream was made, by the server's clock."""
+    """What STREAM.INFO says.
+
+    By the server's clock, ``age_s`` is how long ago the stream was made, and ``now_ns`` when it
+    said so; 0: it does not tell.
+    """
 
     config: dict[str, Any]
     first_seq: int
     last_seq: int
     age_s: float = math.inf
+    now_ns: int = 0
 
     def limit(self, name: str) -> int | None:
         """A limit of the configuration, None where there is none."""
@@ -79,11 +84,12 @@ async def stream_info(connection: Connection, stream: str) -> StreamInfo | None:
             return None
         raise ConfigurationError(f"stream {stream}: {error}") from error
     state = answer["state"]
-    age_s = math.inf
-    if "ts" in answer:
-        times = [datetime.fromisoformat(answer[it]) for it in ("created", "ts")]
-        age_s = (times[1] - times[0]).total_seconds()
-    return StreamInfo(answer["config"], int(state["first_seq"]), int(state["last_seq"]), age_s)
+    first_seq, last_seq = int(state["first_seq"]), int(state["last_seq"])
+    if "ts" not in answer:
+        return StreamInfo(answer["config"], first_seq, last_seq)
+    created, now = (datetime.fromisoformat(answer[it]) for it in ("created", "ts"))
+    age_s, now_ns = (now - created).total_seconds(), int(now.timestamp() * 1e9)
+    return StreamInfo(answer["config"], first_seq, last_seq, age_s, now_ns)
 
 
 async def stored_message(

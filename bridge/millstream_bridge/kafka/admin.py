@@ -336,5 +336,6 @@ def _sound(answer: Any) -> Any:
     """The answer; KafkaException: some partition has an error, though the whole has none."""
     for place in getattr(answer, "topic_partitions", None) or ():
         if place.error is not None:
-            raise KafkaException(place.error)
+            where = f"{place.topic} partition {place.partition}: {place.error.str()}"
+            raise KafkaException(KafkaError(place.error.code(), where))
     return answer

@@ -26,8 +26,9 @@ from ..records.origin import without_returned
 logger = logging.getLogger(__name__)
 
 POLL_FIRST_S, POLL_MOST_S = 0.01, 0.25
-FIRST_LOOK_S = 5.0
-"""So long a first look at both sides may take, however short the time limit."""
+FIRST_LOOK_S = 12.0
+"""So long a first look may take, however short the time limit: longer than it takes either side to
+be found out of reach."""
 _LOOK_S = 0.2
 _LOOK_RECORDS = 1_000
 

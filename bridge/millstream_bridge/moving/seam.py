@@ -65,4 +65,4 @@ class Seam:
     def _is_in_the_way(self, error: RecordError) -> bool:
         """Whether it is of a record that is stored already, so that nobody needs it."""
         before = self._before.get(error.kafka_partition)
-        return before is not None and (isinstance(error, OffsetGone) or error.offset <= before)
+        return before is not None and (isinstance(error, OffsetGone) or 0 <= error.offset <= before)

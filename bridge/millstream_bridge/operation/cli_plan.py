@@ -63,9 +63,9 @@ def _write(
     as_json: bool,
 ) -> None:
     target = settings.nats_target
+    check_writable(out)
     if out is not None and out.exists():
         raise ConfigurationError(f"{out} is there already; plan --check {out} says what drifted")
-    check_writable(out)
     found = run_loop(
         assess(
             kafka=settings.kafka,

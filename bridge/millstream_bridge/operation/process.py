@@ -70,8 +70,12 @@ def check_writable(path: Path | None) -> None:
     """ConfigurationError: no file can be written there. Asked before the work it is to tell of."""
     if path is None:
         return
-    is_other = path.exists() and not path.is_file()
-    if is_other or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+    try:
+        is_other = path.exists() and not path.is_file()
+        is_room = path.parent.is_dir() and os.access(path.parent, os.W_OK)
+    except OSError as error:  # one may not even look, or the name is too long
+        raise ConfigurationError(f"cannot write {path}: {error.strerror}") from error
+    if is_other or not is_room:
         what = "it is no file" if is_other else f"no files can be made in {path.parent}"
         raise ConfigurationError(f"cannot write {path}: {what}")
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from ..errors import ConnectionLost, Unreachable
 from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection
 from ..jetstream.stream import find_problem
@@ -153,6 +154,8 @@ async def _stream_drifts(
                 info = await stream_info(connection, mapping.stream_name(p or 0))
                 if info is not None:
                     drifts += stream_drift(mapping, info.config, p)
+    except ConnectionLost as lost:
+        raise Unreachable("JetStream", str(project.nats), str(lost)) from lost
     finally:
         await connection.close()
     return drifts

@@ -180,6 +180,8 @@ class Check:
                 books[p] = Newest(part.keeps, is_compacted)
                 if ttl_s is not None and part.info.age_s > ttl_s:
                     books[p].expired_below = await self._sides.reached(part, p) or 0
+                    if part.info.now_ns:
+                        books[p].expired_before_ns = part.info.now_ns - ttl_s * 1e9
             bounds = {p: marks[p] for p in part.partitions}
             side = StreamSide(self._mapping, bounds, books, is_dense=self._is_dense)
             await self._read_stream(part, side, 1)

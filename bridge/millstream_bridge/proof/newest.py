@@ -7,9 +7,10 @@ record: about 150 bytes each.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 
-from ..jetstream.reader import sequence
+from ..jetstream.consumer import place_of
 from ..model import Record
 from .parts import Parts, joined, parts_of
 from .values import Difference, Side
@@ -21,12 +22,14 @@ class Newest:
 
     ``keeps``: how many messages per subject the stream holds, None for all. ``is_compacted``: Kafka
     removes records of keys that have a newer one. ``expired_below``: the stream may have removed
-    records without a value below this offset, which were stored longer ago than they last.
+    records without a value below this offset, if they were stored before ``expired_before_ns``. A
+    record that was stored later tells of all behind it that they were, too.
     """
 
     keeps: int | None
     is_compacted: bool
     expired_below: int = 0
+    expired_before_ns: float = math.inf
     expired: int = 0
     _kafka_count: int = 0
     _kafka_first: int | None = None
@@ -44,7 +47,10 @@ class Newest:
     def add(self, offset: int, parts: Parts, place: bytes) -> None:
         """The stream's next record."""
         digest = _digest(parts)
-        self._stored[offset] = (sequence(place), digest)
+        at = place_of(place)
+        self._stored[offset] = (at.seq, digest)
+        if at.time_ns >= self.expired_before_ns and offset < self.expired_below:
+            self.expired_below = offset
         self._whole.update(digest)
         self._first = offset if self._first is None else self._first
         self._last = offset
