@@ -78,7 +78,7 @@ class Coming:
     def _answer(self, good: object) -> Future[object]:
         answer: Future[object] = Future()
         if self._errors and self._in_part:
-            place = SimpleNamespace(error=self._errors.pop())
+            place = SimpleNamespace(topic="t", partition=0, error=self._errors.pop())
             answer.set_result(SimpleNamespace(topic_partitions=[place]))
         elif self._errors:
             answer.set_exception(KafkaException(self._errors.pop()))
@@ -119,7 +119,7 @@ async def test_so_it_is_where_the_answer_says_it_of_partitions_only(
         await admin.set_positions("g", "t", {0: 1})
         monkeypatch.setattr("millstream_bridge.kafka.admin.COORDINATOR_S", 0.0)
         admin._client = cast(Any, Coming(code, 1_000, in_part=True))
-        with pytest.raises(Unreachable, match="Read on group g and topic t"):
+        with pytest.raises(Unreachable, match="Read on group g and topic t: NOT_COORDINATOR"):
             await admin.set_positions("g", "t", {0: 1})
     finally:
         await admin.close()

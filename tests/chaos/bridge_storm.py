@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import signal
 import sys
@@ -153,8 +154,7 @@ class World:
         """End the bridges; then one alone moves what is left."""
         self._is_over = True
         for process in self._processes.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
         async with asyncio.timeout(FINISH_S_MAX):
             while True:
                 process = await self._start_bridge(",".join(self.sides.urls), stop_at_end=True)
@@ -191,8 +191,7 @@ class World:
         """One fault, and what it takes to live on."""
         self.outcome.faults[kind] = self.outcome.faults.get(kind, 0) + 1
         if kind == "bridge":
-            with contextlib.suppress(ProcessLookupError):
-                self._random.choice(list(self._processes.values())).kill()
+            _kill(self._random.choice(list(self._processes.values())))
         elif kind == "server":
             await self.sides.kill_server(self._random.choice(self.streams))
         elif kind == "kafka":
@@ -228,6 +227,13 @@ class World:
                     await client.jetstream(timeout=1).publish(f"flights.{partition}.n", b"native")
                     self.outcome.native += 1
                 await asyncio.sleep(NATIVE_EVERY_S[self.storm.mode])
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Its own `kill` takes the exit code of one that is dead already: asyncio then reports 255."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 class Records:

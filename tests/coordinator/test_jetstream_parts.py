@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import NoRespondersError
 
 from millstream_coordinator import Group
 from millstream_coordinator.jetstream.api import (
@@ -89,6 +90,8 @@ class FakeClient:
         self.is_connected = True
         self.stats = {"reconnects": 0}
         self.does_swallow = False
+        self.unheard = 0
+        """So many requests meet nobody."""
         self._inboxes = 0
 
     def new_inbox(self) -> str:
@@ -103,6 +106,9 @@ class FakeClient:
         self.asked.append(subject)
         self.bodies.append(payload)
         await self.gate.wait()
+        if self.unheard:
+            self.unheard -= 1
+            raise NoRespondersError
         for name, answer in self.answers.items():
             if name in subject:
                 return FakeReply(json.dumps(answer).encode())
@@ -323,6 +329,20 @@ async def test_buckets_are_written_under_a_prefix_and_stored_without_it(bench: B
     assert api.key_subject("B", "cfg") == "$JS.hub.API.$KV.B.cfg"
     assert bench.api.key_subject("B", "cfg") == "$KV.B.cfg"
     assert api.subject("INFO") == "$JS.hub.API.INFO"
+
+
+async def test_a_bucket_just_made_that_not_every_node_knows_is_written_when_it_does(
+    bench: Bench,
+) -> None:
+    bench.client.unheard = 3
+    bench.client.answers["cfg"] = {"stream": "KV_B", "seq": 7}
+
+    with pytest.raises(RequestFailed) as raised:
+        await bench.api.write("B", "cfg", b"x", 0, {})
+    revision = await bench.api.write("B", "cfg", b"x", 0, {}, made_s=60)
+
+    assert raised.value.reason is Failure.NO_RESPONDERS
+    assert (revision, len(bench.client.asked)) == (7, 4)
 
 
 async def test_one_of_several_servers_in_a_url_is_enough(server: Server, name: str) -> None:

@@ -15,7 +15,7 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
-from ..errors import ConfigurationError, ConnectionLost
+from ..errors import ConnectionLost
 from . import consumer
 from .connection import ACK_PREFIX, Connection, Delivery, Message
 
@@ -87,7 +87,7 @@ async def read_deliveries(
     finally:
         if connection.is_open:
             connection.unsubscribe(sid)
-            with suppress(ConnectionLost, ConfigurationError):  # it dies by itself
+            with suppress(ConnectionLost):  # it dies by itself
                 await consumer.delete(connection, stream, name)
 
 

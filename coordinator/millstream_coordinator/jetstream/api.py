@@ -12,6 +12,7 @@ Acks go where the message's reply subject says, which the server writes.
 
 import asyncio
 import base64
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,9 @@ UNAVAILABLE = 503
 PASSING = (10005, 10118)
 """Said while a node is down: no suitable peers for placement, replicas that cannot be placed."""
 API_PREFIX = "$JS.API"
+MADE_S = 2.0
+"""So long after a bucket was made nobody there means: not yet."""
+_EARLY_PAUSE_S = 0.01
 READ_AT_ONCE = 64
 """Requests under way at one time where many keys are read."""
 
@@ -314,10 +318,30 @@ class Api:
         return values
 
     async def write(
-        self, bucket: str, key: str, value: bytes, revision: int, headers: dict[str, str]
+        self,
+        bucket: str,
+        key: str,
+        value: bytes,
+        revision: int,
+        headers: dict[str, str],
+        *,
+        made_s: float = 0.0,
     ) -> int:
-        """Compare-and-set; returns the new revision. RequestFailed's code tells a conflict."""
-        return await self.publish(self.key_subject(bucket, key), value, headers, expected=revision)
+        """Compare-and-set; returns the new revision. RequestFailed's code tells a conflict.
+
+        ``made_s``: the bucket is new, and so long nobody there means not yet. A cluster says that a
+        stream is made before every node has heard where its subjects go (seen on 2.15.1).
+        """
+        subject = self.key_subject(bucket, key)
+        give_up_at = time.monotonic() + made_s
+        while True:
+            try:
+                return await self.publish(subject, value, headers, expected=revision)
+            except RequestFailed as error:
+                is_early = error.reason is Failure.NO_RESPONDERS and time.monotonic() < give_up_at
+                if not is_early:
+                    raise
+                await asyncio.sleep(_EARLY_PAUSE_S)
 
     async def publish(
         self, subject: str, data: bytes, headers: Mapping[str, str], *, expected: int | None = None

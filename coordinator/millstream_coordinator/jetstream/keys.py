@@ -29,6 +29,7 @@ from ..ports import (
     Written,
 )
 from .api import (
+    MADE_S,
     STREAM_NAME_IN_USE,
     STREAM_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
@@ -93,7 +94,7 @@ async def make_room(api: Api, bucket: str, info: dict[str, Any]) -> None:
             if marks_deletion(oldest.headers):
                 headers = {"KV-Operation": "DEL"}
         try:
-            await api.write(bucket, key, value, revision, headers)
+            await api.write(bucket, key, value, revision, headers, made_s=MADE_S)
         except RequestFailed as error:
             if error.code not in WRONG_LAST_SEQUENCE:  # else another member did
                 raise

@@ -17,6 +17,7 @@ from .. import naming
 from ..errors import ConfigMismatch, StreamUnfit
 from ..jetstream.api import (
     API_PREFIX,
+    MADE_S,
     STREAM_NAME_IN_USE,
     WRONG_LAST_SEQUENCE,
     Api,
@@ -122,7 +123,7 @@ async def _write(api: Api, step: Step, key: str, value: bytes, revision: int) ->
     """Write a key if it is as the plan saw it."""
     bucket = naming.bucket(step.name)
     try:
-        await api.write(bucket, key, value, revision, {})
+        await api.write(bucket, key, value, revision, {}, made_s=MADE_S)
     except RequestFailed as error:
         if error.code not in WRONG_LAST_SEQUENCE:
             raise
