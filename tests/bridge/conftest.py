@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.bridge.rights import permit_nothing
 from tests.helpers.empty_servers import EmptyServers
 from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, KafkaNode, mock_kafka, real_kafka
 from tests.helpers.require import need
@@ -33,6 +34,13 @@ async def nats_server(
 
 
 @pytest.fixture
+async def server(_empty_servers: EmptyServers) -> AsyncIterator[Server]:
+    """The embedded broker, where the server does not matter."""
+    async with _empty_servers.one(EMBEDDED) as server:
+        yield server
+
+
+@pytest.fixture
 async def real_nats_server(_empty_servers: EmptyServers) -> AsyncIterator[Server]:
     """The real nats-server, likewise."""
     need("nats")
@@ -49,8 +57,7 @@ def _real_kafka_node() -> Iterator[Kafka]:
 
 
 @pytest.fixture(scope="session")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
-    """A real Kafka whose user `BRIDGE` may do nothing that no rule permits, for the session."""
+def _secured_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
     need("kafka")
     node = KafkaNode(tmp_path_factory.mktemp("kafka"), secured=True)
     node.start()
@@ -58,6 +65,13 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaNode]:
         yield node
     finally:
         node.kill()
+
+
+@pytest.fixture
+def secured(_secured_node: KafkaNode) -> Iterator[KafkaNode]:
+    """The session's real Kafka whose user `BRIDGE` may do nothing but what the test permits."""
+    yield _secured_node
+    permit_nothing(_secured_node)
 
 
 @pytest.fixture(params=[MOCK, pytest.param(REAL_KAFKA, marks=pytest.mark.kafka)])

@@ -14,8 +14,8 @@ from millstream_bridge.back.runner import BackBridge
 from millstream_bridge.jetstream import consumer
 from millstream_bridge.project.permissions import Purpose, needs
 from tests.bridge.moves import a_route
+from tests.bridge.rights import make_topic, permit
 from tests.bridge.test_cli import SUBJECT, run
-from tests.bridge.test_permissions import make_topic, permit
 from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
 from tests.helpers.servers import Server, real_server

@@ -23,9 +23,9 @@ from millstream_bridge.project.file import GroupMove
 from millstream_bridge.project.permissions import Needs, Purpose, needs
 from millstream_coordinator import naming
 from tests.bridge.moves import a_route, move_all
+from tests.bridge.rights import Line, make_topic, permit, permit_nothing
 from tests.bridge.test_back import fill, publish, shared_route
 from tests.bridge.test_cutover import commit, handled_by
-from tests.bridge.test_permissions import make_topic, permit
 from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
 from tests.helpers.servers import Server, real_server
@@ -35,7 +35,6 @@ DISPENSABLE = {"$JS.API.CONSUMER.CREATE.FLIGHTS"}
 """Without it what is behind cannot be counted, which takes the server two seconds to say."""
 Switch = Callable[[str], Coroutine[Any, Any, CutProof]]
 Operation = Callable[..., Coroutine[Any, Any, CutProof]]
-Line = tuple[str, str, str]
 
 
 @asynccontextmanager
@@ -184,6 +183,7 @@ async def test_the_listed_operations_are_enough_on_kafka_and_each_is_needed(
     consumer.close()
 
     async def try_and_permit(purpose: Purpose, operation: Operation, **options: Any) -> CutProof:
+        permit_nothing(secured)
         given: list[Line] = []
 
         async def attempt() -> CutProof:

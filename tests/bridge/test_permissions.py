@@ -9,25 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
-from confluent_kafka.admin import (  # type: ignore[attr-defined]
-    AclBinding,
-    AclBindingFilter,
-    AclOperation,
-    AclPermissionType,
-    AdminClient,
-    ResourcePatternType,
-    ResourceType,
-)
-from confluent_kafka.cimpl import NewTopic
 
 from millstream_bridge import BridgeError, Route, verify
 from millstream_bridge.jetstream.target import NatsTarget
 from millstream_bridge.project.assess import assess
 from millstream_bridge.project.permissions import Needs, Purpose, needs
 from tests.bridge.moves import a_route, move_all
+from tests.bridge.rights import make_topic, permit
 from tests.bridge.test_cli import SUBJECT, run
-from tests.helpers.kafka import Kafka, KafkaNode, await_true
+from tests.helpers.kafka import Kafka, KafkaNode
 from tests.helpers.require import need
 from tests.helpers.servers import real_server
 
@@ -130,55 +120,6 @@ async def test_each_subject_is_needed_to_verify(mock: Kafka, tmp_path: Path, mis
 
     assert "ermission" in str(error.value)
     assert ":p@" not in str(error.value)
-
-
-def permit(node: KafkaNode, lines: Sequence[tuple[str, str, str]]) -> None:
-    """Give the bridge's user these rights; returns when the broker goes by them."""
-    operations = {
-        "Read": AclOperation.READ,
-        "Write": AclOperation.WRITE,
-        "Describe": AclOperation.DESCRIBE,
-        "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
-    }
-    kinds = {
-        "topic": ResourceType.TOPIC,
-        "group": ResourceType.GROUP,
-        "transactional id": ResourceType.TRANSACTIONAL_ID,
-    }
-    rules = [
-        AclBinding(
-            kinds[kind],
-            name,
-            ResourcePatternType.LITERAL,
-            f"User:{KafkaNode.BRIDGE}",
-            "*",
-            operations[operation],
-            AclPermissionType.ALLOW,
-        )
-        for kind, name, operation in lines
-    ]
-    admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
-    for done in admin.create_acls(rules).values():
-        done.result(20)
-    any_name: Any = None
-    every = AclBindingFilter(
-        ResourceType.ANY,
-        any_name,
-        ResourcePatternType.ANY,
-        any_name,
-        any_name,
-        AclOperation.ANY,
-        AclPermissionType.ANY,
-    )
-    await_true(lambda: {*rules} <= {*admin.describe_acls(every).result(20)})
-
-
-def make_topic(node: KafkaNode, topic: str) -> None:
-    admin = AdminClient({"bootstrap.servers": node.bootstrap, **node.options})
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(20)
-    producer = Producer({"bootstrap.servers": node.bootstrap, **node.options})
-    producer.produce(topic, key=b"k", value=b"v")
-    assert producer.flush(20) == 0
 
 
 @pytest.mark.kafka
