@@ -29,12 +29,17 @@ from ..records.origin import returned
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFacts:
-    """A stream as the server describes it now."""
+    """A stream as the server describes it now.
+
+    ``drops_oldest``: a limit of its own may have removed messages, and none of them because of a
+    newer one of its subject.
+    """
 
     name: str
     created: str
     first_seq: int
     last_seq: int
+    drops_oldest: bool = False
 
     @classmethod
     async def read(cls, connection: Connection, name: str) -> "StreamFacts":
@@ -43,12 +48,14 @@ class StreamFacts:
             answer = await call(connection, f"STREAM.INFO.{name}")
         except ApiError as error:
             raise ConfigurationError(f"stream {name}: {error}") from error
-        state = answer["state"]
+        state, config = answer["state"], answer["config"]
+        limits = [int(config.get(it, 0)) > 0 for it in ("max_age", "max_bytes", "max_msgs")]
         return cls(
             name=name,
             created=str(answer["created"]),
             first_seq=int(state["first_seq"]),
             last_seq=int(state["last_seq"]),
+            drops_oldest=any(limits) and int(config.get("max_msgs_per_subject", 0)) <= 0,
         )
 
     def at(self, next_seq: int) -> Position:

@@ -13,7 +13,8 @@ out, unless everything is wanted: then it becomes the record it was made from. A
   may know a message;
 * the timestamp is the time it was stored, in milliseconds.
 
-What the bridge keeps beside the records (checkpoints, marks, pieces) stays out. Pure.
+What the bridge keeps beside the records (checkpoints, marks, pieces) stays out, and so does what is
+for one coordinator group alone: a dead letter published again is there already as it was. Pure.
 """
 
 import base64
@@ -31,6 +32,7 @@ from ..records.headers import (
     HeaderError,
     NatsHeaders,
     SourceHeader,
+    is_letter,
     is_own,
     parse_block,
 )
@@ -102,6 +104,8 @@ class Returning:
             return None
         try:
             headers = parse_block(message.block)[1] if message.block else []
+            if is_letter(headers):
+                return None
             source = self._source(headers)
             if source is None:
                 record = self._native(message, tokens, headers)

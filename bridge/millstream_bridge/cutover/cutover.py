@@ -19,7 +19,7 @@ each side would be two groups.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -30,19 +30,24 @@ from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaAdmin, KafkaGroup
+from ..kafka.reading import records_between
 from ..kafka.source import KafkaSource
 from ..model import Route, Watermarks
 from ..moving.barrier import until_stored
 from ..records.mapping import Mapping as RouteMapping
+from ..records.origin import without_returned
 from .index import Partition, StreamIndex
-from .places import Edge, in_stream, replay_obstacle
+from .places import Edge, in_stream, letter_obstacle, removed_obstacle, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
 from .takeover import TakeOver, group_connection
 
 Uncommitted = Literal["earliest", "latest"]
+WhenRead = Callable[[], Awaitable[None]]
 _LOOK_S = 0.2
 UNKNOWN = "Unknown"
+_HANDLE_AND_DELETE = "handle it by other means and delete it (`nats stream rmm`)"
+_CATCH_UP = "before the group handled it: let it catch up in Kafka first"
 
 
 @dataclass(slots=True)
@@ -79,6 +84,25 @@ class Sides:
             if time.monotonic() >= deadline:
                 return f"partition {late[0]} has a transaction that is still open: wait for its end"
             await asyncio.sleep(_LOOK_S)
+
+    async def first_removed(self, partition: int, start: int, records: Edge) -> int | None:
+        """The first record from offset ``start`` on that Kafka has and the stream had.
+
+        Its limits remove the oldest, so where a handled one is left (in ``records``) nothing behind
+        that is gone. A record that is only marked, as parked or skipped, never was there.
+        """
+        stream = self.index.partitions[partition].stream
+        if records.last is not None or not self.index.facts[stream].drops_oldest:
+            return None
+        end = records.first[1] if records.first else None
+        if end is None and (moved := await self.index.moved(partition)) is not None:
+            end = moved.offset
+        bounds = Watermarks(max(start, self.marks[partition].low), end or 0)
+        async for batch in records_between(self.source, {partition: bounds}):
+            for record in without_returned(batch, self.route.name):
+                if not await self.index.is_marked(partition, record.offset):
+                    return record.offset
+        return None
 
     async def way_back_seq(self, partition: int) -> int:
         """Below it every message published straight to NATS is in Kafka; 0: there is no way back.
@@ -124,6 +148,10 @@ async def open_sides(
             await connection.close()
 
 
+async def at_once() -> None:
+    """Nothing is waited for."""
+
+
 async def cut_over(
     *,
     kafka: str,
@@ -138,13 +166,16 @@ async def cut_over(
     is_stopped: bool = False,
     key_rule: str | None = None,
     kafka_options: Mapping[str, str] | None = None,
+    when_read: WhenRead = at_once,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> CutProof:
     """Work out where ``group`` has to begin, and with ``apply`` write it, if it is exact.
 
     ``timeout_s`` bounds the wait for the forward bridge. ``is_stopped`` is the caller's word that
     nobody reads in the Kafka group's name, for a Kafka that cannot tell (the mock cluster).
-    ``on_event`` is told what is being waited for. Unreachable, ConfigurationError, OutOfOrder.
+    ``when_read`` is awaited when what takes long is done, before the end of the Kafka group's
+    members is. ``on_event`` is told what is being waited for. Unreachable, ConfigurationError,
+    OutOfOrder.
     """
     async with open_sides(
         kafka=kafka,
@@ -155,7 +186,7 @@ async def cut_over(
         kafka_options=kafka_options,
     ) as sides:
         work = _CutOver(sides, kafka_group, uncommitted, is_stopped=is_stopped, timeout_s=timeout_s)
-        return await work.run(apply=apply, wait_s=wait_s, on_event=on_event)
+        return await work.run(apply=apply, wait_s=wait_s, when_read=when_read, on_event=on_event)
 
 
 class _CutOver:
@@ -175,13 +206,21 @@ class _CutOver:
         self._timeout_s = timeout_s
         self._obstacles: list[str] = []
 
-    async def run(self, *, apply: bool, wait_s: float, on_event: Callable[[str], None]) -> CutProof:
+    async def run(
+        self,
+        *,
+        apply: bool,
+        wait_s: float,
+        when_read: WhenRead,
+        on_event: Callable[[str], None],
+    ) -> CutProof:
         started = time.monotonic()
         sides = self._sides
         await sides.index.extend()
         view = await sides.takeover.view()
         self._obstacles += sides.takeover.obstacles(view)
         before = await sides.takeover.positions()
+        await when_read()
         found = await self._until_empty(wait_s, on_event)
         empty_at = time.monotonic()
         if not self._is_empty(found):
@@ -278,10 +317,16 @@ class _CutOver:
             records = await sides.index.edge_at_offset(number, offset)
             end = sides.index.read_to[partition.stream] + 1
             place = in_stream(records, natives[number], end)
-            replays = [
+            others = [
                 replay_obstacle(seq, at, is_handled=at < offset, is_behind=seq >= place.at)
                 for seq, at in partition.replays
             ]
+            letter = await self._open_letter(number, before.get(number), place.at)
+            if letter is not None:
+                others.append(letter_obstacle(letter, _HANDLE_AND_DELETE))
+            gone = await sides.first_removed(number, offset, records)
+            if gone is not None:
+                others.append(removed_obstacle(gone, _CATCH_UP))
             cuts.append(
                 PartitionCut(
                     partition=number,
@@ -293,11 +338,24 @@ class _CutOver:
                     records=records,
                     natives=natives[number],
                     before=before.get(number),
-                    obstacle=first_of([place.obstacle, *replays])
+                    obstacle=first_of([place.obstacle, *others])
                     or self._lost(records, offset, mark),
                 )
             )
         return cuts
+
+    async def _open_letter(self, number: int, before: int | None, next_seq: int) -> int | None:
+        """The first dead letter for the group that it has not handled, and would not be given."""
+        takeover = self._sides.takeover
+        passed = [
+            seq
+            for seq, group in self._sides.index.partitions[number].letters
+            if group == takeover.group and before is not None and before <= seq < next_seq
+        ]
+        if not passed:
+            return None
+        handled = (await takeover.progress()).handled[number]
+        return next((seq for seq in passed if not handled.has(seq)), None)
 
     def _lost(self, records: Edge, offset: int, mark: Watermarks) -> str | None:
         """Whether something the group has not handled is on neither side any more."""

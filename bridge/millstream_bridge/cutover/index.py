@@ -6,8 +6,8 @@ at most `EVERY` records again. `extend` reads on to the end of now, so most of t
 before anybody waits for it.
 
 Messages are told apart by a search in their raw header block, an order of magnitude faster than
-reading it. A record that was parked and replayed later is out of its order; those are few, and kept
-one by one.
+reading it. A record that was parked and replayed later is out of its order, and so is a dead letter
+that was published again; those are few, and kept one by one.
 """
 
 import bisect
@@ -16,18 +16,30 @@ from array import array
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
+
+from millstream_coordinator.naming import REPLAY
 
 from ..back.position import StreamFacts
 from ..back.returning import Places
 from ..errors import BridgeError
+from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection, Message
 from ..jetstream.reader import read_stream
+from ..jetstream.stream import Stream
 from ..records.headers import REPLAYED, SOURCE_HEADER
 from ..records.mapping import Mapping
 from .places import Edge
 
 EVERY = 1_000
+_LETTER = REPLAY.encode()
+
+
+class Moved(NamedTuple):
+    """How far a partition was moved: its newest record is before ``offset``, not behind ``seq``."""
+
+    offset: int
+    seq: int
 
 
 class OutOfOrder(BridgeError):
@@ -47,6 +59,8 @@ class Partition:
     """The newest record: (sequence, offset)."""
     replays: list[tuple[int, int]] = field(default_factory=list)
     """Records that were parked and stored later: (sequence, offset)."""
+    letters: list[tuple[int, str]] = field(default_factory=list)
+    """What is for one group alone, dead letters published again: (sequence, group)."""
 
     def add_record(self, seq: int, offset: int) -> None:
         """The next record. OutOfOrder: its offset does not rise."""
@@ -94,6 +108,8 @@ class StreamIndex:
             % (SOURCE_HEADER.encode(), re.escape(mapping.route.topic.encode()))
         )
         self.partitions = {p: Partition(mapping.stream_name(p)) for p in partitions}
+        self._letter = re.compile(rb"\n%b: *(\S+)\r" % REPLAY.encode())
+        self._gone: dict[int, Moved | None] = {}
         self.read_to: dict[str, int] = {}
         """Per stream, the last sequence that was looked at."""
         self.facts: dict[str, StreamFacts] = {}
@@ -120,6 +136,35 @@ class StreamIndex:
                     if seq <= facts.last_seq:
                         self._add(seq, message)
             self.read_to[stream] = max(self.read_to.get(stream, 0), facts.last_seq)
+
+    async def moved(self, number: int) -> Moved | None:
+        """How far a partition was moved, also where none of its records is left; None: not at all.
+
+        ConfigurationError: the stream no longer tells.
+        """
+        last = self.partitions[number].last
+        if last is not None:
+            return Moved(last[1] + 1, last[0])
+        if number not in self._gone:
+            self._gone[number] = await self._gone_of(number)
+        return self._gone[number]
+
+    async def _gone_of(self, number: int) -> Moved | None:
+        """As the route's checkpoint says, or a dense stream's last sequence."""
+        stream = Stream.of_partition(self._connection, self._mapping, number)
+        info = await stream_info(self._connection, stream.name)
+        stream.config = info.config if info is not None else {}
+        reached = await stream.reached(number)
+        if reached is None:
+            return None
+        seq, _ = await stream.checkpoint(number)
+        return Moved(reached, seq - 1 if seq else self.facts[stream.name].last_seq)
+
+    async def is_marked(self, number: int, offset: int) -> bool:
+        """Whether a record was parked or skipped: a mark stands for it."""
+        stream = Stream.of_partition(self._connection, self._mapping, number)
+        mark = await stream.last_of(f"{self._mapping.poison_subject(number)}.{offset}")
+        return mark is not None
 
     async def edge_at_offset(self, number: int, offset: int) -> Edge:
         """The edge of the records when those below an offset are handled, as far as was read."""
@@ -155,7 +200,7 @@ class StreamIndex:
             async for messages in batches:
                 for seq, message in messages:
                     match = self._source.search(message.block)
-                    if match is None or seq > end or _is_replay(match):
+                    if match is None or seq > end or _is_replay(match) or self._is_letter(message):
                         continue
                     if is_handled(seq, int(match[2])):
                         last = seq, int(match[2])
@@ -166,19 +211,27 @@ class StreamIndex:
         return Edge(last, first)
 
     def _add(self, seq: int, message: Message) -> None:
+        if self._mapping.is_beside(message.subject):
+            return
         match = self._source.search(message.block)
-        if match is not None and not self._mapping.is_beside(message.subject):
+        letter = self._is_letter(message)
+        if match is not None and letter is None:
             partition = self.partitions.get(int(match[1]))
             if partition is not None and _is_replay(match):
                 partition.replays.append((seq, int(match[2])))
             elif partition is not None:
                 partition.add_record(seq, int(match[2]))
             return
-        if self._mapping.is_beside(message.subject):
-            return
         number = self._places.partition(message.subject.split("."))
-        if number is not None and number in self.partitions:
+        if number is None or number not in self.partitions:
+            return
+        if letter is not None:
+            self.partitions[number].letters.append((seq, letter[1].decode("latin-1")))
+        else:
             self.partitions[number].natives.append(seq)
+
+    def _is_letter(self, message: Message) -> re.Match[bytes] | None:
+        return self._letter.search(message.block) if _LETTER in message.block else None
 
 
 def _is_replay(match: re.Match[bytes]) -> bool:

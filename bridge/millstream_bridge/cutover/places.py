@@ -77,6 +77,22 @@ def in_topic(records: Edge, natives: Edge, end_offset: int) -> Place:
     )
 
 
+def letter_obstacle(seq: int, remedy: str) -> str:
+    """A dead letter that was published again for the group, which has not handled it."""
+    return (
+        f"the dead letter published again at sequence {seq} is not handled, and would be missed:"
+        f" {remedy}"
+    )
+
+
+def removed_obstacle(offset: int, what: str) -> str:
+    """A record that Kafka has and the stream had, and that may not be handled."""
+    return (
+        f"the stream's limits (max_age, max_bytes) have removed the record of offset {offset},"
+        f" which Kafka still has, {what}"
+    )
+
+
 def replay_obstacle(seq: int, offset: int, *, is_handled: bool, is_behind: bool) -> str | None:
     """Why a record that was parked and replayed, and so is out of its order, is in the way.
 

@@ -30,14 +30,16 @@ from ..errors import Unreachable
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaGroup
 from ..model import Route
-from .cutover import Sides, first_of, is_empty, open_sides, why_not_empty
-from .places import Edge, in_topic, replay_obstacle
+from .cutover import Sides, WhenRead, at_once, first_of, is_empty, open_sides, why_not_empty
+from .places import Edge, in_topic, letter_obstacle, removed_obstacle, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
 from .takeover import Handled, Progress
 
 _LOOK_S = 0.2
 _LOOK_BACK_S = 0.02
+_HANDLE_IT = "let the group handle it first"
+_UNSURE = "and whether it was handled is not known: let the group handle one more first"
 _READ_AHEAD = 1_000
 """So many offsets of the topic are left to be read when the group has left."""
 
@@ -56,12 +58,14 @@ async def roll_back(
     is_stopped: bool = False,
     key_rule: str | None = None,
     kafka_options: Mapping[str, str] | None = None,
+    when_read: WhenRead = at_once,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> CutProof:
     """Work out where ``kafka_group`` has to go on, and with ``apply`` write it, if it is exact.
 
     ``timeout_s`` bounds the wait for a running way back. ``is_stopped`` is the caller's word that
-    nobody reads in the Kafka group's name, for a Kafka that cannot tell. Unreachable,
+    nobody reads in the Kafka group's name, for a Kafka that cannot tell. ``when_read`` is awaited
+    when what takes long is done, before the end of the coordinator group's members is. Unreachable,
     ConfigurationError, CannotReturn.
     """
     async with open_sides(
@@ -78,6 +82,7 @@ async def roll_back(
             apply=apply,
             wait_s=wait_s,
             bridge=bridge if bring_back and apply else None,
+            when_read=when_read,
             on_event=on_event,
         )
 
@@ -125,6 +130,7 @@ class _RollBack:
         apply: bool,
         wait_s: float,
         bridge: BackBridge | None,
+        when_read: WhenRead,
         on_event: Callable[[str], None],
     ) -> CutProof:
         started = time.monotonic()
@@ -135,7 +141,7 @@ class _RollBack:
             on_event("bringing back what was published straight to NATS")
             way_back = _WayBack(bridge)
         try:
-            progress = await self._until_left(wait_s, way_back, on_event)
+            progress = await self._until_left(wait_s, way_back, when_read, on_event)
             empty_at = time.monotonic()
             found = await sides.kafka_group(self._kafka_group)
             obstacles = list(progress.obstacles)
@@ -173,7 +179,11 @@ class _RollBack:
         return wait_s > 0 or not (await self._sides.takeover.progress()).obstacles
 
     async def _until_left(
-        self, wait_s: float, way_back: _WayBack | None, on_event: Callable[[str], None]
+        self,
+        wait_s: float,
+        way_back: _WayBack | None,
+        when_read: WhenRead,
+        on_event: Callable[[str], None],
     ) -> Progress:
         """The group's progress once it has no members; ``wait_s`` counts from when that is told.
 
@@ -189,6 +199,7 @@ class _RollBack:
             is_brought = way_back is None or way_back.has_brought(before)
             await self._read_ahead(progress.handled)
             if deadline is None and is_brought:
+                await when_read()
                 on_event(f"all but the last step is done; {progress.obstacles[0]}")
                 deadline = time.monotonic() + wait_s
             if deadline is not None and time.monotonic() >= deadline:
@@ -211,15 +222,17 @@ class _RollBack:
         sides.marks = await sides.source.watermarks()
         for number, progress in handled.items():
             if number not in self._returns:
-                self._look_from(number, sides.index.partitions[number].natives_edge(progress.has))
+                natives = sides.index.partitions[number].natives_edge(progress.has)
+                await self._look_from(number, natives)
         left = sum(sides.marks[p].high - it.read_to for p, it in self._returns.items())
         if left > _READ_AHEAD:
             await read_on(sides.source, sides.route.name, self._returns, sides.marks)
 
-    def _look_from(self, number: int, natives: tuple[int | None, int | None]) -> Returns:
+    async def _look_from(self, number: int, natives: tuple[int | None, int | None]) -> Returns:
         """A partition's returns, to be read from below the edge of what is handled on."""
         partition, low = self._sides.index.partitions[number], self._sides.marks[number].low
-        moved = partition.last[1] + 1 if partition.last else low
+        found = await self._sides.index.moved(number)
+        moved = low if found is None else found.offset
         near = [seq for seq in natives if seq is not None]
         begin = max(low, min([moved, *(partition.offset_before(seq) for seq in near)]))
         returns = self._returns.get(number)
@@ -261,7 +274,7 @@ class _RollBack:
                 number, progress.has, progress.floor, progress.end
             )
             natives[number] = partition.natives_edge(progress.has)
-            returns[number] = self._look_from(number, natives[number])
+            returns[number] = await self._look_from(number, natives[number])
         await read_on(sides.source, sides.route.name, returns, sides.marks)
         committed = found.of_topic(sides.route.topic)
         cuts, is_waiting = [], False
@@ -271,11 +284,7 @@ class _RollBack:
             is_waiting |= any(it is not None and it[1] is None for it in (last, first))
             own = returns[number].first_own
             place = in_topic(edge, Edge(last, first), mark.high if own is None else own)
-            has = handled[number].has
-            replays = [
-                replay_obstacle(seq, at, is_handled=has(seq), is_behind=at >= place.at)
-                for seq, at in sides.index.partitions[number].replays
-            ]
+            others = await self._others(number, edge, place.at, handled[number])
             cuts.append(
                 PartitionCut(
                     partition=number,
@@ -287,10 +296,40 @@ class _RollBack:
                     records=edge,
                     natives=Edge(last, first),
                     before=committed.get(number),
-                    obstacle=first_of([late, place.obstacle, *replays, _lost(place.at, mark.low)]),
+                    obstacle=first_of([late, place.obstacle, *others, _lost(place.at, mark.low)]),
                 )
             )
         return cuts, is_waiting
+
+    async def _others(
+        self, number: int, records: Edge, offset: int, progress: Handled
+    ) -> list[str | None]:
+        """What else is in the way: messages out of their order, and such as are gone."""
+        partition, group = self._sides.index.partitions[number], self._sides.takeover.group
+        others = [
+            replay_obstacle(seq, at, is_handled=progress.has(seq), is_behind=at >= offset)
+            for seq, at in partition.replays
+        ]
+        others += [
+            letter_obstacle(seq, _HANDLE_IT)
+            for seq, of in partition.letters
+            if of == group and not progress.has(seq)
+        ]
+        gone = await self._first_unsure(number, records, progress.floor)
+        if gone is not None:
+            others.append(removed_obstacle(gone, _UNSURE))
+        return others
+
+    async def _first_unsure(self, number: int, records: Edge, floor: int) -> int | None:
+        """The first record that is no longer in the stream, if not all such are surely handled."""
+        if records.first is not None:
+            before = records.first[0] - 1
+        else:
+            moved = await self._sides.index.moved(number)
+            before = 0 if moved is None else moved.seq
+        if floor >= before:
+            return None
+        return await self._sides.first_removed(number, 0, records)
 
     async def _read_back(self, proof: CutProof, progress: Progress) -> CutProof:
         """What Kafka says of the group now, and whether the other group was used meanwhile."""

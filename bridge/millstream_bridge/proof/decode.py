@@ -3,12 +3,14 @@
 Most messages are: lines of the server's (``Nats-…``), source, origin, and headers that went one to
 one. One expression cuts the parts of the record out of such a block, in the very form that
 `parts_of` gives them. The key is cut out of the subject where it is its own token, as most are;
-others are looked up by the subject, which a mapping has read once. Everything else goes through
-`Mapping.record`, which reads all forms.
+others are looked up by the subject, which a mapping has read once. Everything else, as a key that
+is in a header, goes through `Mapping.record`, which reads all forms.
 """
 
 import re
 from typing import Final
+
+from millstream_coordinator.partitioning.key import KEY_HEADER
 
 from ..model import Record
 from ..records.headers import SOURCE_HEADER, parse_block
@@ -73,7 +75,7 @@ class Decoder:
     def record(self, subject: str, headers: list[tuple[str, str]], payload: bytes) -> Record:
         """The record of any form; ValueError (HeaderError, KeyTokenError): it is damaged."""
         record = self._mapping.record(subject, headers, payload)
-        if self._is_of_key_alone:
+        if self._is_of_key_alone and not any(name == KEY_HEADER for name, _ in headers):
             if len(self._keys) >= _CACHED_SUBJECTS_MAX:
                 self._keys.clear()
             partition, key = record.kafka_partition, record.key

@@ -9,10 +9,12 @@ from ..jetstream.reader import sequence
 from ..model import Watermarks
 from ..records.headers import (
     LARGE_HEADER,
+    NOT_HERE,
     REPLAYED,
     SOURCE_HEADER,
     HeaderError,
     SourceHeader,
+    is_letter,
 )
 from ..records.mapping import Mapping
 from .decode import Decoder
@@ -90,6 +92,8 @@ class StreamSide:
             else:
                 self.apart.foreign += not self._mapping.is_beside(subject)
             return
+        if NOT_HERE in source.flags:
+            return  # a mark, which the subjects of a template of many tokens match, too
         try:
             parts: Parts | str = parts_of(self._decoder.record(subject, headers, payload))
         except ValueError as error:
@@ -138,6 +142,8 @@ class StreamSide:
 
 
 def _is_replayed(headers: list[tuple[str, str]]) -> bool:
+    if is_letter(headers):
+        return True
     text = next((value for name, value in headers if name == SOURCE_HEADER), "")
     try:
         return REPLAYED in SourceHeader.parse(text).flags

@@ -52,8 +52,8 @@ class Apart:
     ``foreign``: messages of the route's subjects without a source. ``older``: stored records that
     Kafka no longer has, from before its log's beginning or compacted since. ``parked`` and
     ``skipped``: records the bridge could not move, as their marks say. ``replayed``: parked ones
-    that were stored later. ``returned``: records that came to Kafka from NATS. ``expired``:
-    records the stream's own limits have removed.
+    that were stored later, and dead letters that were published again. ``returned``: records that
+    came to Kafka from NATS. ``expired``: records the stream's own limits have removed.
     """
 
     foreign: int = 0

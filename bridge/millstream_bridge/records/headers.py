@@ -14,6 +14,8 @@ block is lines of ``Name: value`` in which clients disagree about everything but
 message comes from. It is the bridge's checkpoint too: the newest one of a partition in the stream
 is that partition's position. Flags: ``n`` null value, ``k`` null key, ``h`` packed headers, ``x``
 the record is not here (it was parked or skipped), ``r`` it was replayed and is not in its place.
+A dead letter that was published again is not in its place either, and says so in a header of the
+coordinator's (`is_letter`).
 
 Names reserved beside the prefixes ``Nats-`` and ``Millstream-``: ``Status`` and ``Description``,
 which clients (nats-py 2.16) read as the server's own status line.
@@ -27,6 +29,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+
+from millstream_coordinator.naming import REPLAY
 
 from ..model import KafkaHeader, TimestampType
 
@@ -160,6 +164,14 @@ def is_own(name: str) -> bool:
 
 _OWN_PREFIXES = ("Millstream-", "Nats-")
 _OWN_LOWER_PREFIXES = ("millstream-", "nats-")
+
+
+def is_letter(headers: NatsHeaders) -> bool:
+    """Whether a message is for one coordinator group alone, as a dead letter published again is.
+
+    It has the headers it was first stored with, a record's source among them.
+    """
+    return any(name == REPLAY for name, _ in headers)
 
 
 def parse_block(block: bytes) -> tuple[int | None, list[tuple[str, str]]]:

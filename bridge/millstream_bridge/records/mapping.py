@@ -37,6 +37,7 @@ from .headers import (
     HeaderError,
     NatsHeaders,
     SourceHeader,
+    is_letter,
     is_own,
     pack,
     unpack,
@@ -154,9 +155,9 @@ class Mapping:
         None: a foreign message, or a record that was replayed later.
         """
         source = any_source(headers)
-        if source is None or source.topic != self.route.topic or REPLAYED in source.flags:
+        if source is None or source.topic != self.route.topic:
             return None
-        return source
+        return None if REPLAYED in source.flags or is_letter(headers) else source
 
     def record(
         self,

@@ -1,0 +1,122 @@
+"""A group is switched where the stream's own limits have removed records: exact, or refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.model import Route
+from tests.bridge.moves import a_route, move_all
+from tests.bridge.test_back import PARTITIONS
+from tests.bridge.test_cutover import commit, cut, handled_by
+from tests.bridge.test_poison import TOO_MANY_HEADERS
+from tests.bridge.test_rollback import roll
+from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
+
+ALL_AT = {at: dict.fromkeys(range(PARTITIONS), at) for at in range(6)}
+SHARED = {"shared": True}
+DENSE = {"mode": "dense", "stream": "FLIGHTS-{partition}"}
+
+
+async def fill(kafka: Kafka, server: Server, topic: str, **more: Any) -> Route:
+    """Four records in each partition, all of them moved, to a stream in which they may expire."""
+    kafka.create_topic(topic, PARTITIONS)
+    route = a_route(topic, max_age_s=3_600, **more)
+    await four_more(kafka, server, route)
+    return route
+
+
+async def four_more(kafka: Kafka, server: Server, route: Route, count: int = 4) -> None:
+    records = [{"partition": n % PARTITIONS, "value": b"v"} for n in range(PARTITIONS * count)]
+    kafka.produce(route.topic, records)
+    await move_all(kafka.bootstrap, server.url, route)
+
+
+async def expire(server: Server, route: Route, **which: Any) -> None:
+    """Remove records as ``max_age`` would: all, or those of a subject."""
+    connection = await Connection.open(server.url, name="age")
+    body = json.dumps({"filter": "flights.*.*", **which}).encode()
+    try:
+        for partition in range(PARTITIONS if route.mode == "dense" else 1):
+            name = route.stream.replace("{partition}", str(partition))
+            answer = await connection.request(f"$JS.API.STREAM.PURGE.{name}", body)
+            assert "error" not in json.loads(answer.payload), answer.payload
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])
+async def test_what_was_handled_and_removed_since_is_not_given_to_the_kafka_group_again(
+    nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    route = await fill(mock, nats_server, topic, **more)
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    assert len(await handled_by(nats_server, route, topic, 9)) == 9
+    await expire(nats_server, route)
+
+    proof = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    assert {it.partition: it.after for it in proof.partitions} == ALL_AT[4]
+
+
+@pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])
+async def test_what_was_removed_and_may_not_be_handled_refuses_the_way_home(
+    nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    route = await fill(mock, nats_server, topic, **more)
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    await expire(nats_server, route, filter="flights.1.*")
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+    await four_more(mock, nats_server, route, count=1)
+    assert len(await handled_by(nats_server, route, topic, 9)) == 9
+    done = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    (problem,) = refused.problems
+    assert problem.startswith("partition 1: the stream's limits (max_age, max_bytes) have removed")
+    assert "let the group handle one more first" in problem
+    assert done.problems == []
+    assert {it.partition: it.after for it in done.partitions} == ALL_AT[5]
+
+
+@pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])
+async def test_what_was_removed_before_the_group_handled_it_in_kafka_refuses_the_cut_over(
+    nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    route = await fill(mock, nats_server, topic, **more)
+    commit(mock, topic, topic, {0: 1, 1: 4, 2: 4})
+    await expire(nats_server, route)
+
+    refused = await cut(mock, nats_server, route, topic, apply=True)
+    await four_more(mock, nats_server, route, count=1)
+    again = await cut(mock, nats_server, route, topic, apply=True)
+    commit(mock, topic, topic, ALL_AT[4])
+    done = await cut(mock, nats_server, route, topic, apply=True)
+
+    for proof in (refused, again):
+        assert not proof.applied
+        (problem,) = proof.problems
+        assert "partition 0" in problem
+        assert "removed the record of offset 1, which Kafka still has" in problem
+    assert done.problems == []
+    assert len(await handled_by(nats_server, route, topic, 3)) == 3
+
+
+async def test_a_record_that_is_only_marked_was_not_removed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, PARTITIONS)
+    mock.produce(topic, [TOO_MANY_HEADERS, {"partition": 0, "value": b"v"}])
+    route = a_route(topic, max_age_s=3_600, shared=True, on_poison="skip")
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    proof = await cut(mock, nats_server, route, topic, apply=True, uncommitted="earliest")
+
+    assert proof.problems == []
+    assert len(await handled_by(nats_server, route, topic, 1)) == 1
