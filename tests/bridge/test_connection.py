@@ -1,6 +1,7 @@
 """The connection's read side: the same from any chunks; what is no acknowledgement is told."""
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any, cast
 
@@ -8,7 +9,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.jetstream import connection as connection_module
 from millstream_bridge.jetstream.connection import AckSink, Connection, Message
+from tests.bridge.moves import until
+from tests.helpers.servers import Server
 
 
 class Wire:
@@ -176,3 +180,46 @@ async def test_giving_up_while_shaking_hands_closes_the_socket() -> None:
         writer.close()
 
     assert opening.cancelled()
+
+
+class Early:
+    """A message to a stream that is not there yet, and how often it was sent."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def __call__(self, reply: str) -> bytes:
+        self.sent += 1
+        return b"PUB early %b 1\r\nx\r\n" % reply.encode()
+
+
+async def test_what_is_published_before_a_node_knows_the_stream_is_sent_again(
+    nats_server: Server,
+) -> None:
+    connection = await Connection.open(nats_server.url, name="test")
+    early = Early()
+    try:
+        async with asyncio.timeout(60):
+            publishing = asyncio.create_task(connection.publish_and_wait(early))
+            await until(lambda: early.sent > 1 or publishing.done())
+            body = {"name": "EARLY", "subjects": ["early"]}
+            await connection.request("$JS.API.STREAM.CREATE.EARLY", json.dumps(body).encode())
+            answer = await publishing
+    finally:
+        await connection.close()
+
+    assert json.loads(answer.payload)["seq"] == 1
+
+
+async def test_what_nobody_ever_takes_is_given_up(
+    nats_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "EARLY_S", 0.0)
+    connection = await Connection.open(nats_server.url, name="test")
+    try:
+        async with asyncio.timeout(60):
+            answer = await connection.publish_and_wait(Early())
+    finally:
+        await connection.close()
+
+    assert answer.status == 503

@@ -25,6 +25,10 @@ WRITE_BUFFER_BYTES = 1 << 20
 PROTOCOL_LINE_BYTES_MAX = 1 << 20
 STALL_S = 10.0
 FLUSH_S = 0.3
+EARLY_S = 2.0
+"""So long nobody there may mean: not yet."""
+_EARLY_PAUSE_S = 0.01
+_NOBODY = b"NATS/1.0 503"
 
 
 class Message(NamedTuple):
@@ -196,11 +200,12 @@ class Connection(asyncio.Protocol):
 
         A server that hangs takes nothing, and its connection stays open.
         """
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._writable.wait()
-        except TimeoutError as error:
-            raise ConnectionLost(f"{self.url} took nothing for {timeout_s:g} s") from error
+        if not self._writable.is_set():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._writable.wait()
+            except TimeoutError as error:
+                raise ConnectionLost(f"{self.url} took nothing for {timeout_s:g} s") from error
         if not self.is_open:
             raise ConnectionLost(f"connection to {self.url} is gone: {self.lost_reason}")
 
@@ -228,11 +233,21 @@ class Connection(asyncio.Protocol):
     async def publish_and_wait(
         self, make: Callable[[str], bytes], *, timeout_s: float = 10.0
     ) -> Message:
-        """Write what ``make`` returns for a fresh reply subject, return the one answer to it."""
-        reply = self._new_reply()
-        await self.writable()
-        self.write(make(reply))
-        return await self.answer(reply, timeout_s=timeout_s)
+        """Write what ``make`` returns for a fresh reply subject, return the one answer to it.
+
+        Again while the server says that nobody is there, for nothing is stored then: a cluster says
+        that a stream is made before each node has heard where its subjects go (seen on 2.15.1).
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + EARLY_S
+        while True:
+            reply = self._new_reply()
+            await self.writable()
+            self.write(make(reply))
+            answer = await self.answer(reply, timeout_s=timeout_s)
+            if not answer.block.startswith(_NOBODY) or loop.time() > give_up_at:
+                return answer
+            await asyncio.sleep(_EARLY_PAUSE_S)
 
     async def answer(self, reply: str, *, timeout_s: float) -> Message:
         """The message that comes to ``reply``; ConnectionLost if none does."""
