@@ -27,7 +27,7 @@ async def test_each_record_is_once_on_either_side_while_both_run(
     async with asyncio.timeout(120), asyncio.TaskGroup() as tasks:
         tasks.create_task(there.run(), name="there")
         tasks.create_task(home.run(), name="home")
-        await until(lambda: there.progress.sessions == 1 and home.progress.sessions == 1)
+        await until(lambda: there.progress.sessions > 0 and home.progress.sessions > 0)
         for turn in range(3):
             await publish(nats_server, range(turn * 10, turn * 10 + 10))
             more = [

@@ -17,7 +17,7 @@ from millstream_bridge.project.file import GroupMove, Project
 from tests.bridge.test_back import PARTITIONS, fill, publish
 from tests.bridge.test_cli import arguments, ready, run, started
 from tests.bridge.test_cutover import commit, handled_by
-from tests.bridge.test_operation import get
+from tests.bridge.test_operation import get, status_that_tells
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -97,7 +97,7 @@ async def test_a_project_moves_its_groups(
     assert (route["kafka_group"], route["group"], route["applied"]) == ("old", "new", True)
 
 
-async def test_what_was_moved_before_an_error_is_written_down(
+async def test_what_was_moved_beside_an_error_is_written_down(
     real_nats_server: Server, mock: Kafka, topic: str, tmp_path: Path
 ) -> None:
     await fill(mock, real_nats_server, topic)
@@ -198,9 +198,7 @@ async def test_a_route_that_cannot_go_on_ends_alone(
                 code, healthz = await asyncio.to_thread(get, f"{begun['http']}/healthz")
                 await asyncio.sleep(0.05)
         _, page = await asyncio.to_thread(get, f"{begun['http']}/metrics")
-        status = await asyncio.to_thread(
-            run, "status", "--nats", real_nats_server.url, "--wait", "0.3", "--json"
-        )
+        status = await status_that_tells(good, "--nats", real_nats_server.url, "--json")
 
     told = json.loads(done.stdout)
     reports = {it["topic"]: it for it in told["routes"]}

@@ -15,6 +15,7 @@ from millstream_bridge.model import Positions, TimestampType, Watermarks
 from millstream_bridge.moving import checkpoint
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.moving.checkpoint import CheckpointPublisher
+from millstream_bridge.moving.runner import State
 from millstream_bridge.moving.window import Window
 from millstream_bridge.ports import Publisher
 from millstream_bridge.records.mapping import Mapping
@@ -181,7 +182,7 @@ async def test_two_live_bridges_follow_a_growing_topic_in_lockstep(
         for n in range(0, 400, 20):
             records = [{"partition": k % PARTITIONS, "value": b"%d" % k} for k in range(n, n + 20)]
             await asyncio.to_thread(mock.produce, topic, records)
-        await until(lambda: sum(bridge.progress.records for bridge in bridges) >= 400)
+        await until_moved(bridges, PARTITIONS, 400 // PARTITIONS)
         for bridge in bridges:
             bridge.stop()
 
@@ -281,7 +282,7 @@ async def test_a_server_that_stands_still_ends_the_session_and_nothing_is_stored
         await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
         nats_server.pause()
         mock.produce(topic, numbered(RECORDS // 2, RECORDS))  # a fast first session had it all
-        await asyncio.sleep(1.0)
+        await until(lambda: bridge.progress.state is State.RECONNECTING)
         nats_server.resume()
         await until_moved([bridge], PARTITIONS, RECORDS // PARTITIONS)
         bridge.stop()
@@ -303,7 +304,7 @@ async def test_told_to_stop_while_the_server_stands_still_it_ends_and_the_next_r
         await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
         nats_server.pause()
         bridge.stop()
-        async with asyncio.timeout(3.0):  # the answers it waits for are given up after 5 and 10 s
+        async with asyncio.timeout(4.5):  # the answers it waits for are given up after 5 and 10 s
             await asyncio.wait({running})
         nats_server.resume()
     await move_all(mock.bootstrap, nats_server.url, route)
