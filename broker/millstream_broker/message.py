@@ -5,7 +5,6 @@ the route cache); headers and payload stay the bytes that came.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 
@@ -16,8 +15,7 @@ class Instant(NamedTuple):
     wall_ns: int
 
 
-@dataclass(slots=True)
-class Message:
+class Message(NamedTuple):
     """What was published. ``headers`` is the whole block from ``NATS/1.0`` to the empty line."""
 
     subject: str

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .model import AckPolicy
@@ -73,6 +74,18 @@ class AckState:
             self._unqueue(seq)
         self._wait(seq, deadline_s)
         return consumer_seq
+
+    def deliver_new(self, seqs: Sequence[int], sent_ns: int, deadline_s: float) -> None:
+        """Record the first deliveries of messages, ascending; each as `deliver` does."""
+        first = self.delivered_consumer + 1
+        self.delivered_consumer += len(seqs)
+        self.delivered_stream = max(self.delivered_stream, seqs[-1])
+        if self.policy is AckPolicy.NONE:
+            self.floor_consumer, self.floor_stream = self.delivered_consumer, self.delivered_stream
+            return
+        for consumer_seq, seq in enumerate(seqs, first):
+            self.pending[seq] = Pending(consumer_seq, sent_ns, deadline_s)
+            self._wait(seq, deadline_s)
 
     def ack(self, seq: int, consumer_seq: int) -> list[int]:
         """Record an ack as the policy reads it; the stream sequences it settles."""

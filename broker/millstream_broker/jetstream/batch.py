@@ -9,6 +9,7 @@ and the last one its commit: that is how recovery tells a torn batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -17,12 +18,14 @@ from ..protocol import headers as header_blocks
 from ..routing.port import Message
 from .codes import ApiError
 from .staging import Staging
-from .stream import BATCH_COMMIT, Stream
+from .stream import BATCH_COMMIT, BATCH_ID, Stream
 
 if TYPE_CHECKING:
     from .publish import Ingest
 
 BATCH_SEQ: Final = "Nats-Batch-Sequence"
+BATCH_HEADERS: Final = frozenset({BATCH_ID, BATCH_SEQ, BATCH_COMMIT})
+"""They ask nothing of a message itself."""
 REQUIRED_LEVEL: Final = "Nats-Required-Api-Level"
 ID_BYTES_MAX: Final = 64
 MEMBERS_MAX: Final = 1000
@@ -36,7 +39,8 @@ class _Batch:
     def __init__(self, owner: Batches, batch_id: str) -> None:
         self._owner = owner
         self.batch_id = batch_id
-        self.members: list[Message] = []
+        self.members: list[tuple[Message, Mapping[str, str]]] = []
+        """With what their headers ask of the server."""
 
     def on_timer(self) -> None:
         self._owner.abandon(self)
@@ -63,10 +67,13 @@ class Batches:
         for batch in list(self._open.values()):
             self.abandon(batch)
 
-    def receive(self, batch_id: str, message: Message) -> tuple[bytes, int]:
+    def receive(
+        self, batch_id: str, message: Message, asked: Mapping[str, str]
+    ) -> tuple[bytes, int]:
         """Take a member; the ack's body and the sequence it promises (0 before the commit).
 
-        Raises ApiError; unless the batch never began it is gone then. Raises StoreError.
+        ``asked``: what its headers ask of the server. Raises ApiError; unless the batch never began
+        it is gone then. Raises StoreError.
         """
         if not self._stream.config.allow_atomic:
             raise ApiError(10174)
@@ -74,12 +81,12 @@ class Batches:
             raise ApiError(10109)
         if len(batch_id.encode("utf-8", "surrogateescape")) > ID_BYTES_MAX:
             raise ApiError(10179)
-        position = header_blocks.get(message.headers, BATCH_SEQ) or ""
+        position = asked.get(BATCH_SEQ, "")
         if not (position.isascii() and position.isdigit()):
             raise ApiError(10175)
         batch = self._member_of(batch_id, int(position))
         try:
-            return self._add(batch, message)
+            return self._add(batch, message, asked)
         except ApiError:
             self.abandon(batch)
             raise
@@ -98,17 +105,17 @@ class Batches:
             raise ApiError(10176)
         return batch
 
-    def _add(self, batch: _Batch, message: Message) -> tuple[bytes, int]:
-        level = header_blocks.get(message.headers, REQUIRED_LEVEL)
+    def _add(self, batch: _Batch, message: Message, asked: Mapping[str, str]) -> tuple[bytes, int]:
+        level = asked.get(REQUIRED_LEVEL)
         if level and not supports_level(level):
             raise ApiError(10185)
-        commit = header_blocks.get(message.headers, BATCH_COMMIT)
+        commit = asked.get(BATCH_COMMIT)
         if commit is not None and commit not in ("1", "eob"):
             raise ApiError(10200)
         if len(batch.members) >= MEMBERS_MAX:
             raise ApiError(10199, size=MEMBERS_MAX)
         if commit != "eob":
-            batch.members.append(message)
+            batch.members.append((message, asked))
         if commit is None:
             now_s = self._stream.host.now.mono_s
             self._stream.host.timers.set(batch, now_s + IDLE_S)
@@ -128,14 +135,14 @@ class Batches:
         """Make the last member the committing one. Raises ApiError when there is none."""
         if not batch.members:
             raise ApiError(10176)
-        last = batch.members[-1]
+        last, asked = batch.members[-1]
         block = header_blocks.add(last.headers, [(BATCH_COMMIT, "1")])
-        batch.members[-1] = Message(last.subject, last.reply, block, last.payload)
+        batch.members[-1] = (last._replace(headers=block), asked)
 
     def _commit(self, batch: _Batch) -> int:
         """Check all members, then store them all; the last sequence."""
         staging = Staging()
-        staged = [self._ingest.stage(member, staging) for member in batch.members]
+        staged = [self._ingest.stage(*member, staging) for member in batch.members]
         self.abandon(batch)
         return self._ingest.store(staged)
 

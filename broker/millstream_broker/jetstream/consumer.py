@@ -37,6 +37,7 @@ MESSAGES_PER_ROUND: Final = 1000
 BYTES_PER_ROUND: Final = 4 * 1024 * 1024
 EVENTS_PER_DOCUMENT: Final = 8192
 _MATCHES_KEPT: Final = 10_000
+_ANY_BYTES: Final = 1 << 62
 
 
 class Consumer:
@@ -200,30 +201,78 @@ class Consumer:
         return has_more
 
     def _pull(self) -> bool:
-        left_bytes = BYTES_PER_ROUND
-        for _ in range(MESSAGES_PER_ROUND):
-            if left_bytes <= 0:
-                return True
+        left, left_bytes = MESSAGES_PER_ROUND, BYTES_PER_ROUND
+        while left > 0 and left_bytes > 0:
             if not self.line:
                 return False
-            found = self._next()
-            if found is None:
-                if not self._is_stalled():
-                    self.line.on_exhausted()
+            count, size = self._pull_run(left, left_bytes) or self._pull_one()
+            if not count:
                 return False
-            message, count = found
-            ack, headers, payload = self._dress(message, count)
-            size = _size(message.subject, ack, headers, payload)
-            taker = self.line.take(size)
-            if taker is None:
-                return False
-            self._record(message, count)
-            self.host.bus.publish(
-                taker.reply, payload, reply=ack, headers=headers, deliver_as=message.subject
-            )
-            self.line.on_delivered(taker, size)
+            left -= count
             left_bytes -= size
         return True
+
+    def _pull_one(self) -> tuple[int, int]:
+        """Hand on one message, if there is one and somebody takes it; how many, and its bytes."""
+        found = self._next()
+        if found is None:
+            if not self._is_stalled():
+                self.line.on_exhausted()
+            return 0, 0
+        message, count = found
+        ack, headers, payload = self._dress(message, count)
+        size = _size(message.subject, ack, headers, payload)
+        taker = self.line.take(size)
+        if taker is None:
+            return 0, 0
+        self._record(message, count)
+        self.host.bus.publish(
+            taker.reply, payload, reply=ack, headers=headers, deliver_as=message.subject
+        )
+        self.line.on_delivered(taker, size)
+        return 1, size
+
+    def _pull_run(self, most: int, most_bytes: int) -> tuple[int, int] | None:
+        """Hand new messages to the only request there is; how many and their bytes.
+
+        None where what is next, or who gets it, is to be decided message by message.
+        """
+        config, state = self.config, self.state
+        has_acks = config.ack_policy is not AckPolicy.NONE
+        room = min(most, self.num_pending)
+        if has_acks and config.max_ack_pending > 0:
+            room = min(room, config.max_ack_pending - len(state.pending))
+        if (
+            room <= 0
+            or self.skip
+            or state.queue_length
+            or config.headers_only
+            or config.replay_policy is ReplayPolicy.ORIGINAL
+            or not (has_acks or self.stream.config.retention is Retention.LIMITS)
+            or (taker := self.line.only()) is None
+        ):
+            return None
+        allowed = taker.remaining_bytes if taker.has_byte_limit else _ANY_BYTES
+        room = min(room, max(taker.remaining, 1))
+        found = self.stream.read_run(self._patterns, self.next_seq, room, min(most_bytes, allowed))
+        run: list[Message] = []
+        new, head = tuple.__new__, f"{self._ack_head}.1"
+        consumer_seq, pending, size = state.delivered_consumer, self.num_pending, 0
+        for seq, ts_ns, subject, headers, payload in found:
+            consumer_seq += 1
+            pending -= 1
+            ack = f"{head}.{seq}.{consumer_seq}.{ts_ns}.{pending}"
+            grown = size + _size(subject, ack, headers, payload)
+            if grown > allowed:
+                break
+            size = grown
+            run.append(new(Message, (subject, ack, headers, payload)))
+        if not run:
+            return None
+        self._record_run([message.seq for message in found[: len(run)]])
+        self.host.bus.deliver_all(taker.reply, run)
+        self.line.on_delivered(taker, size, len(run))
+        return len(run), size
 
     def _push(self) -> bool:
         if not self.window.look():
@@ -324,6 +373,17 @@ class Consumer:
             self._replay = (now.mono_s, message.ts_ns)
         if self.config.ack_policy is AckPolicy.NONE:
             self._release((seq,))
+
+    def _record_run(self, seqs: Sequence[int]) -> None:
+        """Note the first deliveries of new messages; `_pull_run` has asked what `_record` does."""
+        now = self.host.now
+        self.state.deliver_new(seqs, now.wall_ns, now.mono_s + self.wait_s(1))
+        self._last_active_ns = now.wall_ns
+        if self.is_saved:
+            self._events += [(DELIVERED, seq, 1, now.wall_ns) for seq in seqs]
+            self.host.save(self)
+        self.num_pending -= len(seqs)
+        self.next_seq = seqs[-1] + 1
 
     def wait_s(self, count: int) -> float:
         """How long the ``count``-th delivery may stay without ack."""

@@ -1,12 +1,24 @@
 """The duplicate window: which Nats-Msg-Id was stored lately, and under which sequence.
 
-Entries leave in the order they came, when the window has passed. The last id of the stream is
-kept by the stream itself, since it must outlive the window.
+Ids leave in the order they came, when the window has passed. What was stored at the same time
+leaves together, so that an id costs no note of its time. The last id of the stream is kept by the
+stream itself, since it must outlive the window.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Round:
+    """Ids stored at the same time; ``last_seq`` is the highest of their sequences."""
+
+    ts_ns: int
+    last_seq: int
+    msg_ids: list[str]
 
 
 class DuplicateWindow:
@@ -14,34 +26,40 @@ class DuplicateWindow:
 
     def __init__(self, window_ns: int) -> None:
         self.window_ns = window_ns
-        self._seqs: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        """A plain dict passes over all it has forgotten on the way to its oldest entry."""
+        self._seqs: dict[str, int] = {}
+        self._rounds: deque[_Round] = deque()
 
     def __len__(self) -> int:
         return len(self._seqs)
 
-    def find(self, msg_id: str, now_ns: int) -> int | None:
-        """Give the sequence the id was stored under, if it still counts."""
-        found = self._seqs.get(msg_id)
-        if found is None or now_ns - found[1] >= self.window_ns:
-            return None
-        return found[0]
+    def find(self, msg_id: str) -> int | None:
+        """Give the sequence the id was stored under, if it was not forgotten since."""
+        return self._seqs.get(msg_id)
 
-    def add(self, msg_id: str, seq: int, ts_ns: int) -> None:
-        """Remember an id just stored."""
-        if self.window_ns > 0:
-            self._seqs.pop(msg_id, None)
-            self._seqs[msg_id] = (seq, ts_ns)
+    def add(self, seqs: Mapping[str, int], ts_ns: int) -> None:
+        """Remember ids just stored, by their sequences, ascending."""
+        if self.window_ns <= 0 or not seqs:
+            return
+        if not self._rounds or self._rounds[-1].ts_ns != ts_ns:
+            self._rounds.append(_Round(ts_ns, 0, []))
+        newest = self._rounds[-1]
+        newest.msg_ids += seqs
+        newest.last_seq = max(seqs.values())
+        self._seqs |= seqs
 
     def expire(self, now_ns: int) -> None:
         """Forget ids whose window has passed."""
-        while self._seqs:
-            msg_id = next(iter(self._seqs))
-            if now_ns - self._seqs[msg_id][1] < self.window_ns:
-                return
-            del self._seqs[msg_id]
+        seqs = self._seqs
+        while self._rounds and now_ns - self._rounds[0].ts_ns >= self.window_ns:
+            oldest = self._rounds.popleft()
+            for msg_id in oldest.msg_ids:
+                # One that was stored again since stays.
+                if seqs.get(msg_id, oldest.last_seq + 1) <= oldest.last_seq:
+                    del seqs[msg_id]
 
     def forget_above(self, seq: int) -> None:
         """Forget ids of messages that were never stored after all."""
-        for msg_id in [key for key, (stored, _) in self._seqs.items() if stored > seq]:
-            del self._seqs[msg_id]
+        self._seqs = {msg_id: stored for msg_id, stored in self._seqs.items() if stored <= seq}
+        for it in self._rounds:
+            it.msg_ids = [msg_id for msg_id in it.msg_ids if msg_id in self._seqs]
+            it.last_seq = min(it.last_seq, seq)

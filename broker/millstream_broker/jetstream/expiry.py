@@ -14,6 +14,7 @@ import heapq
 from typing import TYPE_CHECKING
 
 from ..protocol import headers as header_blocks
+from ..routing.port import Message
 from ..store.errors import StoreError
 from ..store.port import StoredMessage
 from .ttl import NEVER, InvalidTtl, duration_text, parse_ttl
@@ -136,7 +137,7 @@ class Expiry:
                 None, [(MARKER_REASON, "MaxAge"), (TTL, duration_text(ttl_ns)), (ROLLUP, "sub")]
             )
             ts_ns = stream.now_ns()
-            seq = stream.append(subject, block, b"", ts_ns)
+            seq = stream.append([Message(subject, None, block, b"")], ts_ns)
             self.add(seq, ttl_ns, ts_ns)
             stream.last_msg_id = ""
         if marked:

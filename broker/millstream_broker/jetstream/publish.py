@@ -1,10 +1,11 @@
 """Ingest: what happens to messages published to a stream, from the wire to the acks.
 
-A run of messages of one socket read is checked and stored one by one, flushed once, and only
-then acknowledged. A plain message (no headers, no limit that could refuse it) takes the short
-way through ``receive``; everything else is *staged* first: all checks in nats-server's order,
-with nothing changed until they are passed. An atomic batch stages its members one after the
-other against what is stored plus what is staged, and stores them all or not at all.
+A run of messages of one socket read is checked, stored, flushed once, and only then acknowledged.
+Messages that nothing can be said against (no limit that could refuse them, and no headers for the
+server but a new Nats-Msg-Id and the right Nats-Expected-Last-Msg-Id) are stored together.
+Everything else is *staged* first: all checks in nats-server's order, with nothing changed until
+they are passed. An atomic batch stages its members one after the other against what is stored plus
+what is staged, and stores them all or not at all.
 
 If the flush fails nothing of the run is stored, and every ack of it becomes an error.
 """
@@ -12,7 +13,10 @@ If the flush fails nothing of the run is stored, and every ack of it becomes an 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import msgspec
@@ -21,7 +25,7 @@ from ..protocol import headers as header_blocks
 from ..routing.port import Message
 from ..store.errors import StoreError
 from ..subjects import subject as subjects
-from .batch import Batches
+from .batch import BATCH_HEADERS, Batches
 from .codes import ApiError
 from .expiry import ROLLUP, TTL
 from .model import Discard, Retention
@@ -39,6 +43,10 @@ COUNTER: Final = "Nats-Incr"
 SCHEDULE: Final = "Nats-Schedule"
 HEADER_BYTES_MAX: Final = 65_535
 _SERVER_HEADER: Final = b"\r\nNats-"
+_IDS: Final = re.compile(
+    rb"NATS/1\.0\r\n(?:Nats-Msg-Id: ([!-~]++)\r\n)?+(?:Nats-Expected-Last-Msg-Id: ([!-~]++)\r\n)?+"
+)
+"""How a block begins whose first headers, if they are the server's, are plain ids."""
 
 
 class _Duplicate(Exception):
@@ -81,39 +89,80 @@ class Ingest:
         if stream.is_closed:
             return
         acks: list[_Ack] = []
-        is_plain, answers, head = self._is_plain, self._answers, self._ack_head
-        plain: dict[str, None] = {}
         ts_ns = stream.now_ns()
-        for message in messages:
-            if is_plain and message.headers is None:
-                try:
-                    seq = stream.append(message.subject, None, message.payload, ts_ns)
-                except StoreError as error:
-                    self._refuse(message, ApiError(10077, err=str(error)), acks)
-                    continue
-                stream.last_msg_id = ""
-                plain[message.subject] = None
-                if answers and message.reply is not None:
-                    acks.append((message.reply, seq, b"%b%d}" % (head, seq)))
-                continue
-            if plain:
-                stream.enforce(plain)
-                plain = {}
-            self._receive_checked(message, acks)
-        if plain:
-            stream.enforce(plain)
+        stream.window.expire(ts_ns)
+        place = 0
+        while place < len(messages):
+            if self._is_plain:
+                place += self._receive_plain(messages, place, ts_ns, acks)
+            if place < len(messages):
+                self._receive_checked(messages[place], acks)
+                place += 1
         self._finish(acks)
+
+    def _receive_plain(
+        self, messages: Sequence[Message], place: int, ts_ns: int, acks: list[_Ack]
+    ) -> int:
+        """Store what is plain, from ``place`` on, up to the first that is not; how many were."""
+        stream = self._stream
+        window = stream.window
+        find, match, remembers = window.find, _IDS.match, window.window_ns > 0
+        last_id = stream.last_msg_id
+        first_seq = seq = stream.store.last_seq + 1
+        msg_ids: dict[str, int] = {}
+        for _, _, headers, _ in messages[place:]:
+            msg_id = ""
+            if headers is not None:
+                found = match(headers)
+                if (
+                    found is None
+                    or headers.find(_SERVER_HEADER, found.end() - 2) >= 0
+                    or len(headers) > HEADER_BYTES_MAX
+                ):
+                    break
+                raw_id, expected = found.groups()
+                if expected is not None and expected.decode() != last_id:
+                    break
+                if raw_id is not None:
+                    msg_id = raw_id.decode()
+                    if remembers:
+                        if msg_id in msg_ids or find(msg_id) is not None:
+                            break
+                        msg_ids[msg_id] = seq
+            last_id = msg_id
+            seq += 1
+        count = seq - first_seq
+        if not count:
+            return 0
+        run = messages[place : place + count]
+        try:
+            stream.append(run, ts_ns)
+        except StoreError:
+            for message in run:
+                self._receive_checked(message, acks)
+            return count
+        window.add(msg_ids, ts_ns)
+        stream.last_msg_id = last_id
+        stream.enforce(message.subject for message in run)
+        if self._answers:
+            head = self._ack_head
+            acks += [
+                (message.reply, seq, b"%b%d}" % (head, seq))
+                for seq, message in enumerate(run, first_seq)
+                if message.reply is not None
+            ]
+        return count
 
     def _receive_checked(self, message: Message, acks: list[_Ack]) -> None:
         """Take one message the long way."""
+        asked = _asked(message.headers)
         try:
-            batch_id = header_blocks.get(message.headers, BATCH_ID)
+            batch_id = asked.get(BATCH_ID)
             if batch_id:
                 self.check_size(message.headers, message.payload)
-                document, seq = self.batches.receive(batch_id, message)
+                document, seq = self.batches.receive(batch_id, message, asked)
             else:
-                staged = self.stage(message)
-                seq = self.store([staged])
+                seq = self.store([self.stage(message, asked)])
                 document = b"%b%d}" % (self._ack_head, seq)
         except _Duplicate as duplicate:
             seq = duplicate.seq
@@ -144,10 +193,13 @@ class Ingest:
         except StoreError as error:
             stream.host.report("store_failed", {"stream": stream.name, "error": str(error)})
             failure = self._error_document(ApiError(10077, err=str(error)))
-        publish = stream.host.bus.publish
         last_seq = stream.store.last_seq
-        for reply, seq, document in acks:
-            publish(reply, failure if failure is not None and seq > last_seq else document)
+        for reply, group in groupby(acks, itemgetter(0)):
+            documents = [
+                failure if failure is not None and seq > last_seq else document
+                for _, seq, document in group
+            ]
+            stream.host.bus.publish_all(reply, documents)
 
     def accept(self, subject: str, headers: bytes | None, payload: bytes) -> int:
         """Store one message that comes from inside (a source); visible after ``announce``.
@@ -156,16 +208,24 @@ class Ingest:
         """
         message = Message(subject, None, headers, payload)
         try:
-            return self.store([self.stage(message, is_sourced=True)])
+            return self.store([self.stage(message, _asked(headers), is_sourced=True)])
         except _Duplicate as duplicate:
             return duplicate.seq
 
     # Checks
 
     def stage(
-        self, message: Message, staging: Staging | None = None, *, is_sourced: bool = False
+        self,
+        message: Message,
+        asked: Mapping[str, str],
+        staging: Staging | None = None,
+        *,
+        is_sourced: bool = False,
     ) -> Staged:
-        """Check a message in nats-server's order. Raises ApiError, _Duplicate for a known id."""
+        """Check a message in nats-server's order. Raises ApiError, _Duplicate for a known id.
+
+        ``asked``: what its headers ask of the server, see `Staged`.
+        """
         stream = self._stream
         subject, headers = message.subject, message.headers
         if stream.transform is not None:
@@ -173,16 +233,16 @@ class Ingest:
         if stream.config.sealed:
             raise ApiError(10109)
         self.check_size(headers, message.payload)
-        staged = Staged(subject, headers, message.payload)
-        if headers is not None and _SERVER_HEADER in headers:
-            staged.asked = header_blocks.server_headers(headers)
+        staged = Staged(subject, headers, message.payload, asked)
+        if not asked.keys() <= BATCH_HEADERS:
             self._check_headers(staged, staging, is_sourced=is_sourced)
         if stream.is_wanted(subject):
-            if staged.asked:
+            if asked:
                 self._take_ttl(staged, is_sourced=is_sourced)
             stream.admit(staged, staging)
         if staging is not None:
-            size = stream.size_of(subject, staged.headers, staged.payload)
+            is_counted = stream.config.discard is Discard.NEW
+            size = stream.size_of(subject, staged.headers, staged.payload) if is_counted else 0
             staging.add(staged, size)
         return staged
 
@@ -279,9 +339,8 @@ class Ingest:
         staged.msg_id = staged.asked.get(MSG_ID, "")
         if not staged.msg_id:
             return
-        now_ns = stream.now_ns()
-        stream.window.expire(now_ns)
-        seq = stream.window.find(staged.msg_id, now_ns)
+        stream.window.expire(stream.now_ns())
+        seq = stream.window.find(staged.msg_id)
         if staging is not None:
             if seq is not None or staged.msg_id in staging.msg_ids:
                 raise ApiError(10201)
@@ -315,22 +374,27 @@ class Ingest:
         away the end: the commit of an atomic batch, never what it replaced. Raises StoreError.
         """
         stream = self._stream
-        placed: list[tuple[int, Staged]] = []
         ts_ns = stream.now_ns()
-        for staged in batch:
-            seq = stream.append(staged.subject, staged.headers, staged.payload, ts_ns)
-            placed.append((seq, staged))
-            if staged.msg_id:
-                stream.window.add(staged.msg_id, seq, ts_ns)
+        messages = [Message(it.subject, None, it.headers, it.payload) for it in batch]
+        placed = list(enumerate(batch, stream.append(messages, ts_ns)))
+        stream.window.add({it.msg_id: seq for seq, it in placed if it.msg_id}, ts_ns)
+        stream.last_msg_id = batch[-1].msg_id
+        for seq, staged in placed:
             if staged.ttl_ns:
                 stream.expiry.add(seq, staged.ttl_ns, ts_ns)
-            stream.last_msg_id = staged.msg_id
         stream.enforce({staged.subject: None for staged in batch})
         for seq, staged in placed:
             if staged.rollup:
                 pattern = staged.subject if staged.rollup == "sub" else ">"
                 stream.purge(subject=pattern, below_seq=seq)
         return placed[-1][0]
+
+
+def _asked(headers: bytes | None) -> dict[str, str]:
+    """What a message's headers ask of the server."""
+    if headers is None or _SERVER_HEADER not in headers:
+        return {}
+    return header_blocks.server_headers(headers)
 
 
 def _sequence(text: str) -> int:

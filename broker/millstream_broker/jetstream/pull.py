@@ -163,10 +163,18 @@ class PullLine:
             line.popleft()
         return None
 
-    def on_delivered(self, waiting: Waiting, size_bytes: int) -> None:
-        """The first in line got a message: count it, and move or end the request."""
+    def only(self) -> Waiting | None:
+        """Give the request that gets all there is: the only one, in time, and listened to."""
+        if len(self._line) != 1:
+            return None
+        first, host = self._line[0], self._consumer.host
+        is_late = first.expires_s is not None and first.expires_s <= host.now.mono_s
+        return None if is_late or not host.bus.has_interest(first.reply) else first
+
+    def on_delivered(self, waiting: Waiting, size_bytes: int, count: int = 1) -> None:
+        """The first in line got messages: count them, and move or end the request."""
         self._line.popleft()
-        waiting.remaining -= 1
+        waiting.remaining -= count
         waiting.has_delivered = True
         if waiting.has_byte_limit:
             waiting.remaining_bytes -= size_bytes

@@ -14,7 +14,7 @@ class Staged:
     subject: str
     headers: bytes | None
     payload: bytes
-    asked: Mapping[str, str] = field(default_factory=dict)
+    asked: Mapping[str, str]
     """What its headers ask of the server: those whose names begin with ``Nats-``."""
     msg_id: str = ""
     ttl_ns: int = 0
@@ -27,6 +27,7 @@ class Staging:
 
     count: int = 0
     size_bytes: int = 0
+    """Counted where the stream's limits refuse."""
     subjects: Counter[str] = field(default_factory=Counter)
     msg_ids: set[str] = field(default_factory=set)
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..protocol import headers as header_blocks
+from ..routing.port import Message
 from ..store.errors import StoreError
 from ..store.port import MessageStore, StoredMessage, StreamDirectory
 from ..subjects.transform import Transform
@@ -115,6 +116,16 @@ class Stream:
             self.host.report("message_damaged", facts)
             return None
 
+    def read_run(
+        self, patterns: Sequence[str], start_seq: int, count: int, max_bytes: int
+    ) -> list[StoredMessage]:
+        """Load the next messages of these subjects; few or none before one that can't be read."""
+        store = self.store
+        try:
+            return store.load_run(store.next_matches(patterns, start_seq, count), max_bytes)
+        except StoreError:
+            return []
+
     # Storing
 
     def now_ns(self) -> int:
@@ -170,18 +181,24 @@ class Stream:
         """What is stored and not visible yet: readers hear of it later, so it does not count."""
         return self._fresh
 
-    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
-        """Store a message that passed all checks and give its sequence; not visible yet.
+    def append(self, messages: Sequence[Message], ts_ns: int) -> int:
+        """Store messages that passed all checks, in a row; the first's sequence. Not visible yet.
 
-        ``ts_ns`` is the round's ``now_ns``. On an interest stream nobody listens to, only the
-        sequence is used up.
+        ``ts_ns`` is the round's ``now_ns``. On an interest stream a message nobody listens to only
+        uses up a sequence. Raises StoreError.
         """
-        if not self.is_wanted(subject):
-            self.store.skip(1, ts_ns)
-            return self.store.last_seq
-        seq = self.store.append(subject, headers, payload, ts_ns)
-        self._fresh.append((seq, subject))
-        return seq
+        first_seq = self.store.last_seq + 1
+        if self.config.retention is Retention.INTEREST:
+            for seq, message in enumerate(messages, first_seq):
+                if self.is_wanted(message.subject):
+                    self.store.append_run((message,), ts_ns)
+                    self._fresh.append((seq, message.subject))
+                else:
+                    self.store.skip(1, ts_ns)
+            return first_seq
+        self.store.append_run(messages, ts_ns)
+        self._fresh += enumerate([message.subject for message in messages], first_seq)
+        return first_seq
 
     def enforce(self, touched: Iterable[str]) -> None:
         """Remove what the limits no longer allow; ``touched`` are the subjects that grew.
@@ -387,7 +404,7 @@ class Stream:
             message = self.read(seq)
             msg_id = message and header_blocks.get(message.headers, MSG_ID)
             if message is not None and msg_id:
-                self.window.add(msg_id, seq, message.ts_ns)
+                self.window.add({msg_id: seq}, message.ts_ns)
             seq = store.next_match([">"], seq + 1)
         self.expiry.rebuild()
 

@@ -10,6 +10,8 @@ one dictionary lookup and two appends per target (see `route`). Everything else 
 parser; publishes go on to the router, all other operations to the session. Messages for
 subscribers inside the server gather in runs and are handed over as batches when another kind of
 operation comes and at the end of the read, so that a PING is answered after what came before it.
+Where one of them was for such a subscriber, those after it mostly are: `_gather` takes them in a
+row, with one expression, one look-up and one append each.
 
 This is the reference of what a compiled core must do: same bytes in at any chunking, same bytes
 out. The interface is `Connection.receive`, ``chunks``, ``dirty``, `take` and `close`, and
@@ -28,11 +30,11 @@ from ..errors import (
     SlowConsumer,
     UnknownOperation,
 )
-from ..message import Instant
+from ..message import Instant, Message
 from ..subjects import subject as subjects
 from .encoder import OK
-from .parser import Incomplete, Limits, Operation, Publish, parse
-from .route import Plan, Route, Routes, Subscription
+from .parser import PUBLISH_LINE, Incomplete, Limits, Operation, Publish, parse
+from .route import InternalSubscription, Plan, Route, Routes, Subscription
 
 NAME = "python"
 """Which core this is: said at start and by monitoring."""
@@ -58,6 +60,9 @@ class Router(Protocol):
         body: bytes,
     ) -> int:
         """Give one message of a client to everybody on the route; returns how many got it."""
+
+    def run_for(self, sink: InternalSubscription) -> list[Message]:
+        """Give the run that a message for ``sink`` goes to the end of."""
 
     def settle(self, now: Instant) -> None:
         """Hand gathered messages to the subscribers inside the server."""
@@ -92,6 +97,7 @@ class Connection:
         "is_echo",
         "is_pedantic",
         "is_plain",
+        "is_quiet",
         "is_verbose",
         "limits",
         "max_pending",
@@ -150,7 +156,8 @@ class Connection:
         self.accepts_headers = accepts_headers
         self.wants_no_responders = wants_no_responders
         self.limits = self.limits._replace(accepts_headers=accepts_headers)
-        self.is_plain = is_echo and not is_verbose and not is_pedantic
+        self.is_quiet = not is_verbose and not is_pedantic
+        self.is_plain = is_echo and self.is_quiet
 
     def receive(self, data: bytes, now: Instant) -> None:
         """Work through the bytes of one read; what is incomplete waits for the next.
@@ -209,7 +216,7 @@ class Connection:
                 return step.missing, position
             operation, stop = step
             if isinstance(operation, Publish):
-                self._publish(operation, data[position:end])
+                stop = self._publish(operation, data[position:end], data, stop)
             else:
                 router.settle(now)
                 self.on_operation(operation)
@@ -219,7 +226,49 @@ class Connection:
             position = stop
         return 0, position
 
-    def _publish(self, publish: Publish, line: bytes) -> None:
+    def _gather(self, data: bytes, position: int) -> int:
+        """Take publishes that go to one subscriber inside the server; where the first other one is.
+
+        What is not whole, or not right, is another one, too: it is looked at again.
+        """
+        match, new, length = PUBLISH_LINE.match, tuple.__new__, len(data)
+        limits, router = self.limits, self.router
+        known, counts = router.routes.subjects, router.routes.counts
+        sink: InternalSubscription | None = None
+        run: list[Message] = []
+        raw_reply: bytes | None = None
+        reply: str | None = None
+        while (found := match(data, position)) is not None:
+            has_headers, subject, new_reply, headers_size, size = found.groups()
+            route = known.get(subject) or router.route(subject)
+            start = found.end()
+            middle, stop = start + int(headers_size or 0), start + int(size)
+            if (
+                route.sink is None
+                or not middle <= stop <= length - 2
+                or stop - start > limits.max_payload
+                or start - position > limits.max_control_line
+                or (has_headers and not limits.accepts_headers)
+                or data[stop : stop + 2] != b"\r\n"
+            ):
+                break
+            if new_reply != raw_reply:
+                if new_reply is not None and new_reply.startswith(RESERVED_REPLIES):
+                    break
+                raw_reply = new_reply
+                reply = None if raw_reply is None else raw_reply.decode("utf-8", "surrogateescape")
+            if route.sink is not sink:
+                sink = route.sink
+                run = router.run_for(sink)
+            headers = data[start:middle] if middle > start else None
+            run.append(new(Message, (route.text, reply, headers, data[middle:stop])))
+            counts.in_messages += 1
+            counts.in_bytes += stop - start
+            position = stop + 2
+        return position
+
+    def _publish(self, publish: Publish, line: bytes, data: bytes, stop: int) -> int:
+        """Answer or route one publish, and those behind it as well; where the next one is."""
         subject, reply, headers_size, body = publish
         router = self.router
         route = router.routes.subjects.get(subject) or router.route(subject)
@@ -227,15 +276,17 @@ class Connection:
             self.fail(InvalidPublishSubject())
         if reply is not None and reply.startswith(RESERVED_REPLIES):
             self.fail(ReplyNotPermitted(reply.decode("utf-8", "surrogateescape")))
-            return
+            return stop
         if route.is_reserved:
             self.fail(PublishNotPermitted(route.text))
-            return
+            return stop
         if self.is_verbose:
             self.send(OK)
         if self.is_plain and reply is None and line[:1] in b"Pp":
             router.routes.remember_line(line, route, len(body) - 2)
         router.dispatch(self, route, reply, headers_size, body)
+        is_inward = self.is_quiet and route.sink is not None
+        return self._gather(data, stop) if is_inward else stop
 
     def send(self, data: bytes) -> None:
         """Append bytes to the output."""

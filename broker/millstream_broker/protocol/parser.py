@@ -8,8 +8,8 @@ too large) raises at the first byte that shows it, as nats-server does: ``X`` is
 waiting for its line end.
 
 Verbs ignore case, arguments are split by spaces and tabs, a bare LF ends a line too. PING, PONG
-and +OK ignore what follows them. Publishes are the bulk of all traffic and have an expression
-each; the rest goes the slow way.
+and +OK ignore what follows them. Publishes are the bulk of all traffic and have an expression of
+their own; the rest goes the slow way.
 """
 
 import re
@@ -78,19 +78,18 @@ Operation = Connect | Publish | Subscribe | Unsubscribe | Ping | Pong | Ignored
 
 _WORD = rb"([^ \t\r\n]++)[ \t]++"
 _SIZE = rb"([0-9]{1,9})"
-_END = rb"[ \t]*+\r?\n"
-_PUB = re.compile(rb"[Pp][Uu][Bb][ \t]++" + _WORD + rb"(?:" + _WORD + rb")?" + _SIZE + _END)
-_HPUB = re.compile(
-    rb"[Hh][Pp][Uu][Bb][ \t]++"
+PUBLISH_LINE = re.compile(
+    rb"([Hh])?[Pp][Uu][Bb][ \t]++"
     + _WORD
     + rb"(?:"
     + _WORD
-    + rb")?"
+    + rb")?(?(1)"
     + _SIZE
-    + rb"[ \t]++"
+    + rb"[ \t]++)"
     + _SIZE
-    + _END
+    + rb"[ \t]*+\r?\n"
 )
+"""The control line of PUB or HPUB: its H, subject, reply, size of the headers (HPUB), size."""
 _SPACE = re.compile(rb"[ \t\r]+")
 _SIZE_DIGITS_MAX = 9
 
@@ -101,16 +100,12 @@ _WITH_ARGUMENTS = (b"PUB", b"HPUB", b"SUB", b"UNSUB", b"INFO", b"-ERR")
 
 def parse(buffer: bytes, position: int, limits: Limits) -> tuple[Operation, int] | Incomplete:
     """Parse the operation that starts at ``position``. Raises ClientError for what can't be one."""
-    found = _PUB.match(buffer, position)
+    found = PUBLISH_LINE.match(buffer, position)
     if found is not None:
-        subject, reply, size = found.groups()
-        return _payload(buffer, position, found.end(), limits, (subject, reply, 0, int(size)))
-    found = _HPUB.match(buffer, position)
-    if found is not None:
-        subject, reply, headers_size, size = found.groups()
-        if not limits.accepts_headers or int(headers_size) > int(size):
+        has_headers, subject, reply, headers_size, size = found.groups()
+        if has_headers and (not limits.accepts_headers or int(headers_size) > int(size)):
             raise MalformedOperation
-        arguments = (subject, reply, int(headers_size), int(size))
+        arguments = (subject, reply, int(headers_size or 0), int(size))
         return _payload(buffer, position, found.end(), limits, arguments)
     end = buffer.find(b"\n", position)
     if end < 0:

@@ -4,7 +4,7 @@
 a whole control line (``PUB orders.7 128``) to a `Plan`, because the same lines come again and
 again and one lookup then replaces parsing. Any change of interest raises the generation and
 empties both maps; they fill again from the router's index, one miss per subject. Both are
-bounded: full means emptied.
+bounded: the oldest subject makes room for a new one, and full lines are emptied.
 
 A plan counts its messages in one number. What subscriptions and statistics are owed is added up
 when the table is emptied or somebody asks (`settle_counts`).
@@ -12,6 +12,7 @@ when the table is emptied or somebody asks (`settle_counts`).
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from ..message import Sink
@@ -50,10 +51,22 @@ class InternalSubscription:
 class Route:
     """Everybody who gets one literal subject; ``prefix`` is the beginning of the MSG line.
 
-    ``is_reserved``: no client may publish there.
+    ``is_reserved``: no client may publish there. Runs of messages have a quick way where there is
+    but one who gets them: ``client`` is its plain subscription without a limit, ``sink`` the
+    subscriber inside the server.
     """
 
-    __slots__ = ("is_reserved", "is_seen", "plain", "queues", "sinks", "subject", "text")
+    __slots__ = (
+        "client",
+        "is_reserved",
+        "is_seen",
+        "plain",
+        "queues",
+        "sink",
+        "sinks",
+        "subject",
+        "text",
+    )
 
     def __init__(
         self,
@@ -72,6 +85,12 @@ class Route:
         self.sinks = sinks
         self.is_reserved = is_reserved
         self.is_seen = False
+        self.client: tuple[Subscription, bytes] | None = None
+        self.sink: InternalSubscription | None = None
+        if len(plain) == 1 and not queues and not sinks and not plain[0][0].max_delivered:
+            self.client = plain[0]
+        elif len(sinks) == 1 and not queues and not plain and not is_reserved:
+            self.sink = sinks[0]
 
     def has_interest(self) -> bool:
         """Whether a message would get anywhere."""
@@ -122,7 +141,7 @@ class Routes:
     def __init__(self) -> None:
         self.generation = 0
         self.lines: dict[bytes, Plan] = {}
-        self.subjects: dict[bytes, Route] = {}
+        self.subjects: OrderedDict[bytes, Route] = OrderedDict()
         self.counts = Counts()
 
     def renew(self) -> None:
@@ -135,7 +154,7 @@ class Routes:
     def remember(self, route: Route) -> None:
         """Keep a route that was just computed."""
         if len(self.subjects) >= ROUTES_MAX:
-            self.renew()
+            self.subjects.popitem(last=False)
         self.subjects[route.subject] = route
 
     def remember_line(self, line: bytes, route: Route, payload_size: int) -> None:

@@ -14,7 +14,7 @@ Chance is an argument: ``random(n)`` gives an integer at or above 0 and below n.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..message import Instant, Message, Sink
 from ..protocol.core import Connection
@@ -150,6 +150,57 @@ class Account:
             deliver_as,
         )
 
+    def publish_all(self, subject: str, payloads: Sequence[bytes]) -> None:
+        """Route messages of the server's own to one subject, in order."""
+        target = self._only_client(subject)
+        if target is None:
+            for payload in payloads:
+                self.publish(subject, payload)
+            return
+        subscription, prefix = target
+        lines = [b"%b%d\r\n%b\r\n" % (prefix, len(payload), payload) for payload in payloads]
+        self._deliver_run(subscription, b"".join(lines), len(payloads), sum(map(len, payloads)))
+
+    def deliver_all(self, to: str, messages: Sequence[Message]) -> None:
+        """Route messages by ``to``, in order; each arrives under its own subject."""
+        target = self._only_client(to)
+        if target is None or not target[0].connection.accepts_headers:
+            for subject, reply, headers, payload in messages:
+                self.publish(to, payload, reply=reply, headers=headers, deliver_as=subject)
+            return
+        subscription = target[0]
+        sid = subscription.sid.decode("utf-8", "surrogateescape")
+        parts: list[bytes] = []
+        size = 0
+        for subject, reply, headers, payload in messages:
+            address = f"{subject} {sid} " if reply is None else f"{subject} {sid} {reply} "
+            if headers is None:
+                total = len(payload)
+                line = f"MSG {address}{total}\r\n"
+            else:
+                total = len(headers) + len(payload)
+                line = f"HMSG {address}{len(headers)} {total}\r\n"
+            parts += (
+                line.encode("utf-8", "surrogateescape"),
+                headers or b"",
+                payload,
+                b"\r\n",
+            )
+            size += total
+        self._deliver_run(subscription, b"".join(parts), len(messages), size)
+
+    def _only_client(self, subject: str) -> tuple[Subscription, bytes] | None:
+        raw = subject.encode("utf-8", "surrogateescape")
+        return (self.routes.subjects.get(raw) or self.route(raw)).client
+
+    def _deliver_run(self, subscription: Subscription, data: bytes, count: int, size: int) -> None:
+        """Append whole MSG operations to a client's output and count them."""
+        subscription.connection.deliver(b"", data)
+        subscription.delivered += count
+        counts = self.routes.counts
+        counts.out_messages += count
+        counts.out_bytes += size
+
     def _deliver(
         self,
         route: Route,
@@ -197,12 +248,8 @@ class Account:
                 body[:headers_size] if headers_size else None,
                 body[headers_size:-2],
             )
-            runs = self._runs
             for sink in route.sinks:
-                if runs and runs[-1][0] is sink:
-                    runs[-1][1].append(arrived)
-                else:
-                    runs.append((sink, [arrived]))
+                self.run_for(sink).append(arrived)
             reached += len(route.sinks)
         return reached
 
@@ -231,6 +278,13 @@ class Account:
                 return
 
     # Subscribers inside the server
+
+    def run_for(self, sink: InternalSubscription) -> list[Message]:
+        """Give the run that a message for ``sink`` goes to the end of."""
+        runs = self._runs
+        if not runs or runs[-1][0] is not sink:
+            runs.append((sink, []))
+        return runs[-1][1]
 
     def settle(self, now: Instant) -> None:
         """Hand gathered runs to the subscribers inside the server, in order, until none is left."""

@@ -4,7 +4,7 @@ Past the wire a subject is ``str`` (UTF-8 with surrogateescape, decoded once per
 the route cache); headers and payload stay the bytes that came.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from ..message import Instant, Message, Sink
@@ -28,6 +28,12 @@ class Bus(Protocol):
 
         ``deliver_as`` is how a consumer's message arrives on an inbox under its stored subject.
         """
+
+    def publish_all(self, subject: str, payloads: Sequence[bytes]) -> None:
+        """Route a run of messages to one subject, in order."""
+
+    def deliver_all(self, to: str, messages: Sequence[Message]) -> None:
+        """Route a run of messages by ``to``, in order; what MSG shows is each one's own subject."""
 
     def has_interest(self, subject: str, queue: str | None = None) -> bool:
         """Whether anybody (with ``queue``: a member of that queue group) would get the subject."""

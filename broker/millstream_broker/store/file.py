@@ -27,9 +27,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, MutableSequence
+from collections.abc import Iterable, MutableSequence, Sequence
 from pathlib import Path
 
+from ..message import Message
 from .block import (
     HEADER_SIZE,
     POSITION_BITS,
@@ -136,26 +137,33 @@ class FileStore(IndexedStore[int]):
 
     # Changing
 
-    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
-        pending = self._pending
+    def append_run(self, messages: Sequence[Message], ts_ns: int) -> int:
         if self._grave is not None:
             self._close_grave()
-        elif not pending:
+        elif not self._pending:
             self._begin()
-        raw = subject.encode("utf-8", "surrogateescape")
-        if len(raw) > MAX_SUBJECT_BYTES:
-            raise StoreError(self._tail.path.name, "store a subject in", "it is over 65535 bytes")
         tail = self._tail
-        position = self._start + len(pending)
-        seq = self._table.last_seq + 1
-        record = encode_message(tail.seed + position, seq, ts_ns, raw, headers, payload)
-        size = len(record)
-        pending += record
-        cell = tail.number << POSITION_BITS | position
-        self._table.append(seq, self._index.subjects.add(subject, seq), ts_ns, size, cell)
-        self._appended += 1
-        self._appended_bytes += size
-        return seq
+        start = position = self._start + len(self._pending)
+        seq, seed, number = self._table.last_seq, tail.seed, tail.number << POSITION_BITS
+        subjects: list[str] = []
+        records: list[bytes] = []
+        sizes: list[int] = []
+        cells: list[int] = []
+        for subject, _, headers, payload in messages:
+            raw = subject.encode("utf-8", "surrogateescape")
+            if len(raw) > MAX_SUBJECT_BYTES:
+                raise StoreError(tail.path.name, "store a subject in", "it is over 65535 bytes")
+            seq += 1
+            record = encode_message(seed + position, seq, ts_ns, raw, headers, payload)
+            subjects.append(subject)
+            records.append(record)
+            sizes.append(len(record))
+            cells.append(number | position)
+            position += len(record)
+        self._pending += b"".join(records)
+        self._appended += len(records)
+        self._appended_bytes += position - start
+        return self._index.extend(subjects, ts_ns, sizes, cells)
 
     def skip(self, count: int, ts_ns: int) -> None:
         pending = self._pending
@@ -240,16 +248,42 @@ class FileStore(IndexedStore[int]):
         cell, size = page.cells[row], page.sizes[row]
         position = cell & POSITION_MASK
         block = self._blocks[cell >> POSITION_BITS]
-        if block is self._tail and position >= self._start:
-            data = bytes(self._pending[position - self._start : position - self._start + size])
-            start = 0
-        else:
-            data, start = self._reader.read(block, position, size)
+        data, start = self._bytes_of(block, position, size)
         body = decode_message(data, start, size, seq, block.seed + position)
         if body is None:
             raise DamagedRecord(str(block.path), position, seq)
         name = self._index.subjects.names[page.subjects[row]]
         return StoredMessage(seq, page.times[row], name, *body)
+
+    def load_run(self, seqs: Sequence[int], max_bytes: int) -> list[StoredMessage]:
+        names, find, new = self._index.subjects.names, self._table.find, tuple.__new__
+        found: list[StoredMessage] = []
+        block, data, base, stop = self._tail, b"", 0, 0
+        for seq in seqs:
+            place = find(seq)
+            if place is None or max_bytes <= 0:
+                break
+            page, row = place
+            cell, size = page.cells[row], page.sizes[row]
+            position = cell & POSITION_MASK
+            if cell >> POSITION_BITS != block.number or not base <= position <= stop - size:
+                block = self._blocks[cell >> POSITION_BITS]
+                data, start = self._bytes_of(block, position, size)
+                base, stop = position - start, position - start + len(data)
+            body = decode_message(data, position - base, size, seq, block.seed + position)
+            if body is None:
+                break
+            name = names[page.subjects[row]]
+            found.append(new(StoredMessage, (seq, page.times[row], name, *body)))
+            max_bytes -= size
+        return found
+
+    def _bytes_of(self, block: Block, position: int, size: int) -> tuple[bytes, int]:
+        """Bytes that hold the record, and where in them it begins."""
+        if block is self._tail and position >= self._start:
+            start = position - self._start
+            return bytes(self._pending[start : start + size]), 0
+        return self._reader.read(block, position, size)
 
     # The batch that the next flush writes
 

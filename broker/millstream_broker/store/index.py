@@ -4,10 +4,12 @@ A store adds what it alone knows (where the body is) as the row's *cell*: a file
 body itself. ``IndexedStore`` answers the whole query half of the ``MessageStore`` contract.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
+from ..message import Message
 from ..subjects.subject import is_literal
 from .pages import NewCells, Page, Row, SequenceTable
 from .runs import SeqRun
@@ -44,6 +46,14 @@ class MessageIndex(Generic[Cell]):
     def append(self, seq: int, subject: str, ts_ns: int, size: int, cell: Cell) -> None:
         """Add a message beyond ``last_seq``."""
         self.table.append(seq, self.subjects.add(subject, seq), ts_ns, size, cell)
+
+    def extend(
+        self, subjects: Sequence[str], ts_ns: int, sizes: Sequence[int], cells: Sequence[Cell]
+    ) -> int:
+        """Add messages right behind ``last_seq``; the first's sequence."""
+        seq = self.table.last_seq + 1
+        self.table.extend(seq, self.subjects.extend(subjects, seq), ts_ns, sizes, cells)
+        return seq
 
     def skip_to(self, last_seq: int, ts_ns: int) -> None:
         self.table.last_seq, self.table.last_ts_ns = last_seq, ts_ns
@@ -117,6 +127,16 @@ class MessageIndex(Generic[Cell]):
         if isinstance(run, int):
             return run if run >= start_seq else None
         return run.at_or_after(start_seq)
+
+    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> list[int]:
+        if tuple(patterns) == (">",):
+            return self.table.live_from(start_seq, count)
+        found: list[int] = []
+        seq = self.next_match(patterns, start_seq)
+        while seq is not None and len(found) < count:
+            found.append(seq)
+            seq = self.next_match(patterns, seq + 1)
+        return found
 
     def _view(self, patterns: tuple[str, ...]) -> MatchView[Cell]:
         view = self._views.get(patterns)
@@ -195,12 +215,18 @@ def _length(run: int | SeqRun) -> int:
     return 1 if isinstance(run, int) else len(run)
 
 
-class IndexedStore(Generic[Cell]):
+class IndexedStore(ABC, Generic[Cell]):
     """The questions of ``MessageStore``, answered from the index alone."""
 
     def __init__(self, index: MessageIndex[Cell]) -> None:
         self._index = index
         self._table = index.table
+
+    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
+        return self.append_run((Message(subject, None, headers, payload),), ts_ns)
+
+    @abstractmethod
+    def append_run(self, messages: Sequence[Message], ts_ns: int) -> int: ...
 
     @property
     def messages(self) -> int:
@@ -246,6 +272,9 @@ class IndexedStore(Generic[Cell]):
 
     def next_match(self, patterns: Sequence[str], start_seq: int) -> int | None:
         return self._index.next_match(patterns, start_seq)
+
+    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> list[int]:
+        return self._index.next_matches(patterns, start_seq, count)
 
     def count_matches(self, patterns: Sequence[str], start_seq: int) -> int:
         return self._index.count_matches(patterns, start_seq)

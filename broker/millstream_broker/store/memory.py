@@ -4,8 +4,9 @@ A body is kept as it came: the payload alone, or a pair with the headers. Nothin
 process, so ``flush`` and ``sync`` have nothing to do.
 """
 
-from collections.abc import Iterable, MutableSequence
+from collections.abc import Iterable, MutableSequence, Sequence
 
+from ..message import Message
 from .errors import StoreError
 from .index import Entry, IndexedStore, MessageIndex
 from .port import Recovery, RemovedMessage, StoredMessage
@@ -33,15 +34,21 @@ class MemoryStore(IndexedStore[Body]):
     def maintenance_error(self) -> StoreError | None:
         return None
 
-    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
-        seq = self._table.last_seq + 1
-        size = len(subject) if subject.isascii() else len(_encode(subject))
-        size += len(payload) + _OVERHEAD
-        if headers is None:
-            self._index.append(seq, subject, ts_ns, size, payload)
-        else:
-            self._index.append(seq, subject, ts_ns, size + len(headers), (headers, payload))
-        return seq
+    def append_run(self, messages: Sequence[Message], ts_ns: int) -> int:
+        subjects: list[str] = []
+        sizes: list[int] = []
+        bodies: list[Body] = []
+        for subject, _, headers, payload in messages:
+            size = len(subject) if subject.isascii() else len(_encode(subject))
+            size += len(payload) + _OVERHEAD
+            subjects.append(subject)
+            if headers is None:
+                sizes.append(size)
+                bodies.append(payload)
+            else:
+                sizes.append(size + len(headers))
+                bodies.append((headers, payload))
+        return self._index.extend(subjects, ts_ns, sizes, bodies)
 
     def skip(self, count: int, ts_ns: int) -> None:
         self._index.skip_to(self._table.last_seq + count, ts_ns)
@@ -55,6 +62,16 @@ class MemoryStore(IndexedStore[Body]):
     def load(self, seq: int) -> StoredMessage | None:
         entry = self._index.entry(seq)
         return None if entry is None else _message(entry)
+
+    def load_run(self, seqs: Sequence[int], max_bytes: int) -> list[StoredMessage]:
+        found: list[StoredMessage] = []
+        for seq in seqs:
+            entry = self._index.entry(seq)
+            if entry is None or max_bytes <= 0:
+                break
+            found.append(_message(entry))
+            max_bytes -= entry.size
+        return found
 
     def remove(self, seq: int, *, erase: bool = False) -> RemovedMessage | None:
         """``erase`` changes nothing: the bytes are given back to the allocator either way."""

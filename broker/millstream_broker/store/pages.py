@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from itertools import compress
 from typing import Generic, NamedTuple, TypeVar
 
@@ -93,11 +93,16 @@ class Page(Generic[Cell]):
 
     def live_seqs(self) -> list[int]:
         """The sequences of the live messages, ascending."""
+        return self.live_between(0, len(self.subjects))
+
+    def live_between(self, row: int, stop: int) -> list[int]:
+        """Those of the rows from ``row`` on, below ``stop``."""
+        subjects = self.subjects[row:stop]
         if self.offsets is None:
-            low = self.base + self.start
-            return list(compress(range(low, low + len(self.subjects)), self.subjects))
+            low = self.base + self.start + row
+            return list(compress(range(low, low + len(subjects)), subjects))
         base = self.base
-        return [base + offset for offset in compress(self.offsets, self.subjects)]
+        return [base + offset for offset in compress(self.offsets[row:stop], subjects)]
 
     def spell_out(self) -> array[int]:
         """Write the offsets down, so that rows may be missing."""
@@ -165,6 +170,40 @@ class SequenceTable(Generic[Cell]):
         self.size_bytes += size
         self.last_seq = seq
         self.last_ts_ns = ts_ns
+
+    def extend(
+        self,
+        seq: int,
+        subject_ids: Sequence[int],
+        ts_ns: int,
+        sizes: Sequence[int],
+        cells: Sequence[Cell],
+    ) -> None:
+        """Add messages beyond ``last_seq``, neighbours from ``seq`` on."""
+        count = len(subject_ids)
+        if not self.messages:
+            self._first_seq = seq
+        self.messages += count
+        self.size_bytes += sum(sizes)
+        self.last_seq = seq + count - 1
+        self.last_ts_ns = ts_ns
+        done = 0
+        while done < count:
+            page = self._tail
+            if page is None or seq + done - page.base >= PAGE_SIZE:
+                page = self._open_page(seq + done)
+            offset = seq + done - page.base
+            part = slice(done, min(count, done + PAGE_SIZE - offset))
+            taken = part.stop - done
+            if page.offsets is not None or offset - page.start != len(page.subjects):
+                page.spell_out().extend(range(offset, offset + taken))
+            page.subjects.extend(subject_ids[part])
+            page.times.extend([ts_ns] * taken)
+            page.sizes.extend(sizes[part])
+            page.cells.extend(cells[part])
+            page.live += taken
+            page.max_ts = max(page.max_ts, ts_ns)
+            done += taken
 
     def _open_page(self, seq: int) -> Page[Cell]:
         number = seq >> PAGE_BITS
@@ -265,6 +304,21 @@ class SequenceTable(Generic[Cell]):
             if row < len(subjects):
                 return page.seq(row)
         return None
+
+    def live_from(self, seq: int, count: int) -> list[int]:
+        """The first so many messages at or after ``seq``, ascending."""
+        found: list[int] = []
+        numbers = self.numbers
+        for number in numbers[bisect_left(numbers, seq >> PAGE_BITS) :]:
+            page = self.pages[number]
+            row = page.row_from(seq)
+            while row < len(page.subjects):
+                if len(found) == count:
+                    return found
+                stop = row + count - len(found)
+                found += page.live_between(row, stop)
+                row = stop
+        return found
 
     def count_from(self, seq: int) -> int:
         """How many messages are at or after ``seq``."""

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from ..message import Message
 from .errors import StoreError
 
 
@@ -107,6 +108,9 @@ class MessageStore(Protocol):
     def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
         """Store at ``last_seq + 1`` and return that sequence."""
 
+    def append_run(self, messages: Sequence[Message], ts_ns: int) -> int:
+        """Store one or more from ``last_seq + 1`` on; the first's sequence. StoreError: none is."""
+
     def skip(self, count: int, ts_ns: int) -> None:
         """Use up ``count`` sequences, storing nothing (interest streams without interest)."""
 
@@ -118,6 +122,12 @@ class MessageStore(Protocol):
 
     def load(self, seq: int) -> StoredMessage | None:
         """None when it is not there. Raises DamagedRecord when its bytes went bad on disk."""
+
+    def load_run(self, seqs: Sequence[int], max_bytes: int) -> list[StoredMessage]:
+        """Those of these messages, which are there, that make up ``max_bytes``.
+
+        Ends before the first whose bytes went bad on disk.
+        """
 
     def remove(self, seq: int, *, erase: bool = False) -> RemovedMessage | None:
         """Remove one message; None when it is not there. ``load`` it before if the body matters.
@@ -142,6 +152,9 @@ class MessageStore(Protocol):
 
     def next_match(self, patterns: Sequence[str], start_seq: int) -> int | None:
         """Sequence of the first message at or after ``start_seq`` on any of ``patterns``."""
+
+    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> list[int]:
+        """The first so many of the messages at or after ``start_seq`` on any of ``patterns``."""
 
     def count_matches(self, patterns: Sequence[str], start_seq: int) -> int:
         """How many messages at or after ``start_seq`` match any of ``patterns``."""

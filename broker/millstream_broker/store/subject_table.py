@@ -122,6 +122,19 @@ class SubjectTable:
             run.seqs.append(seq)
         return subject_id
 
+    def extend(self, subjects: Sequence[str], first_seq: int) -> list[int]:
+        """Do the same for messages in a row."""
+        ids, runs, add = self.ids, self.runs, self.add
+        found: list[int] = []
+        for seq, subject in enumerate(subjects, first_seq):
+            subject_id = ids.get(subject)
+            if subject_id is None or isinstance(run := runs[subject_id], int):
+                subject_id = add(subject, seq)
+            else:
+                run.seqs.append(seq)
+            found.append(subject_id)
+        return found
+
     def _create(self, subject: str, seq: int) -> int:
         if self._free:
             subject_id = self._free.pop()

@@ -111,6 +111,14 @@ class FakeBus:
                 reached += 1
         return reached
 
+    def publish_all(self, subject: str, payloads: Sequence[bytes]) -> None:
+        for payload in payloads:
+            self.publish(subject, payload)
+
+    def deliver_all(self, to: str, messages: Sequence[Message]) -> None:
+        for subject, reply, headers, payload in messages:
+            self.publish(to, payload, reply=reply, headers=headers, deliver_as=subject)
+
     def has_interest(self, subject: str, queue: str | None = None) -> bool:
         if any(
             subjects.matches(inbox.pattern, subject) and inbox.queue == queue

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -167,6 +168,22 @@ def delivered(policy: AckPolicy, count: int) -> AckState:
     for seq in range(1, count + 1):
         state.deliver(seq, 1, 0, 10.0)
     return state
+
+
+@pytest.mark.parametrize("policy", list(AckPolicy))
+def test_first_deliveries_are_recorded_together_as_one_by_one(policy: AckPolicy) -> None:
+    def outcome(*, at_once: bool) -> tuple[object, ...]:
+        state = delivered(policy, 2)
+        if at_once:
+            state.deliver_new([4, 5, 9], 7, 20.0)
+        else:
+            for seq in (4, 5, 9):
+                state.deliver(seq, 1, 7, 20.0)
+        state.ack(1, 1)
+        late = [state.expire(20.0), state.next_queued(), state.next_deadline()]
+        return {**vars(state), "policy": policy}, late
+
+    assert outcome(at_once=True) == outcome(at_once=False)
 
 
 def test_acks_in_order_move_the_floor_one_by_one() -> None:

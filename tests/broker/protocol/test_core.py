@@ -1,6 +1,12 @@
+from collections.abc import Sequence
+from unittest.mock import Mock
+
+import pytest
 from hypothesis import given, strategies as st
 
 from millstream_broker.errors import SlowConsumer
+from millstream_broker.message import Instant, Message
+from millstream_broker.protocol.parser import Limits
 from millstream_broker.protocol.route import LINES_MAX, ROUTES_MAX
 
 from .wire import MODERN, NOW, QUIET, Wire
@@ -46,6 +52,90 @@ def test_any_split_of_the_bytes_gives_the_same_output(
 
     assert run(chunks) == run(pieces)
     assert run([whole[i : i + 1] for i in range(len(whole))]) == run(pieces)
+
+
+STORED = st.lists(
+    st.sampled_from(
+        [
+            b"PUB js.1 1\r\nx\r\n",
+            b"PUB js.1 r 2\r\n\r\n\r\n",
+            b"pub js.2\tme  1 \r\ny\r\n",
+            b"PUB both me 1\r\nz\r\n",
+            b"PUB other r 0\n\r\n",
+            b"HPUB js.1 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+            b"HPUB js.1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+            b"HPUB js.2 r2 0 2\r\nhi\r\n",
+            b"HPUB js.2 \xff 12 12\r\nNATS/1.0\r\n\r\n\r\n",
+            b"PUB js.1 $JS.ACK.x 1\r\nx\r\n",
+            b"PUB nobody me 0\r\n\r\n",
+            b"SUB js.2 7\r\n",
+            b"UNSUB 7\r\n",
+            b"PING\r\n",
+        ]
+    ),
+    max_size=30,
+)
+WRONG = st.sampled_from(
+    [
+        b"",
+        b"PUB js.1 r 2\r\nx\r\n\r\n",
+        b"PUB js.1 r 1\r\nx\n\n",
+        b"PUB js.1 r 0000000001\r\nx\r\n",
+        b"PUB js.1 r s 1\r\nx\r\n",
+        b"PUB js.1 r 101\r\n" + b"x" * 101 + b"\r\n",
+        b"HPUB js.1 r 3 2\r\nhi\r\n",
+        b"PUB js.1 " + b"r" * 60 + b" 1\r\nx\r\n",
+    ]
+)
+
+
+def stored(chunks: list[bytes], connect: bytes) -> tuple[list[Message], bytes, bool, object]:
+    """What subscribers inside the server get, in order, and what the publisher does."""
+    wire = Wire(limits=Limits(max_control_line=50, max_payload=100))
+    arrived: list[Message] = []
+
+    def note(messages: Sequence[Message], now: Instant) -> None:
+        arrived.extend(messages)
+
+    for pattern in ("js.*", "both", "both", "other"):
+        wire.account.subscribe(pattern, note)
+    client = wire.client(connect, b"SUB me 4\r\n")
+    for chunk in chunks:
+        client.send(chunk)
+    counts = wire.account.routes.counts
+    counted = (counts.in_messages, counts.in_bytes, counts.out_messages, counts.out_bytes)
+    return arrived, client.read(), client.is_ended, counted
+
+
+@pytest.mark.parametrize("connect", [MODERN, QUIET], ids=["headers", "no headers"])
+@given(STORED, WRONG, st.data())
+def test_what_goes_to_a_stream_is_the_same_in_one_read_and_in_many(
+    connect: bytes, pieces: list[bytes], wrong: bytes, data: st.DataObject
+) -> None:
+    pieces = [*pieces, wrong, b"PUB js.1 r 1\r\n!\r\n"]
+    whole = b"".join(pieces)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=10)))
+    chunks = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+    one_by_one = stored(pieces, connect)
+
+    assert stored([whole], connect) == one_by_one
+    assert stored(chunks, connect) == one_by_one
+
+
+@pytest.mark.parametrize(
+    "publish", [b"PUB js.%d r 2\r\nhi\r\n", b"HPUB js.%d 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"]
+)
+def test_what_goes_to_a_stream_is_taken_in_a_row(
+    publish: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire, one_by_one = Wire(), Mock()
+    monkeypatch.setattr(wire.account, "dispatch", one_by_one)
+    wire.account.subscribe("js.>", lambda messages, now: None)
+
+    wire.client(MODERN, b"".join(publish % number for number in range(50)))
+
+    one_by_one.assert_called_once()
 
 
 def test_a_payload_that_ends_with_the_read_is_delivered_whole_or_not_at_all() -> None:

@@ -1,8 +1,11 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import pytest
+
+from millstream_broker.errors import SlowConsumer
 from millstream_broker.message import Instant, Message
-from tests.broker.protocol.wire import MODERN, QUIET, Wire
+from tests.broker.protocol.wire import MODERN, NOW, QUIET, Wire
 
 
 class Recorder:
@@ -194,6 +197,61 @@ def test_the_bus_delivers_under_another_subject_with_headers_and_reply() -> None
     assert reached == 2
     assert modern.read() == b"HMSG orders.1 5 ack 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"
     assert old.read() == b"MSG orders.1 6 ack 2\r\nhi\r\n"
+
+
+RUN = [
+    Message("orders.1", "ack.1", None, b"a"),
+    Message("orders.2", None, b"NATS/1.0\r\n\r\n", b""),
+    Message("orders.\udcff", "ack.3", b"NATS/1.0\r\nA: b\r\n\r\n", b"cd"),
+]
+
+
+@pytest.mark.parametrize(
+    "listeners",
+    [
+        [b"SUB in 1\r\n"],
+        [b"SUB in 1\r\nUNSUB 1 2\r\n"],
+        [b"SUB in 1\r\n", b"SUB * 2\r\n"],
+        [b"SUB in q 1\r\n"],
+        [b"PING\r\n"],
+    ],
+    ids=["one", "one for two", "two", "a queue group", "nobody"],
+)
+@pytest.mark.parametrize("connect", [MODERN, QUIET], ids=["headers", "no headers"])
+@pytest.mark.parametrize("has_sink", [False, True])
+def test_a_run_arrives_as_its_messages_one_by_one(
+    listeners: list[bytes], connect: bytes, has_sink: bool
+) -> None:
+    def arrivals(*, at_once: bool) -> tuple[object, ...]:
+        wire, sink = Wire(), Recorder()
+        account = wire.account
+        clients = [wire.client(connect, sent) for sent in listeners]
+        if has_sink:
+            account.subscribe("in", sink)
+        if at_once:
+            account.publish_all("in", [b"1", b"", b"345"])
+            account.deliver_all("in", RUN)
+        else:
+            for payload in (b"1", b"", b"345"):
+                account.publish("in", payload)
+            for subject, reply, headers, payload in RUN:
+                account.publish("in", payload, reply=reply, headers=headers, deliver_as=subject)
+        account.settle(NOW)
+        counts = account.routes.counts
+        counted = (counts.out_messages, counts.out_bytes, account.subscription_count)
+        return [client.read() for client in clients], sink.runs, counted
+
+    assert arrivals(at_once=True) == arrivals(at_once=False)
+
+
+def test_too_much_in_one_run_makes_a_slow_consumer() -> None:
+    wire = Wire()
+    slow = wire.client(QUIET, b"SUB a 1\r\n")
+    slow.core.max_pending = 100
+
+    wire.account.publish_all("a", [b"x" * 10] * 11)
+
+    assert isinstance(slow.core.error, SlowConsumer)
 
 
 def test_interest_is_there_while_somebody_is_subscribed() -> None:

@@ -126,6 +126,14 @@ def assert_same(store: MessageStore, model: ListModel, *, in_file: bool) -> None
         for start in starts:
             seqs = [message.seq for message in matching if message.seq >= start]
             assert store.next_match(patterns, start) == (seqs[0] if seqs else None)
+            for count in (1, 3, len(seqs) + 1):
+                assert store.next_matches(patterns, start, count) == seqs[:count]
+            run = [message for message in matching if message.seq >= start]
+            assert store.load_run(seqs, 1 << 20) == run
+            if run:
+                of_two = sum(map(size, run[:2]))
+                assert store.load_run(seqs, of_two) == run[:2]
+                assert store.load_run(seqs, of_two + 1) == run[:3]
             assert store.count_matches(patterns, start) == len(seqs)
             assert store.last_matches(patterns, up_to_seq=start) == model.last_matches(
                 patterns, start

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from millstream_broker.message import Message
 from millstream_broker.store import index, subject_table
 from millstream_broker.store.errors import StoreBroken, StoreError
 from millstream_broker.store.file import FileStore
@@ -61,10 +62,18 @@ class QueriedStore(RuleBasedStateMachine):
         self.after(self.model)
         assert self.change("append", subject, headers, payload, self.clock) == seq
 
-    @rule(subjects=st.lists(SUBJECTS, min_size=1, max_size=30), payload=PAYLOADS)
-    def append_many(self, subjects: list[str], payload: bytes) -> None:
-        for subject in subjects:
-            self.append(subject, None, payload, 1)
+    @rule(
+        messages=st.lists(st.tuples(SUBJECTS, HEADERS, PAYLOADS), min_size=1, max_size=30),
+        tick=st.integers(0, 3),
+    )
+    def append_run(self, messages: list[tuple[str, bytes | None, bytes]], tick: int) -> None:
+        self.clock += tick
+        first_seq = self.model.last_seq + 1
+        for message in messages:
+            self.model.append(*message, self.clock)
+            self.after(self.model)
+        run = [Message(subject, "reply", headers, body) for subject, headers, body in messages]
+        assert self.change("append_run", run, self.clock) == first_seq
 
     @rule(count=st.sampled_from([1, 2, 5000]))
     def skip(self, count: int) -> None:
