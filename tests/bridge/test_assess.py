@@ -22,7 +22,7 @@ from millstream_bridge.project.findings import (
 from millstream_bridge.project.shape import Shape, newest
 from tests.bridge.moves import a_route
 from tests.bridge.test_cli import run
-from tests.bridge.topics import transactional
+from tests.bridge.topics import await_readable, transactional
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -203,6 +203,7 @@ async def test_settings_gaps_and_groups_of_a_real_kafka_are_found(
         producer.begin_transaction()
         producer.produce(topic, key=b"k", value=b"%d" % n, partition=0)
         producer.commit_transaction(20)
+    await_readable(a_real_kafka, topic)
     admin = KafkaAdmin(a_real_kafka.bootstrap)
     await admin.set_positions(f"billing-{topic}", topic, {0: 1})
     await admin.set_positions(way_back_name(a_route(topic)), topic, {0: 1})  # no consumer's

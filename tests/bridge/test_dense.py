@@ -20,7 +20,7 @@ from tests.bridge.moves import (
     until,
     until_moved,
 )
-from tests.bridge.topics import transactional
+from tests.bridge.topics import await_readable, transactional
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -204,6 +204,7 @@ async def test_markers_of_transactions_are_gaps_and_nothing_is_lost(
             producer.abort_transaction(20)
         else:
             producer.commit_transaction(20)
+        await_readable(a_real_kafka, topic)
         await move_all(a_real_kafka.bootstrap, nats_server.url, route)
 
     stored = await stored_messages(nats_server.url, route, dense_partitions=1)

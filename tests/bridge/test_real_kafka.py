@@ -18,7 +18,7 @@ from millstream_bridge import (
 from millstream_bridge.model import TimestampType
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.bridge.test_bad_input import make_stream
-from tests.bridge.topics import transactional
+from tests.bridge.topics import await_readable, transactional
 from tests.helpers.kafka import Kafka, run_tool
 from tests.helpers.servers import Server
 
@@ -63,6 +63,7 @@ async def test_an_aborted_transaction_is_not_moved_and_its_gap_is_no_loss(
         producer.produce(topic, value, partition=0)
         producer.flush(20)
         (producer.commit_transaction if is_committed else producer.abort_transaction)(20)
+    await_readable(a_real_kafka, topic)
     route = a_route(topic)
 
     report = await move_all(a_real_kafka.bootstrap, nats_server.url, route)
@@ -212,6 +213,7 @@ async def test_behind_a_transactions_marker_a_run_goes_on(
         producer.produce(topic, b"%d" % n, partition=0)
         producer.flush(20)
         producer.commit_transaction(20)
+        await_readable(a_real_kafka, topic)
         report = await move_all(a_real_kafka.bootstrap, nats_server.url, route)
         assert (report.records, report.sessions) == (1, 1)
     again = await move_all(a_real_kafka.bootstrap, nats_server.url, route)

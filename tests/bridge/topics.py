@@ -5,14 +5,16 @@ from typing import Any
 from confluent_kafka import (
     TIMESTAMP_LOG_APPEND_TIME,
     Consumer,
+    IsolationLevel,
     KafkaError,
     Producer,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from millstream_bridge import Record
 from millstream_bridge.model import TimestampType
-from tests.helpers.kafka import Kafka
+from tests.helpers.kafka import Kafka, await_true
 
 
 def all_records(kafka: Kafka, topic: str) -> list[Record]:
@@ -64,3 +66,19 @@ def transactional(kafka: Kafka, topic: str) -> Producer:
     producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": topic})
     producer.init_transactions(20)
     return producer
+
+
+def await_readable(kafka: Kafka, topic: str) -> None:
+    """Wait until readers of committed records get all of the topic, which has one partition.
+
+    They do not at once: Kafka says that a transaction is over before its end is in the log.
+    """
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    place = TopicPartition(topic, 0)
+
+    def end(isolation: IsolationLevel) -> int:
+        latest = {place: OffsetSpec.latest()}  # type: ignore[no-untyped-call]
+        found = admin.list_offsets(latest, isolation_level=isolation)[place].result(20)
+        return int(found.offset)
+
+    await_true(lambda: end(IsolationLevel.READ_COMMITTED) == end(IsolationLevel.READ_UNCOMMITTED))
