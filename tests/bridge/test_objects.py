@@ -7,6 +7,7 @@ import pytest
 
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.objects import CHUNK_BYTES, Objects
+from millstream_broker import Broker, ServerOptions
 from tests.helpers.servers import Server
 
 DATA = bytes(range(256)) * 2_000
@@ -40,6 +41,19 @@ async def test_what_another_client_puts_the_bridge_gets(nats_server: Server) -> 
     assert await Objects(connection, "B").get("name") == DATA
     await connection.close()
     await client.close()
+
+
+async def test_a_server_that_takes_less_than_a_chunk_gets_smaller_ones() -> None:
+    options = ServerOptions(host="127.0.0.1", port=0, jetstream=True, max_payload=8_192)
+    async with Broker(options=options) as broker:
+        connection = await Connection.open(broker.url, name="test")
+        objects = Objects(connection, "B")
+
+        info = await objects.put("a", DATA)
+
+        assert info.chunks > len(DATA) // 8_192
+        assert await objects.get("a") == DATA
+        await connection.close()
 
 
 async def test_putting_again_and_deleting_leave_nothing_behind(nats_server: Server) -> None:

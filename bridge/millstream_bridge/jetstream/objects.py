@@ -20,6 +20,8 @@ from .connection import Connection
 from .reader import read_stream
 
 CHUNK_BYTES = 128 << 10
+_BLOCK_BYTES = 64
+"""What the header block of a chunk may take of the server's limit."""
 _HASH = "SHA-256="
 
 
@@ -65,9 +67,10 @@ class Objects:
         before = await self.info(name)
         nuid = secrets.token_hex(11)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
-        starts = range(0, len(data), CHUNK_BYTES)
+        size = min(CHUNK_BYTES, self._connection.max_payload - _BLOCK_BYTES)
+        starts = range(0, len(data), size)
         for start in starts:
-            await self._publish(f"C.{nuid}", data[start : start + CHUNK_BYTES])
+            await self._publish(f"C.{nuid}", data[start : start + size])
         info = ObjectInfo(
             name=name,
             bucket=self.bucket,
@@ -78,6 +81,7 @@ class Objects:
             chunks=len(starts),
             digest=f"{_HASH}{digest}",
             mtime=datetime.now(UTC).isoformat(),
+            options={"max_chunk_size": size},
         )
         await self._write_info(info)
         if before is not None:
