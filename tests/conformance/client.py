@@ -325,7 +325,7 @@ class Client:
         return [message.payload for message in await self.fetch(stream, name, count)]
 
 
-async def eventually(probe: Callable[[], Awaitable[bool]], timeout_s: float = 5.0) -> None:
+async def eventually(probe: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
     """Ask until the answer is yes: for effects no reply announces. Raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while True:

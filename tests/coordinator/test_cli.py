@@ -30,7 +30,7 @@ from millstream_coordinator.operation.cli_look import MEMBER_COLUMNS, PARTITION_
 from tests.helpers.servers import Server
 
 COMMAND = (sys.executable, "-m", "millstream", "coordinator")
-READY_WAIT_S = 15.0
+READY_WAIT_S = 60.0
 
 
 @pytest.fixture

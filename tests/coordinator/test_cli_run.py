@@ -24,7 +24,7 @@ from tests.helpers.servers import EMBEDDED, Server
 T = TypeVar("T")
 
 COMMAND = (sys.executable, "-m", "millstream", "coordinator")
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture

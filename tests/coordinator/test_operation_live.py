@@ -71,6 +71,15 @@ class Team:
         await until(has)
         assert tuple(self.handled) == texts
 
+    async def stands_still(self, number: int) -> bool:
+        """Whether its owner has read that the partition is paused."""
+        return any(
+            stats.is_paused
+            for group in self.groups
+            for partition, stats in group.stats().partitions.items()
+            if partition == number
+        )
+
     async def row(self, number: int) -> PartitionRow:
         return (await read_overview(self.target, listen=False)).partitions[number]
 
@@ -125,7 +134,7 @@ async def test_a_paused_partition_hands_nothing_out_until_it_is_resumed(
     async with team(server, client, name) as one:
         await admin.pause(one.target, partitions=[0])
         await until(lambda: _is(one.row(0), lambda row: row.is_paused))
-        await asyncio.sleep(0.3)  # the members have read it by now
+        await until(lambda: _is(one.stands_still(0), bool))
         await one.publish(0, "k", "held")
         await one.publish(1, "k", "free")
         await one.handles("free")

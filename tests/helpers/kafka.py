@@ -106,7 +106,13 @@ class Kafka:
         admin = AdminClient({"bootstrap.servers": self.bootstrap})
         made = admin.create_topics([NewTopic(topic, partitions, 1, config=dict(config or {}))])
         made[topic].result(timeout=20)
-        await_true(lambda: len(admin.list_topics(topic, timeout=5).topics[topic].partitions) > 0)
+
+        def is_known() -> bool:
+            with contextlib.suppress(KafkaException):  # it has not answered in time
+                return bool(admin.list_topics(topic, timeout=5).topics[topic].partitions)
+            return False
+
+        await_true(is_known)
 
     def produce(self, topic: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Produce records (keywords of confluent-kafka's ``produce``); all are acked then."""

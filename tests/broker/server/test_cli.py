@@ -16,7 +16,7 @@ import pytest
 from millstream_broker import cli
 
 COMMAND = [sys.executable, "-m", "millstream_broker"]
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import pytest
 
 from millstream_broker import Broker, ServerOptions, StartError
 from millstream_broker.server.monitor import REQUEST_TIMEOUT_S
+from millstream_broker.server.server import DRAIN_S
 
 from .raw import connect
 
@@ -93,7 +94,7 @@ async def test_who_does_not_authenticate_in_time_is_closed() -> None:
 
 
 async def test_who_authenticated_stays() -> None:
-    settings = options(token="t", auth_timeout_s=0.05)
+    settings = options(token="t", auth_timeout_s=0.5)
     connect_line = b'CONNECT {"auth_token":"t","verbose":false}\r\n'
     async with Broker(options=settings) as broker, connect(broker.port, connect_line) as client:
         async with connect(broker.port) as late:
@@ -109,7 +110,7 @@ async def test_a_client_that_answers_no_ping_is_stale() -> None:
 
 
 async def test_a_client_that_answers_pings_stays() -> None:
-    settings = options(ping_interval_s=0.02, ping_max=1)
+    settings = options(ping_interval_s=0.05, ping_max=3)
     async with Broker(options=settings) as broker, connect(broker.port) as client:
         for _ in range(5):
             assert await client.line() == b"PING\r\n"
@@ -245,7 +246,7 @@ async def _get(broker: Broker, path: str, *, whole: bool = False) -> bytes:
     return answer if whole else answer.split(b"\r\n\r\n", 1)[1]
 
 
-async def test_a_client_that_reads_nothing_holds_up_the_end_for_less_than_a_second() -> None:
+async def test_a_client_that_reads_nothing_does_not_hold_up_the_end() -> None:
     broker = Broker(options=options())
     await broker.start()
     async with connect(broker.port, QUIET + b"SUB big 1\r\n") as sleeper:
@@ -256,7 +257,7 @@ async def test_a_client_that_reads_nothing_holds_up_the_end_for_less_than_a_seco
                 publisher.send(b"PUB big 1000000\r\n" + bytes(1_000_000) + b"\r\n")
             await publisher.sync()
 
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(20 * DRAIN_S):
                 await broker.close()
 
 
