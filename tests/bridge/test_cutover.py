@@ -41,7 +41,7 @@ def commit(kafka: Kafka, group: str, topic: str, offsets: dict[int, int]) -> Non
 
 async def cut(kafka: Kafka, server: Server, route: Route, group: str, **options: Any) -> CutProof:
     """Cut over a Kafka group that is named like the other; the mock cannot tell it is empty."""
-    options = {"is_stopped": kafka.kind != REAL, "timeout_s": 5.0, **options}
+    options = {"is_stopped": kafka.kind != REAL, "timeout_s": 30.0, **options}
     return await cut_over(
         kafka=kafka.bootstrap,
         nats=server.url,
@@ -124,6 +124,23 @@ async def test_a_cut_over_is_done_again_after_more_was_handled_in_kafka(
     assert proof.problems == []
     seen = await handled_by(nats_server, route, topic, 1)
     assert [data for _, data in seen] == [b"11"]
+
+
+async def test_the_stream_is_read_before_anybody_is_told_to_stop(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
+    events: list[str] = []
+
+    async def when_read() -> None:
+        events.append("read")
+
+    options = {"is_stopped": False, "wait_s": 0.3, "when_read": when_read}
+    await cut(mock, nats_server, route, topic, on_event=events.append, **options)
+
+    assert events[0] == "read"
+    assert events[1].startswith("all but the last step is done; ")
 
 
 async def test_a_partition_without_a_commit_is_asked_for(

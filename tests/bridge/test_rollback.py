@@ -28,7 +28,7 @@ from tests.helpers.servers import Server
 
 async def roll(kafka: Kafka, server: Server, route: Route, group: str, **options: Any) -> CutProof:
     """Roll back to a Kafka group of the same name."""
-    options = {"is_stopped": kafka.kind != REAL, "timeout_s": 5.0, **options}
+    options = {"is_stopped": kafka.kind != REAL, "timeout_s": 30.0, **options}
     return await roll_back(
         kafka=kafka.bootstrap,
         nats=server.url,
@@ -210,18 +210,24 @@ async def test_a_group_with_workers_is_waited_for(
     worker, seen = noting(nats_server, route, topic)
     told: list[str] = []
 
+    async def when_read() -> None:
+        told.append("read")
+
+    options: dict[str, Any] = {"apply": True, "wait_s": 30, "when_read": when_read}
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(worker.run(), name="worker")
         await until(lambda: len(seen) == 9)
         refused = await roll(mock, nats_server, route, topic, apply=True)
         rolling = tasks.create_task(
-            roll(mock, nats_server, route, topic, apply=True, wait_s=30, on_event=told.append),
+            roll(mock, nats_server, route, topic, **options, on_event=told.append),
             name="rollback",
         )
-        await until(lambda: bool(told))
+        await until(lambda: len(told) > 1)
         await worker.stop()
         await running
 
+    assert told[0] == "read"
+    assert "has 1 members" in told[1]
     assert "has 1 members" in refused.problems[0]
     assert rolling.result().problems == []
     assert {it.partition: it.after for it in rolling.result().partitions} == {0: 4, 1: 4, 2: 4}
