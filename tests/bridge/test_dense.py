@@ -166,6 +166,33 @@ async def test_a_stream_whose_limits_removed_everything_still_tells_the_position
     ] * PARTITIONS
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
+async def test_stray_messages_alone_are_not_counted_as_records(
+    nats_server: Server, mock: Kafka, topic: str, is_removed: bool
+) -> None:
+    """Where records may have been before them, nobody knows how many."""
+    fill(mock, topic, 40 if is_removed else 0)
+    route = a_route(topic, **DENSE, max_age_s=3_600)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    if is_removed:
+        await api(nats_server.url, "STREAM.PURGE.FLIGHTS-2")
+    client = await nats_py.connect(nats_server.url)
+    for _ in range(3):
+        await client.jetstream().publish("flights.2.stray", b"stray")
+    await client.close()
+    mock.produce(topic, some_records(40, PARTITIONS))
+
+    if is_removed:
+        with pytest.raises(ConfigurationError, match="only messages of others are left"):
+            await move_all(mock.bootstrap, nats_server.url, route)
+        return
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    stored = await stored_records(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert report.records == 40
+    assert offsets(stored) == {partition: [*range(10)] for partition in range(PARTITIONS)}
+
+
 async def test_a_server_killed_and_started_again_loses_nothing(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:

@@ -139,11 +139,7 @@ class Stream:
 
     async def last_seq(self) -> int:
         """The sequence of the last message ever stored, 0 in a new stream."""
-        try:
-            info = await self._api(f"STREAM.INFO.{self.name}")
-        except ApiError as error:
-            raise ConfigurationError(f"stream {self.name}: {error}") from error
-        return int(info["state"]["last_seq"])
+        return int((await self._state())["last_seq"])
 
     async def message(self, seq: int) -> StoredMessage | None:
         """The message at a sequence, None if there is none (any more)."""
@@ -227,17 +223,23 @@ class Stream:
         self.config = info["config"]
 
     async def _position_by_sequence(self) -> int | None:
-        """A dense stream's position when its limits have removed all messages, None if it had none.
+        """A dense stream's position when its limits have removed all records, None if it had none.
 
-        ConfigurationError: offsets had gaps, so the sequence does not tell.
+        ConfigurationError: the sequence does not tell, because offsets had gaps, or a stray message
+        came after the records.
         """
-        last_seq = await self.last_seq()
-        if last_seq < max(int(self.config.get("first_seq", 0)), 1):
-            return None
-        if self.has_gaps:
+        state = await self._state()
+        begin = max(int(self.config.get("first_seq", 0)), 1)
+        last_seq, strays = int(state["last_seq"]), int(state["messages"])
+        if strays >= last_seq - begin + 1:
+            return None  # whatever was stored is there, and none of it is a record
+        if self.has_gaps or strays:
+            reason = (
+                "its offsets have gaps" if self.has_gaps else "only messages of others are left"
+            )
             raise ConfigurationError(
-                f"stream {self.name} has lost its newest message (seq {last_seq}), and its offsets"
-                " have gaps: where to go on cannot be known"
+                f"stream {self.name} has lost its newest record (it ends at seq {last_seq}), and"
+                f" {reason}: where to go on cannot be known"
             )
         return last_seq
 
@@ -392,6 +394,14 @@ class Stream:
         except ApiError as error:
             raise ConfigurationError(f"JetStream at {self.connection.url}: {error}") from error
         return int(info.get("api", {}).get("level", 0))
+
+    async def _state(self) -> AbcMapping[str, Any]:
+        try:
+            info = await self._api(f"STREAM.INFO.{self.name}")
+        except ApiError as error:
+            raise ConfigurationError(f"stream {self.name}: {error}") from error
+        found: AbcMapping[str, Any] = info["state"]
+        return found
 
     async def _get(self, **which: Any) -> StoredMessage | None:
         try:
