@@ -9,7 +9,8 @@ and the last one its commit: that is how recovery tells a torn batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,7 +19,7 @@ from ..protocol import headers as header_blocks
 from ..routing.port import Message
 from .codes import ApiError
 from .staging import Staging
-from .stream import BATCH_COMMIT, BATCH_ID, Stream
+from .stream import BATCH_COMMIT, BATCH_ID, HEADER_BYTES_MAX, Stream
 
 if TYPE_CHECKING:
     from .publish import Ingest
@@ -26,11 +27,16 @@ if TYPE_CHECKING:
 BATCH_SEQ: Final = "Nats-Batch-Sequence"
 BATCH_HEADERS: Final = frozenset({BATCH_ID, BATCH_SEQ, BATCH_COMMIT})
 """They ask nothing of a message itself."""
+_NOTHING: Final[Mapping[str, str]] = {}
 REQUIRED_LEVEL: Final = "Nats-Required-Api-Level"
 ID_BYTES_MAX: Final = 64
 MEMBERS_MAX: Final = 1000
 IN_FLIGHT_MAX: Final = 50
 IDLE_S: Final = 10.0
+_MEMBER: Final = re.compile(
+    rb"NATS/1\.0\r\nNats-Batch-Id: ([!-~]++)\r\nNats-Batch-Sequence: ([0-9]{1,4}+)\r\n"
+)
+"""How a block begins whose first headers name a batch and a place in it."""
 
 
 class _Batch:
@@ -66,6 +72,40 @@ class Batches:
         """Forget all batches (the stream goes away, or stops taking them)."""
         for batch in list(self._open.values()):
             self.abandon(batch)
+
+    def take(self, messages: Sequence[Message], place: int) -> int:
+        """Take members that only go on with batches in the making, from ``place``; how many.
+
+        They ask nothing else, want no answer, and the stream has no limit that could refuse them.
+        """
+        touched: dict[bytes, _Batch] = {}
+        count = 0
+        for message in messages[place:]:
+            headers = message.headers
+            found = None if headers is None else _MEMBER.match(headers)
+            if headers is None or found is None or message.reply is not None:
+                break
+            batch_id, position = found.groups()
+            batch = touched.get(batch_id) or self._open.get(batch_id.decode())
+            if (
+                batch is None
+                or int(position) != len(batch.members) + 1
+                or len(batch.members) >= MEMBERS_MAX
+                or headers.find(header_blocks.SERVER_LINE, found.end() - 2) >= 0
+                or len(headers) > HEADER_BYTES_MAX
+            ):
+                break
+            touched[batch_id] = batch
+            batch.members.append((message, _NOTHING))
+            count += 1
+        for batch in touched.values():
+            self._wait(batch)
+        return count
+
+    def _wait(self, batch: _Batch) -> None:
+        """Abandon a batch when nothing of it comes for a while."""
+        host = self._stream.host
+        host.timers.set(batch, host.now.mono_s + IDLE_S)
 
     def receive(
         self, batch_id: str, message: Message, asked: Mapping[str, str]
@@ -117,8 +157,7 @@ class Batches:
         if commit != "eob":
             batch.members.append((message, asked))
         if commit is None:
-            now_s = self._stream.host.now.mono_s
-            self._stream.host.timers.set(batch, now_s + IDLE_S)
+            self._wait(batch)
             return b"", 0
         if commit == "eob":
             self._close_early(batch)

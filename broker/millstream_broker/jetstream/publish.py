@@ -30,7 +30,7 @@ from .codes import ApiError
 from .expiry import ROLLUP, TTL
 from .model import Discard, Retention
 from .staging import Staged, Staging
-from .stream import BATCH_ID, MSG_ID, Stream
+from .stream import BATCH_ID, HEADER_BYTES_MAX, MSG_ID, Stream
 from .ttl import NEVER, InvalidTtl, duration_text, parse_ttl
 
 EXPECTED_STREAM: Final = "Nats-Expected-Stream"
@@ -41,8 +41,6 @@ EXPECTED_LAST_MSG_ID: Final = "Nats-Expected-Last-Msg-Id"
 STREAM_SOURCE: Final = "Nats-Stream-Source"
 COUNTER: Final = "Nats-Incr"
 SCHEDULE: Final = "Nats-Schedule"
-HEADER_BYTES_MAX: Final = 65_535
-_SERVER_HEADER: Final = b"\r\nNats-"
 _IDS: Final = re.compile(
     rb"NATS/1\.0\r\n(?:Nats-Msg-Id: ([!-~]++)\r\n)?+(?:Nats-Expected-Last-Msg-Id: ([!-~]++)\r\n)?+"
 )
@@ -95,6 +93,7 @@ class Ingest:
         while place < len(messages):
             if self._is_plain:
                 place += self._receive_plain(messages, place, ts_ns, acks)
+                place += self.batches.take(messages, place)
             if place < len(messages):
                 self._receive_checked(messages[place], acks)
                 place += 1
@@ -116,7 +115,7 @@ class Ingest:
                 found = match(headers)
                 if (
                     found is None
-                    or headers.find(_SERVER_HEADER, found.end() - 2) >= 0
+                    or headers.find(header_blocks.SERVER_LINE, found.end() - 2) >= 0
                     or len(headers) > HEADER_BYTES_MAX
                 ):
                     break
@@ -392,7 +391,7 @@ class Ingest:
 
 def _asked(headers: bytes | None) -> dict[str, str]:
     """What a message's headers ask of the server."""
-    if headers is None or _SERVER_HEADER not in headers:
+    if headers is None or header_blocks.SERVER_LINE not in headers:
         return {}
     return header_blocks.server_headers(headers)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MSG_ID = "Nats-Msg-Id"
 BATCH_ID = "Nats-Batch-Id"
 BATCH_COMMIT = "Nats-Batch-Commit"
+HEADER_BYTES_MAX = 65_535
 SYNC_S = 120.0
 """nats-server's ``sync_interval``: what a power loss can take at most."""
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 VERSION = b"NATS/1.0"
 _END = b"\r\n\r\n"
+SERVER_LINE = b"\r\nNats-"
+"""Begins each header by which a client asks something of the server."""
 _SERVER_PREFIX = b"Nats-"
 
 

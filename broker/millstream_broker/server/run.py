@@ -7,6 +7,7 @@ none. USR1 reopens the log file after somebody has moved it away.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -24,6 +25,8 @@ from .server import Broker, core_name
 
 START_ERROR = 3
 _HELD_LINES_MAX = 1000
+_COLLECT_AFTER = (10_000, 10, 10)
+"""So many more objects made than freed; then so many collections of the next younger ones."""
 
 logger = logging.getLogger("millstream.broker")
 
@@ -137,6 +140,16 @@ def _loop_factory() -> Any:
     return uvloop.new_event_loop
 
 
+def _calm_collector() -> None:
+    """Have the cycle collector stop the server rarely.
+
+    What a server keeps goes by reference counts; only connections that are over leave cycles. Every
+    look at all that is kept holds up all clients, for tens of milliseconds at 100,000 subjects.
+    """
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
+
+
 async def _serve(options: ServerOptions, *, end_with_stdin: bool) -> None:
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -155,6 +168,7 @@ async def _serve(options: ServerOptions, *, end_with_stdin: bool) -> None:
     logger.info("  core: %s", core_name(), extra={"event": "core"})
     async with Broker(options=options):
         _let_lines_out()
+        _calm_collector()
         if end_with_stdin:
             _watch_stdin(loop, stopping)
         await stopping.wait()

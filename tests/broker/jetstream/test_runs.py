@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from millstream_broker.jetstream.batch import Batches
 from millstream_broker.jetstream.consumer import Consumer
 from millstream_broker.jetstream.dedup import DuplicateWindow
 from millstream_broker.jetstream.publish import Ingest
+from millstream_broker.message import Message
 from millstream_broker.protocol import headers as header_blocks
 
 from .harness import World
@@ -41,8 +43,18 @@ CONFIGS = st.sampled_from(
 Published = list[tuple[str, bytes | None, bool]]
 
 
-def stored(messages: Published, config: dict[str, Any], *, at_once: bool) -> tuple[object, ...]:
-    """Acks, content and what a reader gets, of messages of one read, or of one each."""
+def stored_one_by_one(messages: Published, config: dict[str, Any]) -> tuple[object, ...]:
+    """The same of one read each, in the way of messages that need all checks."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Ingest, "_receive_plain", lambda *_: 0)
+        patched.setattr(Batches, "take", lambda *_: 0)
+        return stored(messages, config, at_once=False)
+
+
+def stored(
+    messages: Published, config: dict[str, Any], *, at_once: bool = True
+) -> tuple[object, ...]:
+    """Acks, content and what a reader gets, of messages of one read."""
     world = World()
     world.stream(allow_rollup_hdrs=True, **config)
     world.consumer()
@@ -66,7 +78,105 @@ def stored(messages: Published, config: dict[str, Any], *, at_once: bool) -> tup
 def test_messages_of_one_read_are_stored_as_one_by_one(
     messages: Published, config: dict[str, Any]
 ) -> None:
-    assert stored(messages, config, at_once=True) == stored(messages, config, at_once=False)
+    assert stored(messages, config) == stored_one_by_one(messages, config)
+
+
+def member(batch: str, seq: int, *, more: str = "", wants_ack: bool = False) -> Published:
+    pairs = [("Nats-Batch-Id", batch), ("Nats-Batch-Sequence", str(seq))]
+    if more:
+        pairs.append((more, "1"))
+    return [(f"s.{batch}", header_blocks.add(None, pairs), wants_ack)]
+
+
+def whole_batch(batch: str, count: int) -> Published:
+    members = [it for seq in range(1, count) for it in member(batch, seq)]
+    return members + member(batch, count, more="Nats-Batch-Commit", wants_ack=True)
+
+
+JUMPS = {"gap": 2, "again": 0}
+STEPS_OF_BATCHES = st.tuples(
+    st.sampled_from("bbbc"),
+    st.sampled_from(["", "", "", "User", "Nats-Msg-Id", "Nats-Batch-Commit", *JUMPS]),
+    st.sampled_from([False, False, True]),
+)
+
+
+def of_batches(steps: list[tuple[str, str, bool]]) -> Published:
+    """Members of two batches, mostly with the next number."""
+    published: Published = []
+    last = dict.fromkeys("bc", 0)
+    for batch, kind, wants_ack in steps:
+        last[batch] += JUMPS.get(kind, 1)
+        more = "" if kind in JUMPS else kind
+        published += member(batch, last[batch], more=more, wants_ack=wants_ack)
+        if kind == "Nats-Batch-Commit":
+            last[batch] = 0
+    return published
+
+
+BATCHES = st.lists(STEPS_OF_BATCHES, max_size=20).map(of_batches)
+
+
+@settings(max_examples=EXAMPLES)
+@given(BATCHES, CONFIGS)
+def test_batches_of_one_read_are_stored_as_one_by_one(
+    messages: Published, config: dict[str, Any]
+) -> None:
+    config = {**config, "allow_atomic": True}
+    assert stored(messages, config) == stored_one_by_one(messages, config)
+
+
+def test_a_batch_with_a_hole_in_the_middle_of_a_read_is_refused() -> None:
+    world = World()
+    world.stream(allow_atomic=True)
+    inbox = world.inbox()
+    commit = member("b", 4, more="Nats-Batch-Commit", wants_ack=True)
+    for subject, block, wants_ack in [it for n in (1, 3, 3) for it in member("b", n)] + commit:
+        world.bus.publish(subject, reply=inbox.pattern if wants_ack else None, headers=block)
+
+    world.settle()
+
+    assert [delivery.json()["error"]["err_code"] for delivery in inbox.got] == [10176]
+    assert world.state()["messages"] == 0
+
+
+def test_members_of_a_batch_are_taken_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.stream(allow_atomic=True)
+    inbox = world.inbox()
+    one_by_one: list[str] = []
+    before = Ingest._receive_checked
+
+    def count(ingest: Ingest, message: Message, acks: list[Any]) -> None:
+        one_by_one.append(message.subject)
+        before(ingest, message, acks)
+
+    monkeypatch.setattr(Ingest, "_receive_checked", count)
+    for subject, block, wants_ack in whole_batch("b", 50):
+        world.bus.publish(subject, reply=inbox.pattern if wants_ack else None, headers=block)
+
+    world.settle()
+
+    assert [delivery.json()["count"] for delivery in inbox.got] == [50]
+    assert len(one_by_one) == 2  # the first, and the commit
+
+
+@pytest.mark.parametrize(("wait_s", "is_left"), [(9.0, False), (10.5, True)])
+def test_a_batch_is_abandoned_some_time_after_its_last_member(wait_s: float, is_left: bool) -> None:
+    world = World()
+    world.stream(allow_atomic=True)
+    for subject, block, _ in [*member("b", 1), *member("b", 2)]:
+        world.advance(9.0)
+        world.bus.publish(subject, headers=block)
+        world.settle()
+
+    world.advance(wait_s)
+
+    [(subject, block, _)] = member("b", 3, more="Nats-Batch-Commit")
+    inbox = world.inbox()
+    world.bus.publish(subject, reply=inbox.pattern, headers=block)
+    world.settle()
+    assert ("error" in inbox.got[0].json()) == is_left
 
 
 def test_a_chain_of_message_ids_is_stored_together(monkeypatch: pytest.MonkeyPatch) -> None:
