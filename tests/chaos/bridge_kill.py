@@ -29,7 +29,7 @@ BACKLOG = {"bridge": 15_000, "server": 80_000}
 """Records to be moved before a life begins: more than it can move until its end."""
 LIFE_S_MAX = 0.25
 TRIES_MAX = 5
-READY_S_MAX = 30.0
+READY_S_MAX = 60.0
 
 
 @dataclass(slots=True)

@@ -44,6 +44,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--handler-ms", type=float, default=10.0)
     parser.add_argument("--max-lanes", type=int, default=4)
     parser.add_argument("--static-grace", type=float, default=0.0, help="seconds")
+    parser.add_argument("--heartbeat-timeout", type=float, default=1.0, help="seconds")
     parser.add_argument("--key-rule", required=True)
     parser.add_argument("--sink", default=None, help="bucket to keep the chains in")
     parser.add_argument("--sink-kind", choices=(FENCED, PLAIN), default=FENCED)
@@ -115,6 +116,7 @@ async def _main() -> None:
         member=given.member,
         max_lanes=given.max_lanes,
         static_grace=timedelta(seconds=given.static_grace),
+        heartbeat_timeout=timedelta(seconds=given.heartbeat_timeout),
         on_event=_tell,
     )
 

@@ -42,12 +42,12 @@ async def restart_under_load(server: Server, restarts: int) -> list[int]:
             published += ROUND
             before = _owners(await group.until_balanced())
             seen = _num_seen(group)
-            await group.until(lambda seen=seen: _num_seen(group) > seen + 100, 20, "work")  # type: ignore[misc]
+            await group.until(lambda seen=seen: _num_seen(group) > seen + 100, 60, "work")  # type: ignore[misc]
 
             server.kill()
             await server.restart()
 
-            await group.until(lambda: _num_seen(group) >= published, 60, "everything handled")  # noqa: B023
+            await group.until(lambda: _num_seen(group) >= published, 120, "everything handled")  # noqa: B023
             after = _owners(await group.until_balanced())
             moved.append(sum(after[n] != before[n] for n in before))
     return moved

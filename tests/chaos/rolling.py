@@ -26,7 +26,7 @@ PARTITIONS = 8
 WORKERS = 4
 GRACE_S = 15.0
 ROUND = 2000
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 @dataclass(slots=True)

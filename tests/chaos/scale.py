@@ -17,6 +17,7 @@ from pathlib import Path
 from nats.js.api import RetentionPolicy
 
 from tests.chaos.group_cluster import Cluster
+from tests.chaos.moves import HEARTBEAT_TIMEOUT_S
 from tests.chaos.target import KINDS, Target, opened
 from tests.helpers.servers import REAL
 
@@ -29,7 +30,9 @@ async def start(
     """Seconds until every partition was served and until the group was whole; times a partition
     was assigned, which is more than there are when members came later than the others; calls.
     """
-    group = Cluster(target.url, "scale", partitions, "--handler-ms", "0", "--max-lanes", "64")
+    arguments = ("--handler-ms", "0", "--max-lanes", "64")
+    quiet = ("--heartbeat-timeout", str(HEARTBEAT_TIMEOUT_S))
+    group = Cluster(target.url, "scale", partitions, *arguments, *quiet)
     try:
         client = await group.connect()
         await target.until_ready(client)

@@ -62,9 +62,9 @@ async def kill_one(group: Cluster, victim: Worker, results: Takeovers) -> None:
         entered.update(entries_at(others, lost, epochs, killed_at))
         return set(entered) == lost
 
-    await group.until(is_taken_over, 20, f"partitions {lost} taken over from {victim.member}")
+    await group.until(is_taken_over, 60, f"partitions {lost} taken over from {victim.member}")
     results.moved += [at - killed_at for at in entered.values()]
-    await group.until(lambda: bool(_verdicts(others, victim)), 20, f"{victim.member} found dead")
+    await group.until(lambda: bool(_verdicts(others, victim)), 60, f"{victim.member} found dead")
     results.verdicts.append(_verdicts(others, victim)[0])
     if results.hangs:
         await group.kill(victim)
@@ -100,7 +100,7 @@ async def measure(url: str, kills: int, seed: int, results: Takeovers) -> None:
         for _ in range(kills):
             await group.until_balanced()
             await group.until(
-                lambda: all(worker.calls for worker in group.running()), 20, "all at work"
+                lambda: all(worker.calls for worker in group.running()), 60, "all at work"
             )
             while min(group.backlogs(published)) < BACKLOG:
                 await group.publish(published, ROUND)
