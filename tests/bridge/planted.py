@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from millstream_bridge import Record
 from millstream_bridge.jetstream.api import StoredMessage, StreamInfo
@@ -20,6 +21,8 @@ from .moves import KEYS, STRANGE_HEADERS, a_route
 
 Stored = tuple[int, Message]
 MAPPING = Mapping(a_route("flights"))
+FOREIGN = "flights.0.N1"
+"""Where messages are that no bridge wrote; they push records of theirs out."""
 
 
 @dataclass(slots=True)
@@ -28,13 +31,22 @@ class MemorySides:
 
     kafka: Sequence[Record]
     stored: list[Stored]
-    config: dict[str, int] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
     is_compact: bool = False
     reached_to: dict[int, int] = field(default_factory=dict)
     age_s: float = math.inf
     now_ns: int = 0
     stored_ns: dict[int, int] = field(default_factory=dict)
     """When messages were stored, by sequence; the others long ago."""
+    removes: tuple[int, int] | None = None
+    """After so many batches of the stream were read, so many of its messages are removed; it has
+    come of age then, and its clock is at ``removes_at_ns``."""
+    removes_at_ns: int = 0
+    moves_on: dict[int, int] = field(default_factory=dict)
+    """What ``reached_to`` is from the first batch on."""
+    ends: Bounds | None = None
+    """Kafka's log ends when all was read, if they are others than before."""
+    _batches: int = 0
 
     @property
     def marks(self) -> Bounds:
@@ -44,6 +56,9 @@ class MemorySides:
             marks[record.kafka_partition] = Watermarks(low, record.offset + 1)
         return marks
 
+    async def marks_now(self) -> Bounds:
+        return self.marks if self.ends is None else self.ends
+
     async def parts(self) -> list[Part]:
         first, last = (self.stored[0][0], self.stored[-1][0]) if self.stored else (1, 0)
         info = StreamInfo(dict(self.config), first, last, self.age_s, self.now_ns)
@@ -52,21 +67,31 @@ class MemorySides:
             Part(stream="FLIGHTS", filter=MAPPING.route_filter, partitions=partitions, info=info)
         ]
 
+    async def again(self, part: Part) -> Part:
+        return (await self.parts())[0]
+
     async def messages(
         self, part: Part, subject: str, first_seq: int
     ) -> AsyncGenerator[list[Delivery]]:
-        found = [
-            (
-                b"$JS.ACK.S.c.1.%d.1.%d.0" % (seq, self.stored_ns.get(seq, 0)),
-                it.subject.encode(),
-                it.block,
-                it.payload,
-            )
-            for seq, it in self.stored
-            if seq >= first_seq and covers(subject, it.subject)
-        ]
-        for at in range(0, len(found), 7):
-            yield found[at : at + 7]
+        left = [it for it in self.stored if it[0] >= first_seq and covers(subject, it[1].subject)]
+        while left:
+            if self.removes is not None and self._batches == self.removes[0]:
+                del self.stored[: self.removes[1]]
+                self.removes, self.age_s, self.now_ns = None, math.inf, self.removes_at_ns
+                left = [it for it in left if self.stored and it[0] >= self.stored[0][0]]
+                continue
+            self._batches += 1
+            self.reached_to |= self.moves_on
+            batch, left = left[:7], left[7:]
+            yield [
+                (
+                    b"$JS.ACK.S.c.1.%d.1.%d.0" % (seq, self.stored_ns.get(seq, 0)),
+                    it.subject.encode(),
+                    it.block,
+                    it.payload,
+                )
+                for seq, it in batch
+            ]
 
     async def next_message(self, part: Part, subject: str, seq: int) -> StoredMessage | None:
         for at, message in self.stored:
@@ -125,7 +150,7 @@ def stored_of(records: Sequence[Record], chance: random.Random) -> list[Stored]:
     stored: list[Stored] = []
     for n, record in enumerate(records):
         if chance.random() < 0.1:
-            stored.append((len(stored) + 1, Message("flights.0.N1", "", b"", b"not a bridge's")))
+            stored.append((len(stored) + 1, Message(FOREIGN, "", b"", b"not a bridge's")))
         stored.append((len(stored) + 1, message_of(record, n)))
     return stored
 

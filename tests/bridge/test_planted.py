@@ -3,6 +3,7 @@
 More than a thousand cases of either kind, each from its own seed.
 """
 
+import copy
 import random
 from collections import Counter
 from typing import Any
@@ -13,8 +14,9 @@ from hypothesis import example, given, strategies as st
 from millstream_bridge import Record
 from millstream_bridge.jetstream.api import StreamInfo
 from millstream_bridge.jetstream.connection import Message
-from millstream_bridge.model import TimestampType
-from millstream_bridge.proof.check import Check
+from millstream_bridge.jetstream.stream import GAPS
+from millstream_bridge.model import TimestampType, Watermarks
+from millstream_bridge.proof.check import Check, Seen
 from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
 from millstream_bridge.proof.sides import Part
@@ -22,10 +24,20 @@ from millstream_bridge.proof.values import Proof
 from millstream_bridge.records.mapping import Mapping, any_source
 from millstream_bridge.records.origin import Return, marks
 from tests.bridge.moves import a_route
-from tests.bridge.planted import MAPPING, PLANTS, MemorySides, message_of, some_kafka, stored_of
+from tests.bridge.planted import (
+    FOREIGN,
+    MAPPING,
+    PLANTS,
+    MemorySides,
+    Stored,
+    message_of,
+    some_kafka,
+    stored_of,
+)
 
 CASES = 120
 ALL = range(CASES)
+SOME = range(CASES // 4)
 
 
 async def proof_of(sides: MemorySides) -> Proof:
@@ -95,7 +107,7 @@ async def test_a_stream_that_keeps_the_newest_is_equal_with_just_those(keeps: in
         limit = {"max_msgs_per_subject": keeps}
 
         proof = await proof_of(MemorySides(kafka, stored_of(kept, chance), limit))
-        victim = chance.choice(kept)
+        victim = chance.choice([it for it in kept if MAPPING.subject(it) != FOREIGN])
         without = [it for it in kept if it is not victim]
         spoiled = await proof_of(MemorySides(kafka, stored_of(without, chance), limit))
 
@@ -147,6 +159,117 @@ async def test_a_record_that_only_the_stream_has_is_found_among_the_newest() -> 
         assert proof.difference.offset == lost.offset
         found += 1
     assert found > CASES // 10
+
+
+@pytest.mark.parametrize("keeps", [1, 2])
+async def test_what_a_native_message_pushed_out_is_not_missing(keeps: int) -> None:
+    """It may have, if it came behind the record that was stored before the missing one."""
+    limit = {"max_msgs_per_subject": keeps}
+    for seed in SOME:
+        chance = random.Random(f"native {keeps} {seed}")
+        kafka = some_kafka(chance)
+        kept = newest_of(kafka, keeps)
+        subject = MAPPING.subject(chance.choice(kept))
+        left = [(n, it) for n, it in enumerate(kept, 100) if MAPPING.subject(it) != subject]
+        first_gone, *_ = (n for n, it in enumerate(kept, 100) if MAPPING.subject(it) == subject)
+        partition = kept[first_gone - 100].kafka_partition
+        stored = [(n, message_of(it, n)) for n, it in left]
+        native = Message(subject, "", b"", b"native")
+        before, after = ([(at + n, native) for n in range(keeps)] for at in (1, 1_000))
+
+        behind = await proof_of(MemorySides(kafka, [*stored, *after], limit))
+        too_few = await proof_of(MemorySides(kafka, [*stored, *after[1:]], limit))
+        in_front = await proof_of(MemorySides(kafka, [*before, *stored], limit))
+
+        assert behind.equal, (seed, behind.difference)
+        assert too_few.equal is False, seed
+        if any(it.kafka_partition == partition and n < first_gone for n, it in left):
+            assert in_front.equal is False, seed
+
+
+async def test_what_an_expired_tombstone_pushed_out_is_not_missing() -> None:
+    mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
+    limit = {"max_msgs_per_subject": 1}
+    for seed in SOME:
+        chance = random.Random(f"tombstone {seed}")
+        kafka = some_kafka(chance)
+        kept = newest_of(kafka, 1)
+        stored = stored_of([it for it in kept if it.value is not None], chance)
+        stored = [it for it in stored if b"Millstream-Source" in it[1].block]
+        ends = {p: mark.high for p, mark in MemorySides(kafka, stored).marks.items()}
+        lost = chance.choice([it for it in kept if it.value is not None])
+        spoiled = stored_of([it for it in kept if it.value is not None and it is not lost], chance)
+
+        clean = await Check(MemorySides(kafka, stored, limit, reached_to=ends), mapping).full()
+        found = await Check(MemorySides(kafka, spoiled, limit, reached_to=ends), mapping).full()
+
+        assert clean.equal, (seed, clean.difference)
+        assert found.difference is not None
+        assert found.difference.offset <= lost.offset
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_msgs_per_subject": 100}])
+async def test_what_the_stream_has_behind_kafkas_end_is_a_difference(limit: dict[str, int]) -> None:
+    """After an unclean election, or where the topic was made anew: not what was produced since."""
+    for seed in SOME:
+        chance = random.Random(f"end {seed}")
+        kafka = some_kafka(chance)
+        stored = stored_of(kafka, chance)
+        cut = kafka[: -chance.randrange(1, 20)]
+        lost = kafka[-1]
+
+        proof = await proof_of(MemorySides(cut, stored, limit))
+        whole = MemorySides(kafka, stored)
+        grown = await proof_of(MemorySides(cut, stored, limit, ends=whole.marks))
+        alone = [it for it in cut if it.kafka_partition == 0]
+        fewer = await proof_of(MemorySides(alone, stored, limit))
+
+        assert grown.equal, (seed, grown.difference)
+        difference = proof.partitions[lost.kafka_partition].difference
+        assert difference is not None, seed
+        assert difference.offset == lost.offset
+        assert "the stream has a record that Kafka does not have" in difference.what
+        assert fewer.partitions[1].difference is not None
+
+
+async def test_online_a_record_of_an_earlier_round_that_is_stored_again_is_a_difference() -> None:
+    for seed in SOME:
+        chance = random.Random(f"again {seed}")
+        kafka = some_kafka(chance)
+        stored = stored_of(kafka, chance)
+        at = chance.randrange(len(stored) // 2, len(stored))
+        sides = MemorySides(kafka, stored[:at])
+        moved = {p: first_left(stored[at:], p) for p in (0, 1)}
+        goal = {p: min(moved[p], mark.high) for p, mark in sides.marks.items()}
+        bounds = {p: Watermarks(mark.low, goal[p]) for p, mark in sides.marks.items()}
+        seen = Seen()
+        rest = {p: Watermarks(goal[p], mark.high) for p, mark in sides.marks.items()}
+        earlier = chance.choice([it for it in stored[:at] if b"Millstream-Source" in it[1].block])
+
+        one = await Check(sides, MAPPING).round(bounds, seen)
+        also = copy.deepcopy(seen)
+        other = await Check(MemorySides(kafka, stored), MAPPING).round(rest, seen)
+        again = [*stored, (len(stored) + 1, earlier[1])]
+        repeated = await Check(MemorySides(kafka, again), MAPPING).round(rest, also)
+
+        assert one.equal, (seed, one.difference)
+        assert other.equal, (seed, other.difference)
+        assert repeated.equal is False, seed
+
+
+async def test_a_dense_streams_sequences_are_no_offsets_any_more_where_it_says_so() -> None:
+    chance = random.Random(8)
+    kafka = some_kafka(chance, partitions=1)
+    stored = [(n, message_of(it, n)) for n, it in enumerate(kafka, 1)]
+    mapping = Mapping(a_route("flights", mode="dense", stream="FLIGHTS-{partition}"))
+    noted = {"metadata": {GAPS: "yes"}}
+
+    proof = await Check(MemorySides(kafka, stored, noted), mapping).full()
+    plain = await Check(MemorySides(kafka, stored), mapping).full()
+
+    assert proof.equal, proof.difference
+    assert plain.difference is not None
+    assert "its sequence is not offset + 1" in plain.difference.what
 
 
 async def test_what_kafka_compacted_since_is_counted_and_what_it_has_must_be_there() -> None:
@@ -207,6 +330,69 @@ async def test_of_a_partition_nothing_is_left_of_all_that_was_stored_is_counted_
         assert missing.offset >= (reached_to or 0)
 
 
+def first_left(stored: list[Stored], partition: int) -> int:
+    """The offset of a partition's first record in the stream; far off where there is none."""
+    sources = (any_source(Decoder.lines(message.block)) for _, message in stored)
+    offsets = (it.offset for it in sources if it is not None and it.kafka_partition == partition)
+    return next(offsets, 1 << 60)
+
+
+@pytest.mark.parametrize("keeps", [None, 100])
+@pytest.mark.parametrize("kind", ["nothing", *PLANTS])
+async def test_what_is_removed_while_it_is_read_is_told_from_what_is_not_there(
+    kind: str, keeps: int | None
+) -> None:
+    """Also where the stream comes to an age at which it removes messages just then."""
+    config = {"max_age": 10**9, **({} if keeps is None else {"max_msgs_per_subject": keeps})}
+    blamed = expired = 0
+    for seed in SOME:
+        chance = random.Random(f"{kind} {seed}")
+        kafka = some_kafka(chance)
+        spoiled, partition, offset = kafka, 0, 0
+        if kind != "nothing":
+            spoiled, partition, offset = PLANTS[kind](kafka, chance)
+        stored = stored_of(spoiled, chance)
+        removes = chance.randrange(3), chance.randrange(1, len(stored))
+        is_left = kind != "nothing" and first_left(stored[removes[1] :], partition) < offset
+        sides = MemorySides(kafka, stored, config, age_s=chance.choice([0.9, 1.1]), removes=removes)
+        sides.reached_to = {p: mark.high for p, mark in sides.marks.items()}
+
+        if keeps is None and kind not in ("doubled", "swapped", "invented") and seed % 2:
+            proof = await Check(sides, MAPPING).sample(0, chance)
+        else:
+            proof = await proof_of(sides)
+
+        if kind == "nothing":
+            assert proof.equal, (seed, proof.difference)
+        if is_left:
+            difference = proof.partitions[partition].difference
+            assert difference is not None, seed
+            assert difference.offset == offset, (seed, difference)
+        blamed += is_left
+        expired += proof.apart.expired
+    assert expired > len(SOME)
+    assert kind == "nothing" or blamed > len(SOME) // 8
+
+
+@pytest.mark.parametrize("keeps", [None, 100])
+async def test_what_is_stored_during_a_proof_behind_a_removed_partition_is_not_taken_for_removed(
+    keeps: int | None,
+) -> None:
+    chance = random.Random(4)
+    kafka = some_kafka(chance)
+    stored = stored_of([it for it in kafka if it.kafka_partition == 1], chance)
+    config = {"max_age": 10**9, **({} if keeps is None else {"max_msgs_per_subject": keeps})}
+    last = [it for it in kafka if it.kafka_partition == 0][-1].offset
+    sides = MemorySides(kafka, stored, config, reached_to={0: last})
+    sides.moves_on = {0: last + 1}
+
+    difference = (await proof_of(sides)).difference
+
+    assert difference is not None
+    assert (difference.kafka_partition, difference.offset) == (0, last)
+    assert difference.what == "the stream does not have this record"
+
+
 @pytest.mark.parametrize(
     ("config", "first_seq", "age_s", "expires"),
     [
@@ -242,6 +428,39 @@ async def test_records_that_came_from_nats_are_left_out_and_counted() -> None:
 
     assert proof.equal, proof.difference
     assert (proof.apart.returned, proof.records) == (1, len(kafka) - 1)
+
+
+@pytest.mark.parametrize("limit", [{}, {"max_msgs_per_subject": 100}])
+@pytest.mark.parametrize("seqs", [(3, 9), (9, 3), (3, 3)])
+async def test_a_record_that_was_returned_is_in_kafka_once_and_in_its_order(
+    seqs: tuple[int, int], limit: dict[str, int]
+) -> None:
+    """A consumer that writes what it read, with its headers, makes records nobody moves."""
+    kafka = some_kafka(random.Random(6))
+    own = [n for n, it in enumerate(kafka) if it.kafka_partition == 1]
+    places = own[4], own[-4]
+    for n, seq in zip(places, seqs, strict=True):
+        headers = (*marks(MAPPING.route.name, Return("FLIGHTS", seq)), *kafka[n].headers)
+        kafka[n] = kafka[n]._replace(headers=headers)
+    chance = random.Random(7)
+    stored = stored_of([it for n, it in enumerate(kafka) if n not in places], chance)
+    sides = MemorySides(kafka, stored, limit)
+
+    proofs = [await proof_of(sides)]
+    if not limit:
+        seen, middle = Seen(), kafka[places[1]].offset
+        proofs.append(await Check(sides, MAPPING).sample(0, chance))
+        for low, high in ((0, middle), (middle, 9_999)):
+            bounds = {
+                p: Watermarks(max(low, it.low), min(high, it.high)) for p, it in sides.marks.items()
+            }
+            proofs.append(await Check(sides, MAPPING).round(bounds, seen))
+        assert proofs.pop(-2).equal  # the first round's
+
+    for proof in proofs:
+        assert proof.equal is (seqs == (3, 9))
+        if proof.difference is not None:
+            assert proof.difference.kafka == kafka[places[1]]
 
 
 async def test_tombstones_may_expire_where_the_route_says_so() -> None:
@@ -300,6 +519,28 @@ async def test_tombstones_stored_a_moment_ago_have_not_expired() -> None:
     assert proof.difference.what == "the stream does not have this record"
     sides.stored_ns = dict.fromkeys(at, now_ns - 61 * 10**9)
     assert (await Check(sides, mapping).full()).equal
+
+
+@pytest.mark.parametrize(("late_s", "is_equal"), [(1, True), (3, False)])
+async def test_a_tombstone_that_expires_while_the_stream_is_read_is_not_missing(
+    late_s: int, is_equal: bool
+) -> None:
+    """By the clock of when all was read, it was stored before its time began to count, or after."""
+    kafka = some_kafka(random.Random(5), partitions=1)
+    stored = stored_of([it for it in kafka if it.value is not None], random.Random(5))
+    mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
+    began_ns = 1_000 * 10**9
+    sides = MemorySides(kafka, stored, age_s=59.0, now_ns=began_ns)
+    sides.reached_to = {0: kafka[-1].offset + 1}
+    sides.stored_ns = {seq: began_ns + (late_s - 60) * 10**9 for seq, _ in stored}
+    sides.removes = (1, 0)
+    sides.removes_at_ns = began_ns + 2 * 10**9
+
+    proof = await Check(sides, mapping).full()
+
+    assert proof.equal is is_equal
+    if is_equal:
+        assert proof.apart.expired == sum(it.value is None for it in kafka)
 
 
 async def test_every_block_of_a_sample_that_is_looked_at_must_be_equal() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from millstream_bridge import verify
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.stream import find_problem
 from millstream_bridge.records.mapping import Mapping
@@ -84,8 +85,10 @@ async def test_a_tombstone_goes_after_its_time_and_is_not_moved_again(
         while (await info(nats_server.url, name))["state"]["messages"] > left:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     again = await move_all(mock.bootstrap, nats_server.url, route)
+    proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
 
     assert (report.records, again.records) == (2, 0)
+    assert (proof.equal, proof.apart.expired) == (True, 1), proof.difference
     assert (await info(nats_server.url, name))["state"]["messages"] == left
     mock.produce(topic, [record])
     assert (await move_all(mock.bootstrap, nats_server.url, route)).positions == {0: 3}

@@ -9,7 +9,7 @@ from millstream_bridge import Record, verify
 from millstream_bridge.jetstream.reader import sequence
 from millstream_bridge.model import TimestampType
 from millstream_bridge.moving.chain import ChainPublisher
-from millstream_bridge.proof.ledger import Ledger, compare, first_different_block
+from millstream_bridge.proof.ledger import Ledger, compare, different_blocks
 from millstream_bridge.proof.parts import joined, parts_of, record_of
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_mapping import records
@@ -52,7 +52,7 @@ def test_a_missing_record_is_located_by_its_block() -> None:
 
     assert sides[0].digest != sides[1].digest
     assert (sides[0].count, sides[1].count) == (5_000, 4_999)
-    assert first_different_block(whole, holed) == 3
+    assert different_blocks(whole, holed) == [3]
     assert sequence(holed.starts[3]) == 3_001
 
 
@@ -60,7 +60,7 @@ def test_equal_sides_have_no_different_block() -> None:
     one, two = ledger_of([5, 7, 2_000]), ledger_of([5, 7, 2_000])
 
     assert one.side() == two.side()
-    assert first_different_block(one, two) is None
+    assert different_blocks(one, two) == []
 
 
 def test_a_record_that_kafka_does_not_have_is_found() -> None:

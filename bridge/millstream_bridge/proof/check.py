@@ -7,31 +7,41 @@ difference has an offset, a sequence, and both records.
 
 Where a side need not have every record (a compacted topic, a stream that keeps the newest messages
 per subject) each record of the stream is remembered instead, and what is missing is explained or
-told (`newest`). What the stream's own limits removed at a partition's beginning is counted.
+told (`newest`).
+
+What the stream's own limits removed is counted. They remove the oldest messages, also while these
+are read: so what is missing is looked at again once all is read. Below a partition's first record
+of then it may have been removed, from there on nothing was.
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Coroutine, Iterable, Mapping as AbcMapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, NamedTuple
 
 from ..errors import BridgeError, ConfigurationError
 from ..jetstream.connection import Delivery
 from ..jetstream.reader import sequence
+from ..jetstream.stream import GAPS
 from ..model import Record, Watermarks
 from ..records.headers import ORIGIN_HEADER
 from ..records.mapping import Mapping
 from ..records.origin import returned
 from ..records.poison import mark_in
 from .decode import Decoder
-from .ledger import BLOCK_OFFSETS, Ledger, compare, different, first_different_block
+from .ledger import BLOCK_OFFSETS, Ledger, compare, different, different_blocks
 from .newest import Newest
 from .parts import Parts, parts_of, record_of
 from .sides import Bounds, Part, Sides
-from .stream_side import StreamSide
+from .stream_side import Book, StreamSide
 from .values import Apart, Difference, PartitionProof, Proof, Side
+
+_STEPS: Final = 16
+"""So many messages without a source are asked for one by one before they are read in a row."""
 
 
 @dataclass(slots=True)
@@ -45,46 +55,68 @@ class _Collected:
         self.records.append((sequence(place), record_of(self.kafka_partition, parts)))
 
 
+class _Read(NamedTuple):
+    """How far the rounds before have read a stream: to ``to_seq``, all before ``next_seq``."""
+
+    next_seq: int
+    to_seq: int
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the rounds before have seen.
+
+    ``returned``: per partition offset and sequence of the last record that came back from NATS.
+    """
+
+    streams: dict[str, _Read] = field(default_factory=dict)
+    returned: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
 class Check:
     """The readings of both sides, and the closer look at what differs."""
 
     def __init__(self, sides: Sides, mapping: Mapping) -> None:
         self.marks = sides.marks
-        self.next_seqs: dict[str, int] = {}
-        """Per stream, from where the next round reads."""
+        self._seen = Seen()
         self._sides = sides
         self._mapping = mapping
         self._is_dense = mapping.route.mode == "dense"
+        self._ttl_s = mapping.route.tombstone_ttl_s
         self._started = time.monotonic()
         self._apart = Apart()
         self._absent: set[tuple[int, int]] = set()
+        self._reached: dict[int, int] = {}
+        """One past what was stored of a partition before `_look`, where that may be gone."""
+        self._repeated: dict[int, Difference] = {}
 
     # the three modes
 
     async def full(self) -> Proof:
         """Everything between the marks."""
         marks = self.marks
-        parts = await self._sides.parts()
+        parts = await self._look()
         if self._loses(parts):
             return await self._newest(marks, parts, is_compacted=await self._sides.is_compacted())
-        proof = await self._all(marks, parts, {})
+        proof = await self._all(marks, parts)
         if not proof.equal and await self._sides.is_compacted():
             self._apart = Apart()
             return await self._newest(marks, parts, is_compacted=True)
         return proof
 
-    async def round(self, bounds: Bounds, first_seqs: AbcMapping[str, int]) -> Proof:
-        """Everything between the bounds, which the stream has from ``first_seqs`` on."""
-        parts = await self._sides.parts()
+    async def round(self, bounds: Bounds, seen: Seen) -> Proof:
+        """Everything between the bounds, but for what the rounds before have seen; noted there."""
+        self._seen = seen
+        parts = await self._look()
         self._refuse_loss(parts)
-        proof = await self._all(bounds, parts, first_seqs, mode="online")
+        proof = await self._all(bounds, parts, mode="online")
         proof.apart.older = 0  # those of the rounds before, read again
         return proof
 
     async def sample(self, blocks_max: int, chance: random.Random) -> Proof:
         """Some blocks of each partition."""
         marks = self.marks
-        parts = await self._sides.parts()
+        parts = await self._look()
         self._refuse_loss(parts)
         await self._read_marks(parts)
         if any(part.expires for part in parts):
@@ -113,12 +145,13 @@ class Check:
                 if difference is not None:
                     differences[p] = difference
         sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
-        return self._proof(sides, differences, "sample")
+        for p in sides.keys() - differences.keys():
+            sides[p] = self._without_removed(*sides[p])
+        return self._proof(sides, self._repeated | differences, "sample")
 
     def _loses(self, parts: Sequence[Part]) -> bool:
         """Whether a stream removes records from among others."""
-        has_ttl = self._mapping.route.tombstone_ttl_s is not None
-        return has_ttl or any(part.keeps is not None for part in parts)
+        return self._ttl_s is not None or any(part.keeps is not None for part in parts)
 
     def _refuse_loss(self, parts: Sequence[Part]) -> None:
         if self._loses(parts):
@@ -129,26 +162,60 @@ class Check:
 
     # reading
 
+    async def _look(self) -> list[Part]:
+        """The streams as they are now.
+
+        Where their limits remove records, how far each partition was is asked before: of one of
+        which nothing is left, what is stored later is not taken for removed.
+        """
+        parts = await self._sides.parts()
+        removing = [part for part in parts if part.expires or self._ttl_s is not None]
+        for part in removing:
+            for p in part.partitions:
+                with suppress(ConfigurationError):  # asked again, should it matter
+                    self._reached[p] = await self._sides.reached(part, p) or 0
+        return await self._sides.parts() if removing else parts
+
+    async def _stored_below(self, part: Part, partition: int) -> int:
+        """One past what was stored of a partition when the streams were looked at."""
+        if partition not in self._reached:
+            self._reached[partition] = await self._sides.reached(part, partition) or 0
+        return self._reached[partition]
+
+    async def _removed_below(self, part: Part, partition: int) -> int:
+        """Below it the limits of a stream, as it is now, may have removed records; 0: nowhere."""
+        if not part.expires:
+            return 0
+        _, first = await self._next(partition, part.info.first_seq, part)
+        return await self._stored_below(part, partition) if first is None else first
+
+    def _without_removed(self, kafka: Side, nats: Side) -> tuple[Side, Side]:
+        """Both sides of an equal partition, and what only Kafka still has counted as removed."""
+        if kafka == nats:
+            return kafka, nats
+        self._apart.expired += kafka.count - nats.count
+        return replace(kafka, digest=""), nats
+
     async def _all(
         self,
         bounds: Bounds,
         parts: Sequence[Part],
-        first_seqs: AbcMapping[str, int],
         mode: str = "full",
     ) -> Proof:
         await self._read_marks(parts)
         kafka = {p: Ledger() for p in bounds}
         nats = {p: Ledger() for p in bounds}
+        seen = self._seen.streams
         sides = [
-            StreamSide(
-                self._mapping,
+            self._side(
+                part,
                 {p: bounds[p] for p in part.partitions},
                 nats,
-                is_dense=self._is_dense,
+                seen_to=seen[part.stream].to_seq if part.stream in seen else None,
             )
             for part in parts
         ]
-        streams = self._read_streams(zip(parts, sides, strict=True), first_seqs, nats)
+        streams = self._read_streams(zip(parts, sides, strict=True), nats)
         if any(part.expires for part in parts):
             await streams
             first = {p: ledger.first_offset for p, ledger in nats.items()}
@@ -160,65 +227,101 @@ class Check:
         for part, side in zip(parts, sides, strict=True):
             self._apart.add(side.apart)
             differences |= side.differences
-            self.next_seqs[part.stream] = side.first_beyond or part.info.last_seq + 1
+            last_seq = part.info.last_seq
+            seen[part.stream] = _Read(side.first_beyond or last_seq + 1, last_seq)
         of = {p: part for part in parts for p in part.partitions}
         finished = {p: (kafka[p].side(), nats[p].side()) for p in sorted(bounds)}
         for p, (ours, theirs) in finished.items():
             if p in differences:
                 differences[p] = await self._with_kafka(differences[p])
             elif ours != theirs:
-                differences[p] = await self._locate(p, kafka[p], nats[p], bounds[p], of[p])
+                found = await self._locate(p, kafka[p], nats[p], bounds[p], of[p])
+                if found is not None:
+                    differences[p] = found
+                else:
+                    finished[p] = self._without_removed(ours, theirs)
+        differences = await self._behind_the_end(sides) | self._repeated | differences
         return self._proof(finished, differences, mode)
 
     async def _newest(self, marks: Bounds, parts: Sequence[Part], *, is_compacted: bool) -> Proof:
         await self._read_marks(parts)
-        ttl_s = self._mapping.route.tombstone_ttl_s
-        books: dict[int, Newest] = {}
+        others: dict[str, list[int]] = {}
+        books = {
+            p: Newest(part.keeps, is_compacted, others) for part in parts for p in part.partitions
+        }
+        sides = []
         differences: dict[int, Difference] = {}
         for part in parts:
-            for p in part.partitions:
-                books[p] = Newest(part.keeps, is_compacted)
-                if ttl_s is not None and part.info.age_s > ttl_s:
-                    books[p].expired_below = await self._sides.reached(part, p) or 0
-                    if part.info.now_ns:
-                        books[p].expired_before_ns = part.info.now_ns - ttl_s * 1e9
             bounds = {p: marks[p] for p in part.partitions}
-            side = StreamSide(self._mapping, bounds, books, is_dense=self._is_dense)
+            sides.append(side := self._side(part, bounds, books, others=others))
             await self._read_stream(part, side, 1)
             self._apart.add(side.apart)
             differences |= side.differences
         stored = {p: book.side() for p, book in books.items()}
-        if any(part.expires for part in parts):
-            first = {p: it.first_offset for p, it in stored.items()}
-            marks = await self._unexpired(marks, parts, first)
+        now = [await self._sides.again(part) for part in parts]
+        for part in now:
+            await self._note_removed(part, books)
+        first = {p: it.first_offset for p, it in stored.items()}
+        marks = await self._unexpired(marks, now, first)
         async for records in self._sides.records(marks):
             for record in self._of_kafka(records):
                 books[record.kafka_partition].compare(record, self._mapping.subject(record))
-        sides = {}
+        of = {p: part for part in now for p in part.partitions}
+        finished = {}
         for p, book in sorted(books.items()):
             found = book.difference(p)
             self._apart.older += book.compacted
             self._apart.expired += book.expired
             if book.differs_at is not None and p not in differences:
                 offset, seq = book.differs_at
-                found = await self._pair(p, offset, seq) or found
+                found = await self._pair(p, offset, seq, of[p])
             if p in differences:
                 found = await self._with_kafka(differences[p])
             if found is not None:
                 differences[p] = found if found.kafka else await self._with_kafka(found)
-            sides[p] = book.kafka_side(), stored[p]
-        return self._proof(sides, differences, "full")
+            finished[p] = book.kafka_side(), stored[p]
+        differences = await self._behind_the_end(sides) | self._repeated | differences
+        return self._proof(finished, differences, "full")
+
+    def _side(
+        self, part: Part, bounds: Bounds, books: AbcMapping[int, Book], **more: Any
+    ) -> StreamSide:
+        """``more``: ``seen_to``, ``others``."""
+        has_gaps = GAPS in (part.info.config.get("metadata") or {})
+        is_dense = self._is_dense and not has_gaps
+        return StreamSide(self._mapping, bounds, books, is_dense=is_dense, **more)
+
+    async def _behind_the_end(self, sides: Iterable[StreamSide]) -> dict[int, Difference]:
+        """Stored records that Kafka does not have, since its log ends before: as it is now."""
+        beyond = {p: place for side in sides for p, place in side.beyond.items()}
+        ends = await self._sides.marks_now() if beyond else {}
+        found = {}
+        for p, (offset, seq) in beyond.items():
+            end = ends[p].high if p in ends else 0
+            if offset >= end:
+                what = f"the stream has a record that Kafka does not have, which ends at {end}"
+                found[p] = Difference(kafka_partition=p, offset=offset, seq=seq, what=what)
+        return found
+
+    async def _note_removed(self, part: Part, books: AbcMapping[int, Newest]) -> None:
+        """What may have been removed of a stream, as it is when all was read."""
+        ttl_s, info = self._ttl_s, part.info
+        for p in part.partitions:
+            books[p].removed_below = await self._removed_below(part, p)
+            if ttl_s is not None and info.age_s > ttl_s:
+                before_ns = info.now_ns - ttl_s * 1e9 if info.now_ns else math.inf
+                books[p].tombstones_expire(before_ns, await self._stored_below(part, p))
 
     async def _read_streams(
         self,
         sides: Iterable[tuple[Part, StreamSide]],
-        first_seqs: AbcMapping[str, int],
         ledgers: AbcMapping[int, Ledger],
     ) -> None:
         """One after the other: each has megabytes on their way."""
         for part, side in sides:
             own = [ledgers[p] for p in part.partitions]
-            await self._read_stream(part, side, first_seqs.get(part.stream, 1), own)
+            seen = self._seen.streams.get(part.stream)
+            await self._read_stream(part, side, 1 if seen is None else seen.next_seq, own)
 
     async def _read_stream(
         self, part: Part, side: StreamSide, first_seq: int, ledgers: Iterable[Ledger] = ()
@@ -271,10 +374,32 @@ class Check:
         name, absent = self._mapping.route.name, self._absent
         for record in records:
             headers = record.headers
-            if headers and headers[0][0] == ORIGIN_HEADER and returned(headers, name) is not None:
+            is_marked = headers and headers[0][0] == ORIGIN_HEADER
+            if is_marked and (origin := returned(headers, name)) is not None:
                 self._apart.returned += 1
+                self._note_returned(record, origin.seq)
             elif not absent or (record.kafka_partition, record.offset) not in absent:
                 yield record
+
+    def _note_returned(self, record: Record, seq: int) -> None:
+        """What came back from NATS did so once and in its order, so its sequences rise.
+
+        Another record with the marks of one was written by somebody else, and never moved.
+        """
+        p, offset = record.kafka_partition, record.offset
+        last_offset, last_seq = self._seen.returned.get(p, (-1, 0))
+        if offset <= last_offset:
+            return  # read again
+        if seq <= last_seq and p not in self._repeated:
+            self._repeated[p] = Difference(
+                kafka_partition=p,
+                offset=offset,
+                seq=seq,
+                what="it is marked as come back from NATS, and so is a record before it: it was"
+                " written again by somebody, and the stream does not have it",
+                kafka=record,
+            )
+        self._seen.returned[p] = offset, max(seq, last_seq)
 
     async def _unexpired(
         self, bounds: Bounds, parts: Sequence[Part], first: AbcMapping[int, int | None]
@@ -288,7 +413,7 @@ class Check:
             for p in part.partitions if part.expires else ():
                 mark, at = bounds[p], first[p]
                 if at is None and mark.low < mark.high:
-                    at = await self._sides.reached(part, p)
+                    at = await self._stored_below(part, p)
                 low = min(max(at or 0, mark.low), mark.high)
                 self._apart.expired += low - mark.low
                 kept[p] = Watermarks(low, mark.high)
@@ -298,18 +423,26 @@ class Check:
 
     async def _locate(
         self, partition: int, kafka: Ledger, nats: Ledger, bounds: Watermarks, part: Part
-    ) -> Difference:
-        number = first_different_block(kafka, nats)
-        assert number is not None
-        block = _block_bounds(number, bounds)
-        below = [sequence(ack) for it, ack in nats.starts.items() if it <= number]
-        found = await self._blocks({partition: block}, {partition: part}, max(below, default=1))
-        return found[partition][2] or Difference(
-            kafka_partition=partition,
-            offset=block.low,
-            seq=sequence(nats.starts[number]) if number in nats.starts else None,
-            what="a block differed and no longer does: somebody changes one of the sides",
-        )
+    ) -> Difference | None:
+        """The first difference; None: only what was removed while it was read is missing."""
+        removed_below = await self._removed_below(await self._sides.again(part), partition)
+        for number in different_blocks(kafka, nats):
+            block = _block_bounds(number, bounds)
+            if block.high <= removed_below:
+                continue
+            below = [sequence(ack) for it, ack in nats.starts.items() if it <= number]
+            found = await self._blocks({partition: block}, {partition: part}, max(below, default=1))
+            difference = found[partition][2]
+            if difference is None and block.low >= removed_below:
+                difference = Difference(
+                    kafka_partition=partition,
+                    offset=block.low,
+                    seq=sequence(nats.starts[number]) if number in nats.starts else None,
+                    what="a block differed and no longer does: somebody changes one of the sides",
+                )
+            if difference is not None:
+                return difference
+        return None
 
     async def _blocks(
         self, bounds: Bounds, parts: AbcMapping[int, Part], first_seq: int | None = None
@@ -328,19 +461,31 @@ class Check:
         for p, block in bounds.items():
             stored, difference = await self._block(p, block, parts[p], first_seq)
             if difference is None:
-                difference = compare(p, kafka[p], stored)
+                difference = await self._compare(p, kafka[p], stored, parts[p])
             else:
                 difference = await self._with_kafka(difference)
             found[p] = kafka[p], stored, difference
         return found
 
+    async def _compare(
+        self, partition: int, kafka: list[Record], stored: list[tuple[int, Record]], part: Part
+    ) -> Difference | None:
+        """The first difference of a block but for what the stream's limits have removed by now."""
+        difference = compare(partition, kafka, stored)
+        if difference is None or difference.seq is not None:
+            return difference
+        removed_below = await self._removed_below(await self._sides.again(part), partition)
+        if difference.offset >= removed_below:
+            return difference
+        there = {record.offset for _, record in stored}
+        kept = [it for it in kafka if it.offset >= removed_below or it.offset in there]
+        return compare(partition, kept, stored)
+
     async def _block(
         self, partition: int, block: Watermarks, part: Part, first_seq: int | None
     ) -> tuple[list[tuple[int, Record]], Difference | None]:
         book = _Collected(partition)
-        side = StreamSide(
-            self._mapping, {partition: block}, {partition: book}, is_dense=self._is_dense
-        )
+        side = self._side(part, {partition: block}, {partition: book})
         if first_seq is None:
             first_seq = await self._bisect(partition, block.low, part)
         subject = self._mapping.partition_filter(partition)
@@ -366,11 +511,20 @@ class Check:
     async def _next(self, partition: int, seq: int, part: Part) -> tuple[int, int | None]:
         """Sequence and offset of the partition's first record at a sequence or later."""
         subject = self._mapping.partition_filter(partition)
-        while (found := await self._sides.next_message(part, subject, seq)) is not None:
+        for _ in range(_STEPS):
+            found = await self._sides.next_message(part, subject, seq)
+            if found is None:
+                return seq, None
             source = self._mapping.source_in(found.headers)
             if source is not None:
                 return found.seq, source.offset
             seq = found.seq + 1
+        async with aclosing(self._sides.messages(part, subject, seq)) as batches:
+            async for batch in batches:
+                for ack, _, block, _ in batch:
+                    source = self._mapping.source_in(Decoder.lines(block))
+                    if source is not None:
+                        return sequence(ack), source.offset
         return seq, None
 
     async def _with_kafka(self, difference: Difference) -> Difference:
@@ -390,15 +544,16 @@ class Check:
             pass  # it has gone from Kafka: what is known is told
         return difference
 
-    async def _pair(self, partition: int, offset: int, seq: int) -> Difference | None:
-        """The difference of one record that is on both sides."""
-        part = next(it for it in await self._sides.parts() if partition in it.partitions)
+    async def _pair(self, partition: int, offset: int, seq: int, part: Part) -> Difference:
+        """The difference of one record that was on both sides."""
         block = Watermarks(offset, offset + 1)
         stored, _ = await self._block(partition, block, part, seq)
         async for records in self._sides.records({partition: block}):
             for at, record in stored:
-                return different(partition, records[0], at, record)
-        return None
+                if (found := different(partition, records[0], at, record)) is not None:
+                    return found
+        what = "the two records differed, and one is gone or no longer does"
+        return Difference(kafka_partition=partition, offset=offset, seq=seq, what=what)
 
     def _proof(
         self,
@@ -406,14 +561,15 @@ class Check:
         differences: AbcMapping[int, Difference],
         mode: str,
     ) -> Proof:
+        partitions = {}
+        for p in sorted(sides.keys() | differences.keys()):
+            kafka, nats = sides.get(p, (Side(), Side()))
+            partitions[p] = PartitionProof(kafka=kafka, nats=nats, difference=differences.get(p))
         return Proof(
             topic=self._mapping.route.topic,
             stream=self._mapping.route.stream,
             mode=mode,
-            partitions={
-                p: PartitionProof(kafka=kafka, nats=nats, difference=differences.get(p))
-                for p, (kafka, nats) in sorted(sides.items())
-            },
+            partitions=partitions,
             apart=self._apart,
             seconds=time.monotonic() - self._started,
         )

@@ -82,10 +82,10 @@ class Ledger:
             self._hash = _new_hash()
 
 
-def first_different_block(kafka: Ledger, nats: Ledger) -> int | None:
-    """The lowest block that is not the same on both sides; call after `Ledger.side`."""
+def different_blocks(kafka: Ledger, nats: Ledger) -> list[int]:
+    """The blocks that are not the same on both sides, in order; call after `Ledger.side`."""
     numbers = sorted(kafka.blocks.keys() | nats.blocks.keys())
-    return next((n for n in numbers if kafka.blocks.get(n) != nats.blocks.get(n)), None)
+    return [n for n in numbers if kafka.blocks.get(n) != nats.blocks.get(n)]
 
 
 def compare(

@@ -1,13 +1,16 @@
 """Two sides that need not have every record: compaction on either, a limit per subject. Pure.
 
 A stream that keeps the newest messages per subject must have, of each subject, the newest ones that
-Kafka has; Kafka's compaction may since have removed some that the stream still holds. Every record
+Kafka has, but for those that other messages of the subject pushed out, native ones too; Kafka's
+compaction may since have removed some that the stream still holds. Every record
 that is on both sides must be the same. Unlike a `Ledger` this remembers a digest for each stored
-record: about 150 bytes each.
+record: about 170 bytes each.
 """
 
+import bisect
 import hashlib
-import math
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..jetstream.consumer import place_of
@@ -21,21 +24,26 @@ class Newest:
     """The stream's records of a partition, then Kafka's against them.
 
     ``keeps``: how many messages per subject the stream holds, None for all. ``is_compacted``: Kafka
-    removes records of keys that have a newer one. ``expired_below``: the stream may have removed
-    records without a value below this offset, if they were stored before ``expired_before_ns``. A
-    record that was stored later tells of all behind it that they were, too.
+    removes records of keys that have a newer one. ``removed_below``: the stream's other limits may
+    have removed records below this offset. ``others`` are the sequences of messages that are no
+    records, by subject.
     """
 
     keeps: int | None
     is_compacted: bool
-    expired_below: int = 0
-    expired_before_ns: float = math.inf
+    others: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    removed_below: int = 0
     expired: int = 0
     _kafka_count: int = 0
     _kafka_first: int | None = None
     _kafka_last: int | None = None
     compacted: int = 0
     _stored: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    _offsets: "array[int]" = field(default_factory=lambda: array("q"))
+    _seqs: "array[int]" = field(default_factory=lambda: array("q"))
+    _times_ns: "array[int]" = field(default_factory=lambda: array("q"))
+    """Where and when the record of the same place in ``_offsets`` was stored; neither falls."""
+    _tombstones_below: int = 0
     _found: dict[str, list[int]] = field(default_factory=dict)
     _missing: dict[str, list[int]] = field(default_factory=dict)
     _whole: hashlib.blake2b = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
@@ -49,8 +57,9 @@ class Newest:
         digest = _digest(parts)
         at = place_of(place)
         self._stored[offset] = (at.seq, digest)
-        if at.time_ns >= self.expired_before_ns and offset < self.expired_below:
-            self.expired_below = offset
+        self._offsets.append(offset)
+        self._seqs.append(at.seq)
+        self._times_ns.append(max(at.time_ns, self._times_ns[-1]) if self._times_ns else at.time_ns)
         self._whole.update(digest)
         self._first = offset if self._first is None else self._first
         self._last = offset
@@ -64,14 +73,27 @@ class Newest:
             digest=self._whole.hexdigest(),
         )
 
+    def tombstones_expire(self, before_ns: float, below: int) -> None:
+        """Records without a value may be gone, if they were stored before then, and below there.
+
+        A record that was stored later tells of all behind it that they were, too.
+        """
+        place = bisect.bisect_left(self._times_ns, before_ns)
+        later = self._offsets[place] if place < len(self._offsets) else below
+        self._tombstones_below = min(below, later)
+
     def compare(self, record: Record, subject: str) -> None:
         """Kafka's next record, which goes under ``subject``."""
         self._kafka_count += 1
         self._kafka_first = record.offset if self._kafka_first is None else self._kafka_first
         self._kafka_last = record.offset
         stored = self._stored.pop(record.offset, None)
-        if stored is None and record.value is None and record.offset < self.expired_below:
+        if stored is None and record.offset < self.removed_below:
             self.expired += 1
+            return
+        if stored is None and record.value is None and record.offset < self._tombstones_below:
+            self.expired += 1
+            self._found.setdefault(subject, []).append(record.offset)  # it pushed others out
             return
         if stored is None:
             self._missing.setdefault(subject, []).append(record.offset)
@@ -94,7 +116,7 @@ class Newest:
         """What cannot be explained, lowest offset first; a changed record is `differs_at`'s."""
         found: list[tuple[int, int | None, str]] = []
         for subject, offsets in self._missing.items():
-            if (offset := self._unexplained(offsets, self._found.get(subject, []))) is not None:
+            if (offset := self._unexplained(subject, offsets)) is not None:
                 found.append((offset, None, "the stream does not have this record"))
         if self.is_compacted:
             self.compacted = len(self._stored)
@@ -106,11 +128,18 @@ class Newest:
         offset, seq, what = min(found, key=lambda it: it[0])
         return Difference(kafka_partition=kafka_partition, offset=offset, seq=seq, what=what)
 
-    def _unexplained(self, missing: list[int], found: list[int]) -> int | None:
+    def _unexplained(self, subject: str, missing: list[int]) -> int | None:
         """The first missing offset that newer messages of its subject did not push out."""
-        if self.keeps is None or len(found) < self.keeps:
+        if self.keeps is None:
             return missing[0]
-        return next((it for it in missing if it > found[0]), None)
+        found, others = self._found.get(subject, []), self.others.get(subject, [])
+        for offset in missing:
+            place = bisect.bisect_left(self._offsets, offset)
+            stored_after = self._seqs[place - 1] if place else 0  # in its partition's order
+            newer = len(found) - bisect.bisect_right(found, offset)
+            if newer + len(others) - bisect.bisect_right(others, stored_after) < self.keeps:
+                return offset
+        return None
 
 
 def _digest(parts: Parts) -> bytes:

@@ -1,7 +1,7 @@
 """Both sides of a route as a proof reads them: Kafka's log, and the streams it went to."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping as AbcMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..errors import BridgeError, ConfigurationError
@@ -54,8 +54,16 @@ class Sides(Protocol):
         """Kafka's log ends when the proof began."""
         ...
 
+    async def marks_now(self) -> Bounds:
+        """The same, now."""
+        ...
+
     async def parts(self) -> list[Part]:
         """The route's streams; ConfigurationError: one is not there."""
+        ...
+
+    async def again(self, part: Part) -> Part:
+        """The same, as its stream is now."""
         ...
 
     def messages(self, part: Part, subject: str, first_seq: int) -> AsyncGenerator[list[Delivery]]:
@@ -111,6 +119,9 @@ class LiveSides:
     def marks(self) -> Bounds:
         return self._marks
 
+    async def marks_now(self) -> Bounds:
+        return await self._source.watermarks()
+
     async def parts(self) -> list[Part]:
         """The one stream, or of a dense route that of each partition."""
         mapping, route = self._mapping, self._mapping.route
@@ -122,13 +133,19 @@ class LiveSides:
             ]
         else:
             wanted = [(route.stream, mapping.route_filter, sorted(self._marks))]
-        parts = []
-        for stream, subject, partitions in wanted:
-            info = await stream_info(self._connection, stream)
-            if info is None:
-                raise ConfigurationError(f"stream {stream}: stream not found")
-            parts.append(Part(stream=stream, filter=subject, partitions=partitions, info=info))
-        return parts
+        return [
+            Part(stream=stream, filter=it, partitions=partitions, info=await self._info(stream))
+            for stream, it, partitions in wanted
+        ]
+
+    async def again(self, part: Part) -> Part:
+        return replace(part, info=await self._info(part.stream))
+
+    async def _info(self, stream: str) -> StreamInfo:
+        info = await stream_info(self._connection, stream)
+        if info is None:
+            raise ConfigurationError(f"stream {stream}: stream not found")
+        return info
 
     def messages(self, part: Part, subject: str, first_seq: int) -> AsyncGenerator[list[Delivery]]:
         """Close it if it is left early: there is a consumer to remove."""

@@ -46,7 +46,9 @@ class StreamSide:
     """Feeds the records of the stream, in the stream's order, to a book for each partition.
 
     The order is checked on the way: offsets must rise within a partition, so a repeated record is
-    found as one that does not. ``is_dense``: sequences must be offset + 1.
+    found as one that does not. ``is_dense``: sequences must be offset + 1. ``seen_to``: behind this
+    sequence nothing was read before, and no record is older than the marks. ``others`` gets the
+    sequences of messages without a source, by subject.
     """
 
     def __init__(
@@ -56,15 +58,21 @@ class StreamSide:
         books: AbcMapping[int, Book],
         *,
         is_dense: bool = False,
+        seen_to: int | None = None,
+        others: dict[str, list[int]] | None = None,
     ) -> None:
         self._mapping = mapping
         self._is_dense = is_dense
+        self._seen_to = seen_to
+        self._others = others
         self._decoder = Decoder(mapping)
         self._lanes = {p: _Lane(it.low, it.high, books[p]) for p, it in marks.items()}
         self.apart = Apart()
         self.differences: dict[int, Difference] = {}
         self.first_beyond: int | None = None
         """The sequence of the first record above the marks."""
+        self.beyond: dict[int, tuple[int, int]] = {}
+        """The last record above the marks of each partition: offset and sequence."""
 
     def add_all(self, batch: Sequence[Delivery], at: int = 0) -> int:
         """The next messages of the route's subjects, from place ``at`` on.
@@ -91,6 +99,8 @@ class StreamSide:
                 self.apart.replayed += 1
             else:
                 self.apart.foreign += not self._mapping.is_beside(subject)
+            if self._others is not None:
+                self._others.setdefault(subject, []).append(sequence(ack))
             return
         if NOT_HERE in source.flags:
             return  # a mark, which the subjects of a template of many tokens match, too
@@ -107,7 +117,7 @@ class StreamSide:
     def _take(self, ack: bytes, partition: int, offset: int, parts: Parts | str) -> None:
         lane = self._lanes.get(partition)
         if lane is None:  # the topic has grown since
-            self.first_beyond = self.first_beyond or sequence(ack)
+            self._note_beyond(partition, offset, ack)
             return
         if partition in self.differences:
             return
@@ -118,7 +128,9 @@ class StreamSide:
             return
         lane.last = offset
         if offset >= lane.high:
-            self.first_beyond = self.first_beyond or sequence(ack)
+            self._note_beyond(partition, offset, ack)
+        elif offset < lane.low and self._seen_to is not None and sequence(ack) > self._seen_to:
+            self._differ(partition, offset, ack, "it is stored again", parts)
         elif offset < lane.low:
             self.apart.older += 1
         elif isinstance(parts, str):
@@ -128,6 +140,11 @@ class StreamSide:
             self._differ(partition, offset, ack, what, parts)
         else:
             lane.book.add(offset, parts, ack)
+
+    def _note_beyond(self, partition: int, offset: int, ack: bytes) -> None:
+        seq = sequence(ack)
+        self.first_beyond = self.first_beyond or seq
+        self.beyond[partition] = offset, seq
 
     def _differ(
         self, partition: int, offset: int, ack: bytes, what: str, parts: Parts | str = ""

@@ -19,7 +19,7 @@ from ..model import Route, Watermarks
 from ..moving.barrier import barrier
 from ..ports import Source
 from ..records.mapping import Mapping
-from .check import Check
+from .check import Check, Seen
 from .sides import LiveSides
 from .values import Proof
 
@@ -64,7 +64,7 @@ async def verify_online(
     within ``timeout_s``. ConfigurationError too: a stream that keeps only the newest messages.
     """
     start: dict[int, int] = {}
-    first_seqs: dict[str, int] = {}
+    seen = Seen()
     while True:
         goal = await barrier(
             kafka=kafka, nats=nats, route=route, timeout_s=timeout_s, kafka_options=kafka_options
@@ -72,9 +72,8 @@ async def verify_online(
         async with _check(None, kafka, nats, route, kafka_options) as check:
             marks = check.marks
             bounds = {p: Watermarks(start.get(p, marks[p].low), goal[p]) for p in goal}
-            yield await check.round(bounds, first_seqs)
+            yield await check.round(bounds, seen)
             start = dict(goal)
-            first_seqs = check.next_seqs
         await asyncio.sleep(round_s)
 
 
