@@ -31,8 +31,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import millstream_coordinator.operation.cli  # noqa: F401 - so that a fork has it
 from millstream.cli import run as run_millstream
+from millstream_coordinator.operation import (  # so that a fork has them
+    cli_change,  # noqa: F401
+    cli_letters,  # noqa: F401
+    cli_look,  # noqa: F401
+    cli_run,  # noqa: F401
+)
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "coordinator" / "docs"

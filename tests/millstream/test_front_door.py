@@ -1,14 +1,22 @@
 """The command `millstream`: where each word leads, at what price, and how it fails."""
 
+import io
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from millstream.cli import COMMANDS, INTERRUPTED, run
+from millstream_bridge.operation import cli as bridge
+from millstream_coordinator.operation import cli as coordinator
+from millstream_coordinator.operation.commands import Commands
+from millstream_coordinator.operation.streams import buffered
 from tests.millstream.console import MILLSTREAM, millstream
 
 HEAVY = {"typer", "rich", "pydantic", "pydantic_settings", "nats", "confluent_kafka"}
@@ -56,6 +64,45 @@ def test_a_standard_stream_that_is_closed_leads_nowhere(closed: str) -> None:
     assert ("is unreachable" in done.stderr) is ("2>" not in closed)
 
 
+class Narrow(io.RawIOBase):
+    """Takes three bytes at a time, as a pipe may."""
+
+    def __init__(self) -> None:
+        self.taken = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.taken += bytes(data[:3])
+        return min(3, len(data))
+
+
+def test_a_line_is_written_whole_where_a_stream_has_no_buffer() -> None:
+    narrow = Narrow()
+    unbuffered: Any = narrow
+    stream = buffered(io.TextIOWrapper(unbuffered, "utf-8", write_through=True))
+
+    stream.write("one line\n")
+
+    assert narrow.taken == b"one line\n"
+
+
+@pytest.mark.parametrize("main", ["millstream.__main__", "millstream_bridge.operation.cli"])
+def test_a_command_started_without_buffers_makes_them(main: str) -> None:
+    program = (
+        f"import io, sys; sys.argv[1:] = ['--help']; from {main} import main\n"
+        "try: main()\n"
+        "finally: sys.exit(isinstance(sys.stdout.buffer, io.RawIOBase))\n"
+    )
+    command = [sys.executable, "-u", "-c", program]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 0
+    assert "age: millstream" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -80,13 +127,10 @@ async def test_wrong_usage_is_one_line_that_names_the_command(
     assert done.err.count("\n") == 1
 
 
-def test_the_broker_starts_without_what_the_other_commands_import(tmp_path: Path) -> None:
-    ready = tmp_path / "ready"
-    command = [sys.executable, "-X", "importtime", "-m", "millstream", "broker"]
-    flags = ["-a", "127.0.0.1", "-p", "-1", "--ready-file", str(ready), "--end-with-stdin"]
-    # Standard input ends at once, and so does the broker, after a whole start.
+def imported_by(*words: str) -> set[str]:
+    """What a command imports from its start to its end; its standard input is at its end."""
     done = subprocess.run(
-        [*command, *flags],
+        [sys.executable, "-X", "importtime", "-m", "millstream", *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -94,9 +138,57 @@ def test_the_broker_starts_without_what_the_other_commands_import(tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    imported = re.findall(r"^import time:[^|]*\|[^|]*\| +(\S+)$", done.stderr, re.MULTILINE)
+    return {*re.findall(r"^import time:[^|]*\|[^|]*\| +(\S+)$", done.stderr, re.MULTILINE)}
+
+
+def test_the_broker_starts_without_what_the_other_commands_import(tmp_path: Path) -> None:
+    flags = ["-a", "127.0.0.1", "-p", "-1", "--ready-file", str(tmp_path / "ready")]
+
+    imported = imported_by("broker", *flags, "--end-with-stdin")
+
     assert "millstream_broker.server.run" in imported
     assert {name.split(".")[0] for name in imported} & HEAVY == set()
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "others"),
+    [
+        ("bridge verify", "millstream_bridge.proof.verify", {"nats", "prometheus_client", "rich"}),
+        ("coordinator pause", "nats", {"prometheus_client", "rich"}),
+    ],
+)
+def test_a_command_starts_without_what_only_others_need(
+    words: str, own: str, others: set[str]
+) -> None:
+    imported = imported_by(*words.split(), "--help")
+
+    assert own in imported
+    assert imported & others == set()
+
+
+@pytest.mark.parametrize("commands", [bridge.COMMANDS, coordinator.COMMANDS])
+def test_a_program_has_every_command_of_its_modules(commands: Commands) -> None:
+    made: dict[str, str] = {}
+    for home in commands.homes.values():
+        app = typer.Typer()
+        import_module(home).register(app)
+        made |= dict.fromkeys(typer.main.get_group(app).commands, home)
+    package = import_module(home.rpartition(".")[0])
+    files = {it.stem for it in Path(package.__path__[0]).glob("cli_*.py")}
+
+    assert made == commands.homes
+    assert {it.rpartition(".")[2] for it in commands.homes.values()} == files
+
+
+@pytest.mark.parametrize(
+    ("part", "word", "nearest"), [("bridge", "verfy", "verify"), ("coordinator", "lagg", "lag")]
+)
+async def test_a_command_that_is_not_there_is_one_line_with_the_nearest(
+    part: str, word: str, nearest: str
+) -> None:
+    done = await millstream(part, word)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"millstream {part}: No such command '{word}'. Did you mean '{nearest}'?\n"
 
 
 def test_a_keyboard_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import (
     ConfigurationError,
@@ -52,7 +52,9 @@ from ..ports import Polled, Publisher, Source
 from ..records.mapping import Mapping
 from .publisher import publisher_for
 from .seam import Seam
-from .sharing import Share
+
+if TYPE_CHECKING:
+    from .sharing import Share
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +154,7 @@ class Bridge:
         nats: str | NatsTarget,
         route: Route,
         kafka_options: dict[str, str] | None = None,
-        share: Share | None = None,
+        share: "Share | None" = None,
         stand_back_s: float = STAND_BACK_S,
         look_for_partitions_s: float = LOOK_FOR_PARTITIONS_S,
         make_publisher: Callable[[Connection, Mapping], "Publisher"] | None = None,

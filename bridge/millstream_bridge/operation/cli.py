@@ -9,24 +9,30 @@ Each command is a file of its own; what they share is in `console` and `process`
 
 import typer
 
-from . import (
-    cli_assess,
-    cli_back,
-    cli_barrier,
-    cli_cutover,
-    cli_kafka_mock,
-    cli_parked,
-    cli_permissions,
-    cli_plan,
-    cli_rollback,
-    cli_run,
-    cli_schemas,
-    cli_status,
-    cli_verify,
-)
+from millstream_coordinator.operation.commands import Commands
+from millstream_coordinator.operation.streams import mend_streams
 
+COMMANDS = Commands(
+    "millstream_bridge.operation",
+    {
+        "cli_assess": "assess",
+        "cli_plan": "plan",
+        "cli_permissions": "permissions",
+        "cli_run": "run",
+        "cli_status": "status",
+        "cli_verify": "verify",
+        "cli_barrier": "barrier",
+        "cli_cutover": "cutover",
+        "cli_rollback": "rollback",
+        "cli_back": "back",
+        "cli_schemas": "schemas",
+        "cli_kafka_mock": "kafka-mock",
+        "cli_parked": "parked",
+    },
+)
 app = typer.Typer(
     name="bridge",
+    cls=COMMANDS.group,
     help="Kafka topics into NATS subjects: each record once, in order, with everything it had.",
     invoke_without_command=True,
     add_completion=False,
@@ -43,24 +49,7 @@ def _options(context: typer.Context) -> None:
         raise typer.Exit(2)
 
 
-for _command in (
-    cli_assess,
-    cli_plan,
-    cli_permissions,
-    cli_run,
-    cli_status,
-    cli_verify,
-    cli_barrier,
-    cli_cutover,
-    cli_rollback,
-    cli_back,
-    cli_parked,
-    cli_schemas,
-    cli_kafka_mock,
-):
-    _command.register(app)
-
-
 def main() -> None:
     """Run ``python -m millstream_bridge``."""
+    mend_streams()
     app(prog_name="millstream bridge")

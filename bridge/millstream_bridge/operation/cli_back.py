@@ -28,10 +28,8 @@ from .console import (
     failure_document,
 )
 from .logs import log_json as log_as_json, teller
-from .metrics import BackMetrics
 from .process import run_loop, write_ready
 from .status import answering, back_status
-from .web import health, serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +189,9 @@ async def _run(
     bridges = fleet.bridges
     async with AsyncExitStack() as stack:
         if options.http is not None:
+            from .metrics import BackMetrics  # noqa: PLC0415 - 0.1 s that only these pages need
+            from .web import health, serving  # noqa: PLC0415
+
             pages = serving(
                 options.http,
                 BackMetrics(bridges).page,

@@ -30,10 +30,8 @@ from .console import (
 from .fleet import Fleet, Outcome
 from .live import Live
 from .logs import log_json as log_as_json, teller
-from .metrics import FleetMetrics
 from .process import run_loop, write_ready
 from .status import answering, fleet_status
-from .web import health, serving
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +174,9 @@ async def _run(project: Project, options: _Options) -> tuple[list[Outcome], int]
     stopper = Stopper(fleet.stop, end_with_stdin=options.end_with_stdin)
     async with AsyncExitStack() as stack:
         if options.http is not None:
+            from .metrics import FleetMetrics  # noqa: PLC0415 - 0.1 s that only these pages need
+            from .web import health, serving  # noqa: PLC0415
+
             pages = serving(options.http, FleetMetrics(fleet).page, lambda: health(fleet.health))
             facts["http"] = await stack.enter_async_context(pages)
         await stack.enter_async_context(answering(project.nats, lambda: fleet_status(fleet)))

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from millstream_coordinator.operation.process import unless_stopped
 
@@ -18,9 +18,11 @@ from ..errors import BridgeError, ConfigurationError
 from ..kafka.admin import KafkaAdmin
 from ..model import BridgeReport, Positions, Route
 from ..moving.runner import Bridge, State
-from ..moving.sharing import Members, slots_of
 from ..project.file import Project
 from ..project.routes import current_routes
+
+if TYPE_CHECKING:
+    from ..moving.sharing import Members
 
 LOOK_FOR_TOPICS_S: Final = 30.0
 _QUEUED_KBYTES: Final = "queued.max.messages.kbytes"
@@ -105,6 +107,8 @@ class Fleet:
         routes = await current_routes(self._project)
         self._waiting = {route.topic for route in routes}
         if self._group is not None:
+            from ..moving.sharing import Members, slots_of  # noqa: PLC0415 - most run alone
+
             members = Members(
                 self._project.nats,
                 group=self._group,

@@ -9,8 +9,6 @@ import logging
 import sys
 from collections.abc import Callable
 
-from millstream_coordinator import JsonLines
-
 from ..moving.runner import route_at_work
 from .process import log_level, tell
 
@@ -29,6 +27,8 @@ class _WithRoute(logging.Filter):
 
 def log_json() -> None:
     """Log as JSON from now on; to be called before anything else sets logging up."""
+    from millstream_coordinator import JsonLines  # noqa: PLC0415 - with much that else none needs
+
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     handler.addFilter(_WithRoute())

@@ -6,20 +6,30 @@ interrupted.
 Errors are one line on standard error. With ``--json`` a command prints one document with its
 schema, ``millstream.coordinator.<command>/1``; ``events`` and ``describe --watch`` one per line.
 
-The commands are in `cli_look`, `cli_change`, `cli_letters` and `cli_run`; what they share is in
-`console`.
+What the commands share is in `console`.
 """
 
 import typer
 
-from . import cli_change, cli_letters, cli_look, cli_run
+from .commands import Commands
 
+COMMANDS = Commands(
+    "millstream_coordinator.operation",
+    {
+        "cli_look": "ls describe members lag events permissions",
+        "cli_change": "create pause resume drain move resize reset delete",
+        "cli_run": "run",
+        "cli_letters": "dlq",
+    },
+)
 app = typer.Typer(
+    cls=COMMANDS.group,
     help="Partitioned groups: look at them, change them, lead them.",
     add_completion=False,
     rich_markup_mode=None,
 )
-cli_look.register(app)
-cli_change.register(app)
-cli_letters.register(app)
-cli_run.register(app)
+
+
+@app.callback()
+def _options() -> None:
+    """Partitioned groups: look at them, change them, lead them."""

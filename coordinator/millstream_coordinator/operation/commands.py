@@ -1,0 +1,51 @@
+"""A program whose commands are loaded when they are looked up.
+
+Start is most of what a short command costs: rich, Prometheus' client and the group's machine take
+longer to import than a server takes to answer. So a command pays for its own imports alone, as a
+part of ``millstream`` does; only the help of the whole program pays for all.
+"""
+
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+
+class Commands(Mapping[str, Any]):
+    """Commands by name, in the order in which help lists them.
+
+    ``modules``: of ``package``, with the names of the commands that its ``register(app)`` adds.
+    """
+
+    def __init__(self, package: str, modules: Mapping[str, str]) -> None:
+        self.homes = {
+            name: f"{package}.{module}"
+            for module, names in modules.items()
+            for name in names.split()
+        }
+
+    def __getitem__(self, name: str) -> Any:
+        home = self.homes[name]
+        app = typer.Typer(rich_markup_mode=None)
+        import_module(home).register(app)
+        return typer.main.get_group(app).commands[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.homes)
+
+    def __len__(self) -> int:
+        return len(self.homes)
+
+    @property
+    def group(self) -> type[TyperGroup]:
+        """The ``cls`` of the app that has these commands."""
+        commands: Any = self
+
+        class Group(TyperGroup):
+            def __init__(self, **given: Any) -> None:
+                super().__init__(**given)
+                self.commands = commands
+
+        return Group
