@@ -3,8 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import fastavro
@@ -16,13 +15,7 @@ from millstream_bridge.schemas.decode import DecodeError, Decoder, open_decoder
 from millstream_bridge.schemas.registry import Registry
 from tests.bridge.test_schemas import ADDRESS, JSON, PERSON, PROTO
 from tests.helpers.registry import StandIn, stand_in_registry
-from tests.helpers.servers import Server, embedded_server
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    async with embedded_server(tmp_path / "nats") as server:
-        yield server
+from tests.helpers.servers import Server
 
 
 async def decoded(

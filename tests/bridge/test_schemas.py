@@ -5,8 +5,7 @@ import base64
 import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import nats
 import pytest
@@ -26,7 +25,7 @@ from tests.helpers.registry import (
     stand_in_registry,
 )
 from tests.helpers.require import need
-from tests.helpers.servers import Server, embedded_server
+from tests.helpers.servers import Server
 
 ADDRESS = '{"type":"record","name":"Address","fields":[{"name":"city","type":"string"}]}'
 PERSON = (
@@ -36,12 +35,6 @@ PERSON = (
 PROTO = 'syntax = "proto3";\nmessage Flight {\n  string tail = 1;\n}\n'
 JSON = '{"type":"object","properties":{"a":{"type":"integer"}}}'
 _numbers = itertools.count()
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
-    async with embedded_server(tmp_path / "nats") as server:
-        yield server
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ class StandIn(SchemaRegistry):
         """Compiled Protobuf, base64, by the text it is of."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         super().__init__(f"http://127.0.0.1:{self._server.server_port}")
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        # It looks so often whether it is to end; by default every half a second.
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
         self._server.shutdown()
