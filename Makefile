@@ -68,7 +68,7 @@ bench: $(VENV)/.test ## measure beside nats-server and print ratios
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 	$(BIN)/python -m tests.benchmarks.group $(ARGS)
 	$(BIN)/python -m tests.benchmarks.takeover
-	$(BIN)/python -m tests.benchmarks.bridge
+	$(BIN)/python -m tests.benchmarks.bridge --server both
 
 chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 	$(BIN)/python -m tests.chaos $(ARGS)
