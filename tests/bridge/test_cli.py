@@ -83,6 +83,7 @@ async def test_run_verify_and_barrier_report_what_they_did_as_json(
         "schema": "millstream.bridge.barrier/1",
         "topic": topic,
         "stream": "FLIGHTS",
+        "stored": True,
         "positions": {"0": 5, "1": 5},
     }
 
@@ -108,11 +109,37 @@ async def test_barrier_exits_with_1_when_time_is_up(
     await move_all(mock.bootstrap, nats_server.url, a_route(topic))
     mock.produce(topic, [{"partition": 0, "value": b"1"}])
 
-    waited = run("barrier", *arguments(mock, nats_server, topic), "--timeout", "0.3")
+    waited = run("barrier", *arguments(mock, nats_server, topic), "--timeout", "0.3", "--json")
 
     assert waited.returncode == 1
     assert waited.stderr.count("\n") == 1
     assert "partition 0: 0 of 1" in waited.stderr
+    told = json.loads(waited.stdout)
+    assert (told["topic"], told["stored"]) == (topic, False)
+    assert waited.stderr == f"millstream bridge: {told['error']}\n"
+
+
+def test_an_output_that_is_full_is_one_line() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+    route = ("--topic", "t", "--stream", "T", "--subject", SUBJECT)
+    words = ("--kafka", "k", "--nats", "nats://n", *route)
+
+    with full.open("w") as output:
+        done = subprocess.run(
+            [*PROGRAM, "permissions", *words],
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "millstream bridge: the output cannot be written: No space left on device\n"
+    )
 
 
 def told_to_end(process: subprocess.Popen[str], end: str) -> tuple[str, str]:
@@ -230,9 +257,11 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
             "--stop-at-end does not go with --group",
         ),
         (["plan", "--check", "p.toml", "--kafka", "k"], 2, "plan --check takes all from the file"),
+        (["plan", "--check", "p.toml", "--topics", "a"], 2, "plan --check takes all from the file"),
         (["plan", "--kafka", "127.0.0.1:1", "--out", "/nowhere/p"], 2, "cannot write /nowhere/p"),
         (["kafka-mock", "--topic", "flights"], 2, "is not NAME:PARTITIONS"),
         (["kafka-mock", "--topic", "flights:99999999999"], 2, "with 1 to 9999 partitions"),
+        (["kafka-mock", "--topic", "a:1", "--topic", "a:2"], 2, "--topic a is given twice"),
         (["run", "--ready-file", "/nowhere/r"], 2, "cannot write /nowhere/r: no files can be made"),
         (["verify", "--report", "/dev/null"], 2, "cannot write /dev/null: it is no file"),
         (["verify", "--report", "r" * 300], 2, "File name too long"),

@@ -6,11 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nats
 import pytest
 
 from millstream_bridge import ConfigurationError, Route
+from millstream_bridge.moving.sharing import Members
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.project.file import Project, load_project
+from millstream_coordinator import Membership, Target
 from tests.bridge.moves import move_all, offsets, stored_records, until
 from tests.bridge.test_cli import ready, run, started, told_to_end
 from tests.helpers.kafka import Kafka
@@ -107,6 +110,136 @@ async def test_a_route_that_cannot_be_proven_is_told_and_the_others_are_proven(
         ("gone", False, True),
         ("orders.eu", True, False),
     ]
+
+
+async def test_a_route_that_is_not_stored_in_time_leaves_what_the_others_have_reached(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    for name in ("orders.eu", "orders.us"):
+        fill(mock, name, 4)
+        await move_all(mock.bootstrap, nats_server.url, route_of(name))
+    mock.produce("orders.us", [{"partition": 0, "value": b"late"}])
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url)
+    words = ("--project", str(file), "--timeout", "0.3")
+
+    shown, told = await asyncio.gather(
+        asyncio.to_thread(run, "barrier", *words),
+        asyncio.to_thread(run, "barrier", *words, "--json"),
+    )
+
+    assert (shown.returncode, told.returncode) == (1, 1)
+    assert shown.stdout.splitlines() == [
+        "barrier orders.eu → orders-eu: all stored up to {0: 2, 1: 2}"
+    ]
+    assert "partition 0: 2 of 3" in shown.stderr
+    eu, us = json.loads(told.stdout)["routes"]
+    assert (eu["stored"], eu["positions"]) == (True, {"0": 2, "1": 2})
+    assert (us["stored"], "positions" in us) == (False, False)
+    assert "partition 0: 2 of 3" in us["error"]
+
+
+async def test_online_a_route_that_cannot_be_proven_leaves_the_others_rounds(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    fill(mock, "orders.eu", 4)
+    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url, gone)
+    await move_all(mock.bootstrap, nats_server.url, route_of("orders.eu"))
+    report = tmp_path / "report.json"
+    words = ("--project", str(file), "--online", "--every", "0.01", "--report", str(report))
+    lines: list[str] = []
+
+    with started("verify", *words) as process:
+        assert process.stderr is not None
+        while not any("NOT PROVEN" in it for it in lines[:-1]) or "equal" not in lines[-1]:
+            lines.append(await asyncio.to_thread(process.stderr.readline))
+            assert lines[-1], lines
+        told_to_end(process, "SIGTERM")
+    document = json.loads(report.read_text())
+    alone = await asyncio.to_thread(run, "verify", *words, "--route", "gone")
+
+    assert (process.returncode, alone.returncode) == (2, 2)
+    assert sum("gone → GONE NOT PROVEN: topic gone at " in it for it in lines) == 1
+    assert [(it["topic"], "error" in it) for it in document["routes"]] == [
+        ("gone", True),
+        ("orders.eu", False),
+    ]
+    assert alone.stderr.splitlines()[-1].startswith("millstream bridge: topic gone at ")
+
+
+async def test_online_a_difference_in_one_route_ends_all(
+    nats_server: Server, mock: Kafka, tmp_path: Path
+) -> None:
+    for name in ("orders.eu", "orders.us"):
+        fill(mock, name, 4)
+        await move_all(mock.bootstrap, nats_server.url, route_of(name))
+    client = await nats.connect(nats_server.url)
+    try:
+        source = {"Millstream-Source": "orders.us 0 1 1357034400000 c"}
+        await client.jetstream().publish("orders.us.0.k", b"again", headers=source)
+    finally:
+        await client.close()
+    file = a_file(tmp_path, mock.bootstrap, nats_server.url)
+
+    done = await asyncio.to_thread(run, "verify", "--project", str(file), "--online", "--json")
+
+    assert done.returncode == 1, done.stderr
+    verdicts = {it["topic"]: it["equal"] for it in json.loads(done.stdout)["routes"]}
+    assert verdicts["orders.us"] is False
+
+
+@pytest.mark.parametrize("command", ["run", "back"])
+async def test_a_ready_file_that_cannot_be_written_ends_all_routes(
+    real_nats_server: Server, mock: Kafka, tmp_path: Path, command: str
+) -> None:
+    """As on a disk that is full by then: whoever waits for the file would wait for ever."""
+    for name in ("orders.eu", "orders.us"):
+        fill(mock, name, 4)
+        await move_all(mock.bootstrap, real_nats_server.url, route_of(name))
+    file = a_file(tmp_path, mock.bootstrap, real_nats_server.url)
+    too_long = tmp_path / ("r" * 252)  # with what is put before it to be renamed
+
+    words = ("--project", str(file), "--ready-file", str(too_long))
+    done = await asyncio.to_thread(run, command, *words)
+
+    assert done.returncode == 2
+    assert "stopped: " not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"millstream bridge: cannot write {too_long}: ")
+
+
+async def test_who_is_told_to_end_while_it_joins_leaves_its_group(
+    real_nats_server: Server, mock: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes as long as it takes, and nobody has to find out by its silence."""
+    fill(mock, "orders.eu", 4)
+    project = load_project(a_file(tmp_path, mock.bootstrap, real_nats_server.url))
+    fleet = Fleet(project, tell=lambda _: None, on_ready=lambda _: None, group="movers")
+    begin, stop = Members._begin, Membership.stop
+    joining: list[Members] = []
+
+    async def told_to_end_then(self: Members) -> None:
+        joining.append(self)
+        await begin(self)
+        await until(lambda: len(self.held) > 0)
+        fleet.stop()
+        await asyncio.Event().wait()
+
+    async def slow_stop(self: Membership) -> None:
+        await asyncio.sleep(0.2)  # longer than one is let alone who is cancelled
+        await stop(self)
+
+    monkeypatch.setattr(Members, "_begin", told_to_end_then)
+    monkeypatch.setattr(Membership, "stop", slow_stop)
+    async with asyncio.timeout(60):
+        outcomes = await fleet.run(stop_at_end=False)
+
+    client = await nats.connect(real_nats_server.url)
+    try:
+        view = await Target(client, "movers").view()
+    finally:
+        await client.close()
+        await joining[0].leave()  # should it not have
+    assert (outcomes, dict(view.members)) == ([], {})
 
 
 async def test_a_run_goes_on_when_nobody_reads_what_it_says(

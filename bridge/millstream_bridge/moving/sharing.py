@@ -113,11 +113,15 @@ class Members:
                 return
 
     async def leave(self) -> None:
-        """Give the slots away and end; after every share's session has ended."""
+        """Give the slots away and end; after every share's session has ended.
+
+        Cut short by a cancellation, it goes on when it is called again.
+        """
         if self._membership is not None and self._running is not None:
             await self._membership.stop()
-            with suppress(GroupError):  # whoever waited for a slot was told
-                await self._running
+            await asyncio.wait({self._running})
+            if not self._running.cancelled():
+                self._running.exception()  # whoever waited for a slot was told
         if self._connection is not None:
             await self._connection.close()
 

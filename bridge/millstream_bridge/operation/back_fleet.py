@@ -48,6 +48,7 @@ class BackFleet:
         self._tell = tell
         self._on_ready = on_ready
         self._waiting = {route.name for route in routes}
+        self._failure: BridgeError | None = None
 
     def stop(self) -> None:
         """End each as `BackBridge.stop` does."""
@@ -55,12 +56,17 @@ class BackFleet:
             bridge.stop()
 
     async def run(self, *, stop_at_end: bool) -> list[BackReport | None]:
-        """Run until `stop`, or all have ended; the reports in their order, None of a failed one."""
+        """Run until `stop`, or all have ended; the reports in their order, None of a failed one.
+
+        Raises what ``on_ready`` raised.
+        """
         async with asyncio.TaskGroup() as tasks:
             runs = [
                 tasks.create_task(self._run_one(it, stop_at_end), name=it.name)
                 for it in self.bridges
             ]
+        if self._failure is not None:
+            raise self._failure
         return [it.result() for it in runs]
 
     async def _run_one(self, bridge: BackBridge, stop_at_end: bool) -> BackReport | None:
@@ -83,4 +89,8 @@ class BackFleet:
             self._waiting.discard(route.name)
             going_on = [it for it in self.bridges if it.progress.error is None]
             if not self._waiting and going_on:
-                self._on_ready(going_on)
+                try:
+                    self._on_ready(going_on)
+                except BridgeError as error:  # whoever waits for it would wait for ever
+                    self._failure = error
+                    self.stop()

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..cutover.cutover import Uncommitted, cut_over
+from ..cutover.cutover import Uncommitted, WhenRead, cut_over
 from ..cutover.proof import CutProof
 from ..model import Route
 from ..project.file import GroupMove, Project
@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
         proof says which partition and why.
         """
 
-        async def move(route: Route, groups: GroupMove) -> CutProof:
+        async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
             return await cut_over(
                 kafka=project.kafka,
                 nats=project.nats,
@@ -64,7 +64,8 @@ def register(app: typer.Typer) -> None:
                 is_stopped=group_is_stopped,
                 key_rule=key_rule,
                 kafka_options=project.kafka_options,
-                on_event=lambda text: tell(f"cutover: {text}"),
+                when_read=when_read,
+                on_event=lambda text: tell(f"cutover {route.topic}: {text}"),
             )
 
         moves = moves_of(project, kafka_group, group)

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Serve librdkafka's mock cluster on 127.0.0.1 until told to end; all is in memory."""
         with errors():
-            topics = dict(_topic(text) for text in topic)
+            topics = _topics(topic)
             code = run_loop(_serve(topics, brokers, ready_file, end_with_stdin=end_with_stdin))
         raise typer.Exit(code)
 
@@ -43,6 +43,15 @@ async def _serve(
         typer.echo(f"mock Kafka is ready at {mock.bootstrap}")
         await stopper.stopping.wait()
     return stopper.code
+
+
+def _topics(texts: list[str]) -> dict[str, int]:
+    topics: dict[str, int] = {}
+    for name, partitions in map(_topic, texts):
+        if name in topics:
+            raise ConfigurationError(f"--topic {name} is given twice")
+        topics[name] = partitions
+    return topics
 
 
 def _topic(text: str) -> tuple[str, int]:

@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
     )
     def plan(
         given: dict[str, Any],
-        topics: Annotated[str, typer.Option(help="Pattern of whole topic names.")] = ".*",
+        topics: Annotated[
+            str | None, typer.Option(help="Pattern of whole topic names; by default all.")
+        ] = None,
         out: Annotated[
             Path | None, typer.Option(metavar="FILE", help="Write it there; not over another.")
         ] = None,
@@ -46,9 +48,9 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write a project file with the reason for every line; with --check say what drifted."""
         if check is None:
-            _write(load_kafka(**given), topics, out, sample, report, as_json=as_json)
+            _write(load_kafka(**given), topics or ".*", out, sample, report, as_json=as_json)
             return
-        if out is not None or any(it is not None for it in given.values()):
+        if any(it is not None for it in (out, topics, *given.values())):
             raise ConfigurationError("plan --check takes all from the file")
         raise typer.Exit(_check(check, sample, report, as_json=as_json))
 

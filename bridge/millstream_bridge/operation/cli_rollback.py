@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from ..cutover.cutover import WhenRead
 from ..cutover.proof import CutProof
 from ..cutover.rollback import roll_back
 from ..model import Route
@@ -53,7 +54,7 @@ def register(app: typer.Typer) -> None:
         the proof says which partition and why.
         """
 
-        async def move(route: Route, groups: GroupMove) -> CutProof:
+        async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
             return await roll_back(
                 kafka=project.kafka,
                 nats=project.nats,
@@ -67,7 +68,8 @@ def register(app: typer.Typer) -> None:
                 is_stopped=group_is_stopped,
                 key_rule=key_rule,
                 kafka_options=project.kafka_options,
-                on_event=lambda text: tell(f"rollback: {text}"),
+                when_read=when_read,
+                on_event=lambda text: tell(f"rollback {route.topic}: {text}"),
             )
 
         moves = moves_of(project, kafka_group, group)

@@ -24,7 +24,6 @@ from .console import (
     AsJson,
     ReportFile,
     command,
-    fail,
     give_report,
 )
 from .process import run_loop, tell
@@ -126,7 +125,11 @@ def _show(outcomes: Sequence[Proof | Unproven]) -> None:
         if isinstance(it, Proof):
             _print_proof(it)
         else:
-            typer.echo(f"{it.route.topic} → {it.route.stream} NOT PROVEN: {it.error}")
+            typer.echo(_not_proven(it))
+
+
+def _not_proven(unproven: Unproven) -> str:
+    return f"{unproven.route.topic} → {unproven.route.stream} NOT PROVEN: {unproven.error}"
 
 
 async def _prove(project: Project, sample: int | None, seed: int) -> list[Proof | Unproven]:
@@ -162,24 +165,30 @@ async def _prove(project: Project, sample: int | None, seed: int) -> list[Proof 
 def _verify_online(
     project: Project, every_s: float, timeout_s: float, report: Path | None, *, as_json: bool
 ) -> None:
-    """A line for each round; ends with exit 1 at the first difference, or when told to."""
-    last: dict[str, Proof] = {}
-    try:
-        code = run_loop(_rounds(project, every_s, timeout_s, last, quiet=as_json))
-    except TimeoutError as error:
-        fail(str(error), CHECK_FAILED, error)
+    """A line for each round; ends at a difference, without a route left, or when told to."""
+    last: dict[str, Proof | Unproven] = {}
+    code = run_loop(_rounds(project, every_s, timeout_s, last, quiet=as_json))
     if last:
         _tell(project, [last[topic] for topic in sorted(last)], report, as_json=as_json)
     raise typer.Exit(code)
 
 
 async def _rounds(
-    project: Project, every_s: float, timeout_s: float, last: dict[str, Proof], *, quiet: bool
+    project: Project,
+    every_s: float,
+    timeout_s: float,
+    last: dict[str, Proof | Unproven],
+    *,
+    quiet: bool,
 ) -> int:
-    """The exit code if nothing differs."""
+    """The exit code if nothing differs; ``last`` gets each topic's last round, or why it ended.
+
+    A route that cannot be proven leaves the others of a project.
+    """
     stopper = Stopper()
 
-    async def follow(route: Route) -> None:
+    async def rounds_of(route: Route) -> bool:
+        """Whether they ended with a difference."""
         proofs = verify_online(
             kafka=project.kafka,
             nats=project.nats,
@@ -194,16 +203,31 @@ async def _rounds(
                 if not quiet:
                     tell(_verdict(proof))
                 if not proof.equal:
-                    return
+                    return True
+        return False
+
+    async def follow(route: Route) -> bool:
+        try:
+            return await rounds_of(route)
+        except (BridgeError, TimeoutError) as error:
+            reason = error if isinstance(error, BridgeError) else BridgeError(str(error))
+            if not project.is_file:
+                raise reason from error
+            last[route.topic] = unproven = Unproven(route, reason)
+            if not quiet:
+                tell(_not_proven(unproven))
+            return False
 
     routes = await unless_stopped(stopper.stopping, current_routes(project)) or []
-    followed: set[asyncio.Task[Any]] = {asyncio.create_task(follow(it)) for it in routes}
-    stop: asyncio.Task[Any] = asyncio.create_task(stopper.stopping.wait())
+    followed = {asyncio.create_task(follow(it)) for it in routes}
+    stop = asyncio.create_task(stopper.stopping.wait())
+    going_on = set(followed)
     try:
-        await asyncio.wait({*followed, stop}, return_when=asyncio.FIRST_COMPLETED)
-        for task in followed:
-            if task.done():
-                task.result()
+        while going_on and not stop.done():
+            done, _ = await asyncio.wait({*going_on, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if any(task.result() for task in done):
+                break
+            going_on -= done
     finally:
         for task in (*followed, stop):
             task.cancel()

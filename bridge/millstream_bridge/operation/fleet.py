@@ -65,6 +65,7 @@ class Fleet:
         self._on_ready: Callable[[list[Route]], None] | None = on_ready
         self._look_for_topics_s = look_for_topics_s
         self._waiting: set[str] = set()
+        self._failure: BridgeError | None = None
         self._stopping = asyncio.Event()
 
     def stop(self) -> None:
@@ -76,31 +77,35 @@ class Fleet:
     async def run(self, *, stop_at_end: bool) -> list[Outcome]:
         """Run until `stop`, or all routes ended; with ``stop_at_end`` each ends at its end.
 
-        ConfigurationError, Unreachable: the routes could not be found out, or the group cannot be
-        entered.
+        ConfigurationError, Unreachable: the routes could not be found out, the group cannot be
+        entered, or ``on_ready`` raised it.
         """
         if stop_at_end and self._group is not None:
             raise ConfigurationError(
                 "--stop-at-end does not go with --group: one process cannot know the end of all"
             )
-        routes = await unless_stopped(self._stopping, self._begin())
-        if routes is None:
-            return []
         try:
-            async with asyncio.TaskGroup() as tasks:
-                runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]
-                looking = None
-                if self._project.has_patterns and not stop_at_end:
-                    looking = tasks.create_task(self._look(tasks), name="topics")
-                await asyncio.wait(runs)
-                if looking is not None:
-                    if not self._stopping.is_set() and len(self._errors) < len(self.bridges):
-                        await looking
-                    looking.cancel()
+            routes = await unless_stopped(self._stopping, self._begin())
+            if routes is not None:
+                await self._run_all(routes, stop_at_end)
         finally:
             if self.members is not None:
                 await self.members.leave()
+        if self._failure is not None:
+            raise self._failure
         return [self.outcomes[topic] for topic in sorted(self.outcomes)]
+
+    async def _run_all(self, routes: Sequence[Route], stop_at_end: bool) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            runs = [self._start(tasks, route, len(routes), stop_at_end) for route in routes]
+            looking = None
+            if self._project.has_patterns and not stop_at_end:
+                looking = tasks.create_task(self._look(tasks), name="topics")
+            await asyncio.wait(runs)
+            if looking is not None:
+                if not self._stopping.is_set() and len(self._errors) < len(self.bridges):
+                    await looking
+                looking.cancel()
 
     async def _begin(self) -> Sequence[Route]:
         """Find the routes out and, with a group, become its member, till the end of the run."""
@@ -109,14 +114,14 @@ class Fleet:
         if self._group is not None:
             from ..moving.sharing import Members, slots_of  # noqa: PLC0415 - most run alone
 
-            members = Members(
+            # Kept before it joins: one that is told to end meanwhile has a group to leave, too.
+            self.members = members = Members(
                 self._project.nats,
                 group=self._group,
                 slots=slots_of(routes, await self._partitions()),
                 member=self._member,
             )
             await members.join()
-            self.members = members
             self._tell(f"member {members.name} of group {self._group}")
         return routes
 
@@ -184,7 +189,11 @@ class Fleet:
         running = [it.route for it in self.bridges.values() if it.route.topic not in self._failed]
         if not self._waiting and running and self._on_ready is not None:
             on_ready, self._on_ready = self._on_ready, None
-            on_ready(running)
+            try:
+                on_ready(running)
+            except BridgeError as error:  # whoever waits for it would wait for ever
+                self._failure = error
+                self.stop()
 
     @property
     def _failed(self) -> set[str]:

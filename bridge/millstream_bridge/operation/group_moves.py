@@ -1,6 +1,7 @@
 """What cutover and rollback have in common: which groups move, their options, their proofs."""
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 from millstream_coordinator.operation.process import CHECK_FAILED
 from millstream_coordinator.operation.texts import show_table
 
+from ..cutover.cutover import WhenRead
 from ..cutover.proof import CutProof
 from ..errors import ConfigurationError
 from ..model import Route
@@ -42,36 +44,73 @@ Wait = Annotated[
 ]
 
 
+class _Reading:
+    """The routes whose moves still do what takes long, before anybody has to stop."""
+
+    def __init__(self, routes: Iterable[str]) -> None:
+        self._routes = set(routes)
+        self._is_over = asyncio.Event()
+
+    def end(self, route: str) -> None:
+        """One is done, or has failed."""
+        self._routes.discard(route)
+        if not self._routes:
+            self._is_over.set()
+
+    async def until_all_end(self, route: str) -> None:
+        """One is done: wait for the others."""
+        self.end(route)
+        await self._is_over.wait()
+
+
 def move_groups(
     project: Project,
     what: str,
     moves: Sequence[GroupMove],
-    move: Callable[[Route, GroupMove], Awaitable[CutProof]],
+    move: Callable[[Route, GroupMove, WhenRead], Awaitable[CutProof]],
     report: Path | None,
     *,
     as_json: bool,
     yes: bool,
 ) -> None:
-    """Move one group after another, write the proofs down, show them; exit 1 if one is not exact.
+    """Move the groups, write the proofs down, show them; exit 1 if one is not exact.
 
-    What was moved before an error is written down and shown too.
+    Routes are moved side by side: a Kafka group of several topics has one pause, which is as long
+    as its longest. The groups of one route follow each other. What was moved beside or before an
+    error is written down and shown too.
     """
-    proofs: list[CutProof] = []
+    proofs: dict[int, CutProof] = {}
+
+    async def all_of(route: Route, places: Sequence[int], reading: _Reading) -> None:
+        try:
+            for place in places:
+                when_read = partial(reading.until_all_end, route.name)
+                proofs[place] = await move(route, moves[place], when_read)
+        finally:
+            reading.end(route.name)
 
     async def each() -> None:
-        routes = await current_routes(project)
-        pairs = [(_route_of(routes, it), it) for it in moves]  # all are sound before one is moved
-        for route, it in pairs:
-            proofs.append(await move(route, it))
+        known = await current_routes(project)
+        routes = [_route_of(known, it) for it in moves]  # all are sound before one is moved
+        of_routes = {
+            route.name: (route, [n for n, it in enumerate(routes) if it.name == route.name])
+            for route in routes
+        }
+        reading = _Reading(of_routes)
+        work = (all_of(route, places, reading) for route, places in of_routes.values())
+        ended = await asyncio.gather(*work, return_exceptions=True)
+        if errors := [it for it in ended if it is not None]:
+            raise errors[0]
 
     try:
         run_loop(each())
     finally:
         if proofs:
-            documents = [proof.as_json() for proof in proofs]
-            show = partial(_show, proofs, yes=yes)
+            shown = [proof for _, proof in sorted(proofs.items())]
+            documents = [proof.as_json() for proof in shown]
+            show = partial(_show, shown, yes=yes)
             give_report(project, what, documents, report, show, as_json=as_json)
-    if not all(proof.is_exact for proof in proofs):
+    if not all(proof.is_exact for proof in proofs.values()):
         raise typer.Exit(CHECK_FAILED)
 
 
