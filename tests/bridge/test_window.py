@@ -26,8 +26,8 @@ RECORDS = [
 class Frame:
     guard: dict[str, str]
     record: Record
-    sender: "ModelBridge"
     session: str
+    asks: bool
 
 
 @dataclass
@@ -85,14 +85,17 @@ class ModelBridge:
         for place, record in enumerate(records, self.window.sent_count + 1):
             lines = self.window.guard(place).removesuffix("\r\n").split("\r\n")
             guard = dict(line.split(": ", 1) for line in lines)
-            self.wire.append(Frame(guard, record, self, self.window.session))
+            asks = place == self.window.sent_count + count
+            self.wire.append(Frame(guard, record, self.window.session, asks))
         if records:
             self.window.on_sent(records, count)
 
     def server_takes(self, count: int) -> None:
         for _ in range(min(count, len(self.wire))):
             frame = self.wire.popleft()
-            self.answers.append((frame.session, self.stream.publish(frame)))
+            answer = self.stream.publish(frame)
+            if frame.asks:
+                self.answers.append((frame.session, answer))
 
     def hear(self, count: int) -> None:
         for _ in range(min(count, len(self.answers))):
@@ -211,42 +214,71 @@ def test_the_first_frame_expects_the_sequence_and_the_others_the_frame_before() 
 def test_positions_move_when_all_frames_sent_together_are_stored() -> None:
     window = Window("s", 0)
     window.on_sent(RECORDS[:4], 400)
+    window.on_sent(RECORDS[4:6], 200)
 
-    window.on_acks(3, 3)
     before = dict(window.positions)
     window.on_acks(1, 4)
+    between = dict(window.positions)
+    window.on_acks(1, 6)
 
-    assert before == {}
-    assert window.positions == {0: 2, 1: 2}
+    assert (before, between) == ({}, {0: 2, 1: 2})
+    assert window.positions == {0: 3, 1: 3}
 
 
 def test_records_and_bytes_are_counted_as_they_are_stored() -> None:
-    """Of frames sent together also some; of a record in pieces once all are."""
+    """Of frames sent together all at once; of a record in pieces once all are."""
     window = Window("s", 0)
     window.on_sent(RECORDS[:4], 400)
-    window.on_sent(RECORDS[4:5], 300, frames=3)
+    window.on_sent([], 100, frames=1)
+    window.on_sent([], 100, frames=1)
+    window.on_sent(RECORDS[4:5], 100, frames=1)
 
     counted = [(window.stored_records, window.stored_bytes)]
-    for seq, count in ((3, 3), (4, 1), (6, 2), (7, 1)):
+    for seq, count in ((4, 1), (6, 2), (7, 1)):
         window.on_acks(count, seq)
         counted.append((window.stored_records, window.stored_bytes))
 
-    assert counted == [(0, 0), (3, 3), (4, 4), (4, 4), (5, 5)]
+    assert counted == [(0, 0), (4, 4), (4, 4), (5, 5)]
 
 
-def test_an_acknowledgement_with_a_gap_in_its_sequence_ends_the_session() -> None:
+def test_what_the_stream_has_of_a_session_that_is_over_is_counted() -> None:
+    window = Window("s", 10)
+    window.on_sent(RECORDS[:2], 200)
+    window.on_sent(RECORDS[2:6], 400)
+    window.on_acks(1, 12)
+    window.on_refusal(10070, "wrong last msg ID")
+    unknown = window.unknown
+
+    window.on_found(4)
+
+    assert unknown == range(3, 6)
+    assert (window.stored_records, window.stored_bytes) == (4, 4)
+    assert window.stored_seq == 14
+    assert window.unknown == range(5, 6)
+
+
+def test_a_frame_is_known_by_its_id_and_those_of_others_are_none() -> None:
+    window = Window("s", 0)
+
+    ids = ["s-17", "s1-17", "s-", "s-x", "", "17"]
+
+    assert [window.frame_of(it) for it in ids] == [17, None, None, None, None, None]
+
+
+@pytest.mark.parametrize("seq", [13, 15])
+def test_an_acknowledgement_with_another_sequence_ends_the_session(seq: int) -> None:
     window = Window("s", 10)
     window.on_sent(RECORDS[:4], 400)
 
-    window.on_acks(2, 13)
+    window.on_acks(1, seq)
 
     assert window.state is SessionState.BROKEN
     assert window.room == 0
 
 
-def test_more_acknowledgements_than_frames_end_the_session() -> None:
+def test_more_acknowledgements_than_were_asked_for_end_the_session() -> None:
     window = Window("s", 0)
-    window.on_sent(RECORDS[:1], 100)
+    window.on_sent(RECORDS[:2], 200)
 
     window.on_acks(2, 2)
 
@@ -276,20 +308,23 @@ def test_after_a_refusal_a_late_acknowledgement_changes_nothing() -> None:
     window.on_sent(RECORDS[:4], 400)
     window.on_refusal(10070, "wrong last msg ID")
 
-    window.on_acks(4, 4)
+    window.on_acks(1, 4)
 
     assert window.stored_count == 0
     assert window.state is SessionState.REFUSED
 
 
-def test_the_first_record_not_stored_is_known_inside_a_piece() -> None:
+def test_the_first_record_not_stored_is_known_where_it_has_an_answer_of_its_own() -> None:
     window = Window("s", 0)
     window.on_sent(RECORDS[:2], 200)
-    window.on_sent(RECORDS[2:6], 400)
+    window.on_sent([], 100, frames=1)
+    window.on_sent(RECORDS[2:3], 100, frames=1)
 
-    window.on_acks(3, 3)
+    of_two = window.first_unstored
+    window.on_acks(1, 2)
 
-    assert window.first_unstored == RECORDS[3]
+    assert of_two is None
+    assert window.first_unstored == RECORDS[2]
 
 
 def test_bytes_in_flight_close_the_window_until_they_are_stored() -> None:
@@ -297,7 +332,7 @@ def test_bytes_in_flight_close_the_window_until_they_are_stored() -> None:
     window.on_sent(RECORDS[:2], 1_500)
     full = window.room
 
-    window.on_acks(2, 2)
+    window.on_acks(1, 2)
 
     assert full == 0
     assert window.room == 100

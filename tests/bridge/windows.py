@@ -12,4 +12,4 @@ class PlainSequenceWindow(Window):
 
     def on_acks(self, count: int, seq: int) -> None:
         """Believe every acknowledgement: the sequences of such a session may well have gaps."""
-        super().on_acks(count, self.last_seq + self.stored_count + count)
+        super().on_acks(count, self.last_seq + self._in_flight[count - 1].last_frame)

@@ -4,6 +4,11 @@ One session: read the stream's last sequence, then each partition's position, th
 this order, a message stored in between moves the last sequence, and the session's first frame is
 refused.
 
+**One by one.** The last of a hundred frames asks for an answer. Where the server ended a session,
+it need not have said which frame it refused first, and why; so the next session has each record
+answered by itself, as many as were out. Either it gets behind them, or it hears what is the matter
+with one.
+
 **A replicated stream gets no chain.** nats-server (2.15.1) finds a wrong last id only when the
 replicas have agreed on the message already; all of them then take it for a failure to write and
 stop the stream for good. What is refused there must be refused before: an atomic batch whose first
@@ -15,6 +20,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping as AbcMapping, Sequence
+from contextlib import suppress
 
 from ..errors import ConfigurationError, ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import AckSink, Connection, Message, parse_answer
@@ -34,8 +40,11 @@ STALL_S = 5.0
 BATCH_MESSAGES_MAX = 1_000
 """The server's limit for one atomic batch."""
 
-_CHUNK_RECORDS = 500
-_CHUNK_BYTES = 1 << 20
+_CHUNK_RECORDS = 100
+_CHUNK_BYTES = 1 << 16
+"""What one answer is for; small enough that a slow link has one long before `STALL_S`."""
+
+_BATCH_BYTES = 1 << 20
 
 
 class ChainPublisher:
@@ -46,7 +55,7 @@ class ChainPublisher:
     weaker guard does.
     """
 
-    batch_records = 2 * _CHUNK_RECORDS
+    batch_records = 1_000
 
     def __init__(
         self,
@@ -68,6 +77,8 @@ class ChainPublisher:
         self._last_frames: Frames | None = None
         """For the frame that commits a batch: it alone may be longer by that."""
         self._window: Window | None = None
+        self._alone = 0
+        """So many of the next records have an answer each."""
         self._reply = ""
         self._moved = moved or asyncio.Event()
         self._moved_at = 0.0
@@ -110,12 +121,16 @@ class ChainPublisher:
     async def send(self, records: Sequence[Record]) -> None:
         """Write the records' frames as soon as the window has room for them."""
         wanted = without_returned(records, self._mapping.route.name)
+        alone, together = wanted[: self._alone], wanted[self._alone :]
+        self._alone -= len(alone)
         if self.is_replicated:
-            for chunk in _chunks(wanted, BATCH_MESSAGES_MAX):
-                await self._send_batches(chunk)
+            send, chunks = self._send_batches, _chunks(together, BATCH_MESSAGES_MAX, _BATCH_BYTES)
         else:
-            for chunk in _chunks(wanted, _CHUNK_RECORDS):
-                await self._send_chunk(chunk)
+            send, chunks = self._send_chunk, _chunks(together, _CHUNK_RECORDS, _CHUNK_BYTES)
+        for record in alone:
+            await send([record])
+        for chunk in chunks:
+            await send(chunk)
         if len(wanted) < len(records):
             self._passed.update([(it.kafka_partition, it.offset + 1) for it in records])
 
@@ -166,12 +181,12 @@ class ChainPublisher:
             return
         window = await self._wait_for_room(len(pieces))
         frames = [
-            self._frames.piece(piece, window.guard(frame), self._reply)
-            for frame, piece in enumerate(pieces, window.sent_count + 1)
+            encode(piece, window.guard(n), self._reply)
+            for n, piece in enumerate(pieces, window.sent_count + 1)
         ]
-        data = b"".join(frames)
-        await self._write(window, data)
-        window.on_sent([record], len(data), len(pieces))
+        await self._write(window, b"".join(frames))
+        for place, frame in enumerate(frames, 1):
+            window.on_sent([record] if place == len(frames) else [], len(frame), frames=1)
 
     async def _send_batches(self, records: Sequence[Record]) -> None:
         """Store the records as one atomic batch, or more where one of them is no message."""
@@ -204,7 +219,7 @@ class ChainPublisher:
         if error := answer.get("error"):
             window.on_refusal(int(error.get("err_code", 0)), str(error.get("description")))
         else:
-            self._on_acks(batch.count, int(answer["seq"]))
+            self._on_acks(1, int(answer["seq"]))
         self.check()
 
     async def _write(self, window: Window, data: bytes) -> None:
@@ -226,7 +241,10 @@ class ChainPublisher:
             raise SessionLost(window.reason, is_refused=True)
         if window.state is SessionState.BROKEN:
             raise SessionLost(window.reason, is_not_now=True)
-        if window.state is SessionState.UNSTORABLE and (record := window.first_unstored):
+        if window.state is SessionState.UNSTORABLE:
+            record = window.first_unstored
+            if record is None:
+                raise SessionLost(window.reason)
             raise RecordError(
                 self._mapping.route.topic,
                 record.kafka_partition,
@@ -247,7 +265,33 @@ class ChainPublisher:
 
     async def end(self) -> None:
         """What is in flight was only counted; its answers are dropped."""
+        if not self._reply:
+            return
         self._connection.drop_ack_subject(self._reply)
+        self._reply = ""
+        window = self._window
+        if window is None or window.state is SessionState.OPEN:
+            return
+        if window.state is not SessionState.BROKEN and not self.is_replicated:
+            with suppress(SessionLost, ConfigurationError):
+                await self._find_last_stored(window)
+        self._alone = window.in_flight
+
+    async def _find_last_stored(self, window: Window) -> None:
+        """Count the frames that were stored though none after them could say so.
+
+        They go on without a gap behind those that are known, so each look halves what is left.
+        """
+        left = window.unknown
+        while left:
+            middle = left[len(left) // 2]
+            found = await self._stream.message_from(window.last_seq + middle)
+            frame = None if found is None else window.frame_of(found.header("Nats-Msg-Id") or "")
+            if frame is None:
+                left = range(left.start, middle)
+            else:
+                window.on_found(frame)
+                left = range(frame + 1, left.stop)
 
     async def met_rival(self) -> bool:
         """Look at the message that came after the session's last: a bridge's, or a stray one.
@@ -401,14 +445,15 @@ class _Batch:
 _COMMIT = "Nats-Batch-Commit: 1\r\n"
 
 
-def _chunks(records: Sequence[Record], most: int) -> Iterator[Sequence[Record]]:
+def _chunks(
+    records: Sequence[Record], records_max: int, bytes_max: int
+) -> Iterator[Sequence[Record]]:
     """Pieces of at most so many records and, but for a single larger one, so many bytes."""
-    start = size = 0
-    for place, record in enumerate(records):
-        length = len(record.value or b"")
-        if place > start and (place - start >= most or size + length > _CHUNK_BYTES):
-            yield records[start:place]
-            start, size = place, 0
-        size += length
-    if start < len(records):
-        yield records[start:]
+    sizes = [len(record.value or b"") for record in records]
+    start = 0
+    while start < len(records):
+        count = min(records_max, len(records) - start)
+        while count > 1 and sum(sizes[start : start + count]) > bytes_max:
+            count //= 2
+        yield records[start : start + count]
+        start += count

@@ -18,11 +18,16 @@ interleave. `tests/bridge/test_window.py` shows both.
 
 What follows for acknowledgements
 ---------------------------------
-They come in order and their sequences have no gaps: frame n of a session is at ``last_seq + n``.
-The window checks that, and counts. Any refusal, gap or silence ends the session. The window then is
-void: nothing is sent again from memory. The position is read from the stream, the records from
-Kafka, under a new session's name. So no frame is ever sent twice under one id, and the duplicate
-window plays no part.
+Since a stored frame says that all before it are stored, an answer is asked for once in a while
+only: each costs the server and us about a tenth of storing a message. Answers come in order, and
+frame n of a session is at ``last_seq + n``. The window checks that, and counts. Any refusal, gap or
+silence ends the session. The window then is void: nothing is sent again from memory. The position
+is read from the stream, the records from Kafka, under a new session's name. So no frame is ever
+sent twice under one id, and the duplicate window plays no part.
+
+A refusal tells of the frame that asked, and it may only be refused because one before it was. Why
+that one was, nobody says; so the next session asks for an answer to every frame at first (see
+`chain`), until it has met it again.
 """
 
 from collections import deque
@@ -43,9 +48,10 @@ message on its way, too many batches at once."""
 class SessionState(StrEnum):
     """How a session stands.
 
-    ``open`` takes frames. ``refused``: somebody else wrote in between. ``broken``: an answer is
-    missing, makes no sense or says "not now"; another session may do better. ``unstorable``: the
-    stream will not have the record, and another session would only meet it again.
+    ``open`` takes frames. ``refused``: somebody else wrote in between, or a frame that did not ask
+    was refused. ``broken``: an answer is missing, makes no sense or says "not now"; another session
+    may do better. ``unstorable``: the stream will not have the record, and another session would
+    only meet it again.
     """
 
     OPEN = "open"
@@ -55,7 +61,7 @@ class SessionState(StrEnum):
 
 
 class Pushed(NamedTuple):
-    """Records whose frames were sent together, up to frame ``last_frame``."""
+    """Records whose frames were sent together, up to ``last_frame``, which asks for the answer."""
 
     last_frame: int
     wire_bytes: int
@@ -137,20 +143,29 @@ class Window:
             return f"{self._id_prefix}1\r\nNats-Expected-Last-Sequence: {self.last_seq}\r\n"
         return f"{self._id_prefix}{frame}{self._expected_prefix}{frame - 1}\r\n"
 
+    def frame_of(self, message_id: str) -> int | None:
+        """Which frame of this session has an id, None: it is none of them."""
+        before, _, frame = message_id.rpartition("-")
+        return int(frame) if before == self.session and frame.isdecimal() else None
+
+    @property
+    def unknown(self) -> range:
+        """The frames that may be stored though the one that asked after them was refused."""
+        asked = self._in_flight[0].last_frame if self._in_flight else 0
+        return range(self.stored_count + 1, asked)
+
     @property
     def first_unstored(self) -> Record | None:
-        """The record whose frame is the first not known to be stored, None if nothing is out."""
-        before = self._done_frames
-        for pushed in self._in_flight:
-            if pushed.last_frame > self.stored_count:
-                return pushed.records[min(self.stored_count - before, len(pushed.records) - 1)]
-            before = pushed.last_frame
-        return None
+        """The record that is the first not to be stored, None where one answer is for several."""
+        if not self._in_flight or len(self._in_flight[0].records) > 1:
+            return None
+        return next((pushed.records[0] for pushed in self._in_flight if pushed.records), None)
 
     def on_sent(self, records: Sequence[Record], wire_bytes: int, frames: int = 0) -> None:
-        """The frames of these records were written, ``wire_bytes`` in all.
+        """The frames of these records were written, ``wire_bytes`` in all; the last one asks.
 
-        ``frames``, where it is given, is how many stand for the one record there is.
+        ``frames``, where it is given, is how many stand for the one record there is. That may have
+        several answers: it is given with the last of them.
         """
         self.sent_count += frames or len(records)
         self._sent_bytes += wire_bytes
@@ -160,26 +175,26 @@ class Window:
         """``count`` good acknowledgements in a row came, the last with sequence ``seq``."""
         if self.state is not SessionState.OPEN:
             return
-        stored = self.stored_count + count
-        if stored > self.sent_count or self.last_seq + stored != seq:
-            self._end(
-                SessionState.BROKEN,
-                f"acknowledgement {stored} of {self.sent_count} has sequence {seq},"
-                f" not {self.last_seq + stored}",
-            )
+        out = self._in_flight
+        wanted = self.last_seq + out[count - 1].last_frame if count <= len(out) else None
+        if seq != wanted:
+            what = f"acknowledgement {count} of {len(out)} has sequence {seq}, not {wanted}"
+            self._end(SessionState.BROKEN, what)
             return
-        self.stored_count = stored
-        while self._in_flight and self._in_flight[0].last_frame <= stored:
-            pushed = self._in_flight.popleft()
+        for _ in range(count):
+            pushed = out.popleft()
             self._done_records += len(pushed.records)
             self._done_bytes += _payload_bytes(pushed.records)
-            self._done_frames = pushed.last_frame
+            self._done_frames = self.stored_count = pushed.last_frame
             self._sent_bytes -= pushed.wire_bytes
-            for record in pushed.records:
-                self.positions[record.kafka_partition] = record.offset + 1
+            self.positions.update([(it.kafka_partition, it.offset + 1) for it in pushed.records])
+
+    def on_found(self, frame: int) -> None:
+        """The stream has this frame and so all before it; of a session that is over."""
+        self.stored_count = max(self.stored_count, frame)
 
     def on_refusal(self, code: int, description: str) -> None:
-        """The server refused the first frame not yet stored; the session is over."""
+        """The server refused the next frame that asked, if not one before; the session is over."""
         if self.state is SessionState.OPEN:
             state = SessionState.UNSTORABLE
             if code in CHAIN_REFUSALS:

@@ -31,6 +31,7 @@ class Frames:
         """Frames of ``records`` under a chain: the bytes, how many records, the trouble.
 
         ``guard`` gives the header lines that bind frame n, ``frame`` is the last one sent before.
+        The last one asks for an answer at ``reply``.
 
         Stops before the first record that cannot be moved and says so in the last value, so that
         the caller can first store what is before it.
@@ -53,9 +54,11 @@ class Frames:
             if size > self.message_bytes_max or block_bytes > HEADER_BLOCK_BYTES_MAX:
                 error = self._too_large(record, block_bytes, size)
                 break
-            parts.append(f"HPUB {subject} {reply} {block_bytes} {size}\r\n{block}".encode("ascii"))
-            parts.append(value)
-            parts.append(b"\r\n")
+            head = f"HPUB {subject} {block_bytes} {size}\r\n{block}".encode("ascii")
+            parts += (head, value, b"\r\n")
+        if parts:
+            verb, to, rest = parts[-3].split(b" ", 2)
+            parts[-3] = b"%b %b %b %b" % (verb, to, reply.encode(), rest)
         return b"".join(parts), len(parts) // 3, error
 
     def plain(self, record: Record, guard: str, reply: str = "") -> bytes:
