@@ -8,6 +8,7 @@ from millstream_bridge.model import Record, Route, TimestampType
 from millstream_bridge.records.lints import lint
 from millstream_bridge.records.mapping import Mapping
 from millstream_bridge.records.template import SUBJECT_BYTES_MAX, SubjectError, Template
+from millstream_coordinator.partitioning.key import to_token
 from millstream_coordinator.partitioning.pattern import covers
 from tests.bridge.moves import a_route
 from tests.bridge.test_mapping import records, through_the_wire
@@ -138,6 +139,19 @@ def test_any_record_comes_back_whatever_its_template(record: Record, template: s
     assert made.isascii()
     assert made.isprintable()
     assert len(made) <= mapping.template.longest_bytes
+
+
+@given(records, st.sampled_from(["%null", "none", "N123"]))
+def test_a_key_in_a_subject_is_its_token(record: Record, null_token: str) -> None:
+    token = to_token(record.key, null_token=null_token)
+
+    made = [
+        Template(text, "o", null_token).subject(record)
+        for text in ("o.{partition}.{key}", "{partition}.a.b.{key|escape}.c")
+    ]
+
+    partition = record.kafka_partition
+    assert made == [f"o.{partition}.{token}", f"{partition}.a.b.{token}.c"]
 
 
 @given(records, values)

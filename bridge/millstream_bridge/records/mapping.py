@@ -23,7 +23,7 @@ from millstream_coordinator.partitioning.key import (
     key_headers,
 )
 
-from ..model import PARTITION_FIELD, Record, Route
+from ..model import PARTITION_FIELD, Record, Route, TimestampType
 from .headers import (
     LARGE_HEADER,
     NOT_HERE,
@@ -71,6 +71,7 @@ class Mapping:
         ttl_s = route.tombstone_ttl_s
         self._tombstone_line = "" if ttl_s is None else f"Nats-TTL: {ttl_s}s\r\n"
         self.origin_line = f"{ORIGIN_HEADER}: {route.name}\r\n"
+        self._ends = {kind: f" {kind}\r\n{self.origin_line}" for kind in TimestampType}
 
     def partition_filter(self, kafka_partition: int) -> str:
         """A wildcard subject for all records of one partition."""
@@ -127,27 +128,28 @@ class Mapping:
 
     def header_lines(self, record: Record) -> str:
         """The record's part of the header block: source, origin, key, Kafka headers; CRLF-ended."""
-        flags = "" if record.value is not None else NULL_VALUE
+        partition, offset, timestamp_ms, kind, key, value, headers = record
+        start = f"{self._source_prefix}{partition} {offset} {timestamp_ms}"
+        is_in_subject = key is not None and self.has_key and len(key) <= KEY_BYTES_MAX
+        if is_in_subject and value is not None and not headers:
+            return start + self._ends[kind]
+        flags = "" if value is not None else NULL_VALUE
         extra = "" if not flags else self._tombstone_line
-        key = record.key
         if key is None:
             flags += NULL_KEY
         elif not self.has_key:
             extra += f"{KEY_HEADER}: {base64.b64encode(key).decode('ascii')}\r\n"
         elif len(key) > KEY_BYTES_MAX:
             extra += "".join(f"{name}: {value}\r\n" for name, value in key_headers(key).items())
-        if record.headers:
-            plain, packed = pack(record.headers)
+        if headers:
+            plain, packed = pack(headers)
             extra += "".join([f"{name}: {value}\r\n" for name, value in plain])
             if packed is not None:
                 flags += PACKED
                 extra += f"{PACKED_HEADER}: {packed}\r\n"
         if flags:
-            flags = f" {flags}"
-        return (
-            f"{self._source_prefix}{record.kafka_partition} {record.offset}"
-            f" {record.timestamp_ms} {record.timestamp_type}{flags}\r\n{self.origin_line}{extra}"
-        )
+            return f"{start} {kind} {flags}\r\n{self.origin_line}{extra}"
+        return f"{start}{self._ends[kind]}{extra}"
 
     def source_in(self, headers: NatsHeaders) -> SourceHeader | None:
         """The source of a record of this route's topic in its place, or of a mark in its stead.

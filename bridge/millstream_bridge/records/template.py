@@ -49,6 +49,7 @@ _FILTER = re.compile(r"(lower|hash8|escape)|default\(([^)]+)\)")
 _LITERAL = re.compile(r"[!-~]+")
 _OWN_TOKEN = rf"([\w-]{{1,{KEY_BYTES_MAX}}})"
 """A key that is its own token, unless it reads as the null token."""
+_OWN_KEY = re.compile(_OWN_TOKEN.encode())
 
 
 class SubjectError(ValueError):
@@ -115,6 +116,7 @@ class Template:
         kinds = {field.kind for field in self.fields}
         self.is_of_key_alone = not kinds & {"header", "value"}
         self.reads_value = "value" in kinds
+        self._around_key = self._parts_around_key()
         self.plain_subject = self._plain_subject()
         """Matches subjects of keys that are their own tokens (see `_OWN_TOKEN`): partition, key.
 
@@ -153,6 +155,12 @@ class Template:
         return ".".join([*self.head, str(kafka_partition), *tail])
 
     def _subject(self, record: Record) -> str:
+        key = record.key
+        if self._around_key is not None and key is not None and _OWN_KEY.fullmatch(key):
+            token = key.decode("ascii")
+            if token != self._null_token:
+                start, before, after = self._around_key
+                return f"{start}{record.kafka_partition}{before}{token}{after}"
         document = _document(record) if self.reads_value else None
         tail = [
             token.token(record, document, self._null_token) if isinstance(token, Field) else token
@@ -160,9 +168,17 @@ class Template:
         ]
         return ".".join([*self.head, str(record.kafka_partition), *tail])
 
+    def _parts_around_key(self) -> tuple[str, str, str] | None:
+        """What is before the partition, before the key, and behind it; None if that is not all."""
+        fields = [place for place, token in enumerate(self._tail) if isinstance(token, Field)]
+        if len(fields) != 1 or self.key_place is None:
+            return None
+        tokens = [token if isinstance(token, str) else "" for token in self._tail]
+        before, after = ["", *tokens[: fields[0]], ""], ["", *tokens[fields[0] + 1 :]]
+        return ".".join([*self.head, ""]), ".".join(before), ".".join(after)
+
     def _plain_subject(self) -> re.Pattern[bytes] | None:
-        fields = [token for token in self._tail if isinstance(token, Field)]
-        if len(fields) != 1 or not fields[0].is_whole_key:
+        if self._around_key is None:
             return None
         tail = [_OWN_TOKEN if isinstance(it, Field) else re.escape(it) for it in self._tail]
         tokens = [*map(re.escape, self.head), r"(0|[1-9]\d{0,9})", *tail]
