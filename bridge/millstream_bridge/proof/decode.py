@@ -63,7 +63,7 @@ class Decoder:
         elif (b"k" in flags) is not has_null_key or (b"n" in flags and payload):
             return None
         if lines:
-            return partition, int(offset), (head, key, payload, *lines[:-2].split(b"\r\n"))
+            return partition, int(offset), (head, key, payload, lines)
         return partition, int(offset), (head, key, payload)
 
     def _read(self, subject: bytes) -> _Found | None:

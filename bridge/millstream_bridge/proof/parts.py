@@ -2,13 +2,20 @@
 
 The first is its offset, timestamp, the timestamp's type, and flags for a null value and a null key,
 just as the source header has them behind the partition, so that it can be cut out of a message. Key
-and value follow, and one string for each header, in order. Nothing says how the record was moved.
-The lengths tell where one ends: whoever joins them must keep those too.
+and value follow, and where it has headers one string for all of them: their lines, just as a
+message has those that go one to one. Nothing says how the record was moved. The lengths tell where
+one ends: whoever joins them must keep those too.
+
+A header's line is ``name: value``, with other beginnings for a null value and for a name that has a
+colon or a space. Where a line could not be told from two, all are put one behind the other with
+their lengths.
 """
 
 import functools
+import itertools
 import re
 from array import array
+from collections.abc import Sequence
 from typing import Final
 
 from ..model import KafkaHeader, Record, TimestampType
@@ -19,6 +26,8 @@ Parts = tuple[bytes, ...]
 _PLAIN_NAME: Final = re.compile(r"[!-9;-~]+")
 _NULL: Final = b"\0"
 _ODD: Final = b"\1"
+_APART: Final = b"\2"
+_END: Final = b"\r\n"
 _COLON: Final = b": "
 
 
@@ -31,17 +40,12 @@ def parts_of(record: Record) -> Parts:
         head = b"%b %b" % (head, flags.encode())
     if not headers:
         return head, key or b"", value or b""
-    beginning = _beginning
-    lines = [
-        _NULL + _text(name) if content is None else beginning(name) + content
-        for name, content in headers
-    ]
-    return head, key or b"", value or b"", *lines
+    return head, key or b"", value or b"", _lines_of(headers)
 
 
 def record_of(kafka_partition: int, parts: Parts) -> Record:
     """The record that has these parts."""
-    head, key, value, *headers = parts
+    head, key, value, *lines = parts
     offset, timestamp_ms, kind, *rest = head.decode().split(" ")
     flags = rest[0] if rest else ""
     return Record(
@@ -51,7 +55,7 @@ def record_of(kafka_partition: int, parts: Parts) -> Record:
         TimestampType(kind),
         None if NULL_KEY in flags else key,
         None if NULL_VALUE in flags else value,
-        tuple(map(_header_of, headers)),
+        tuple([_header_of(line) for it in lines for line in _lines_in(it)]),
     )
 
 
@@ -65,12 +69,40 @@ def lengths(parts: Parts | list[bytes]) -> bytes:
     return array("I", map(len, parts)).tobytes()
 
 
-@functools.lru_cache(4096)
-def _beginning(name: str) -> bytes:
-    """What stands before a header's value, ``name: `` if the name has neither colon nor space.
+def _lines_of(headers: Sequence[KafkaHeader]) -> bytes:
+    """The lines of one header or more."""
+    names, values = zip(*headers)  # noqa: B905 - pairs are pairs
+    try:
+        lines: bytes = _form(names) % values
+    except TypeError:
+        lines = b""  # a value is null
+    if lines.count(_END) == len(headers):
+        return lines
+    apart = [
+        _NULL + _text(name) if value is None else _beginning(name) + value
+        for name, value in headers
+    ]
+    return _APART + joined(tuple(apart))
 
-    The same names come again.
-    """
+
+def _lines_in(lines: bytes) -> Sequence[bytes]:
+    if not lines.startswith(_APART):
+        return lines.removesuffix(_END).split(_END)
+    count, _, rest = lines[len(_APART) :].partition(b" ")
+    sizes = array("I")
+    sizes.frombytes(rest[: int(count) * sizes.itemsize])
+    ends = [*itertools.accumulate(sizes, initial=int(count) * sizes.itemsize)]
+    return [rest[start:end] for start, end in itertools.pairwise(ends)]
+
+
+@functools.lru_cache(4096)
+def _form(names: tuple[str, ...]) -> bytes:
+    """What makes the lines of headers with these names of their values; the same few come again."""
+    return b"".join(_beginning(name).replace(b"%", b"%%") + b"%b" + _END for name in names)
+
+
+def _beginning(name: str) -> bytes:
+    """What stands before a header's value."""
     text = _text(name)
     if _PLAIN_NAME.fullmatch(name):
         return text + _COLON
