@@ -100,7 +100,7 @@ def _print(title: str, what: str, figures: Figures) -> None:
 
 
 def _text(figure: Figures) -> str:
-    if "cpu_us" not in figure:
+    if "peak_mb" not in figure:
         return "  ".join(f"{name} {value}" for name, value in figure.items())
     return (
         f"{figure['per_s']:>9,.0f} /s  {figure['cpu_us']:>6.2f} µs  server"

@@ -9,6 +9,7 @@ import nats
 
 from tests.benchmarks import bridge_rows
 from tests.benchmarks.bridge_ground import Figures, Ground, Options, a_route, ground_of, produce
+from tests.benchmarks.measure import cpu_seconds
 
 AWAITED_RECORDS = 5_000
 PEERS = Path(__file__).parents[2] / ".cache" / "peers"
@@ -16,7 +17,7 @@ SILENT_S = 20.0
 
 
 async def peers(options: Options, kind: str) -> Figures:
-    """Records a second of the others that are there, beside ours, whose start counts too."""
+    """Records a second of the others that are there, and processor time of each and the server."""
     records = options.records
     with ground_of(options, kind, {"flights": options.partitions}) as ground:
         produce(ground.kafka, "flights", records, options.partitions, options.size)
@@ -25,8 +26,7 @@ async def peers(options: Options, kind: str) -> Figures:
             "nats_py awaited": {"per_s": round(await _awaited(ground.nats, options.size))},
         }
         for name, command in _commands(ground, options.partitions).items():
-            rate = await _rate(command, ground.nats, name, records)
-            found[name] = {"per_s": None if rate is None else round(rate)}
+            found[name] = await _measured(command, ground, name, records)
         return found
 
 
@@ -44,23 +44,38 @@ async def _awaited(url: str, size: int) -> float:
         await client.close()
 
 
-async def _rate(command: list[str], url: str, stream: str, records: int) -> float | None:
-    """Messages a second that another bridge stores, from its first on; None if it stops short."""
-    client = await nats.connect(url)
+async def _measured(command: list[str], ground: Ground, stream: str, records: int) -> Figures:
+    """What another bridge comes to, from the first message it stores on; nothing if it stops short.
+
+    Per record, in microseconds of processor time.
+    """
+    client = await nats.connect(ground.nats)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+
+    def used() -> tuple[float, float, float]:
+        return time.perf_counter(), cpu_seconds(process.pid), ground.server_cpu_s()
+
     try:
         await client.jetstream().add_stream(name=stream, subjects=[f"{stream}.>"])
         began = stored = 0
-        since = seen = time.perf_counter()
-        while stored < records and time.perf_counter() - seen < SILENT_S:
+        start = latest = used()
+        while stored < records and time.perf_counter() - latest[0] < SILENT_S:
             await asyncio.sleep(0.02)
             now = (await client.jetstream().stream_info(stream)).state.messages
             if now != stored:
-                seen = time.perf_counter()
+                latest = used()
                 if not stored:
-                    began, since = now, seen
+                    began, start = now, latest
                 stored = now
-        return (stored - began) / (seen - since) if stored >= records else None
+        if stored < records:
+            return {"per_s": None}
+        count = stored - began
+        took_s, cpu_s, server_s = (b - a for a, b in zip(start, latest, strict=True))
+        return {
+            "per_s": round(count / took_s),
+            "cpu_us": round(cpu_s / count * 1e6, 2),
+            "server_us": round(server_s / count * 1e6, 2),
+        }
     finally:
         process.kill()
         await process.wait()
