@@ -16,6 +16,7 @@ from nats.aio.client import Client
 
 from millstream_coordinator import Group, Message, read_view
 from millstream_coordinator.errors import PermissionMissing
+from millstream_coordinator.jetstream.api import Api, Forbidden
 from millstream_coordinator.jetstream.permissions import Needs, Role, config_text, needs
 from tests.helpers import require
 from tests.helpers.servers import REAL, Server
@@ -64,6 +65,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     )
     with Server(REAL, folder / "unused", arguments=("-c", str(config)), jetstream=False) as opened:
         yield opened
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "missing"),
+    [
+        ("publish", "$JS.API.INFO", "publish to '$JS.API.INFO'"),
+        ("subscribe", "_INBOX.>", "subscribe to '_INBOX.>'"),
+    ],
+)
+async def test_what_is_not_permitted_is_told_without_waiting_for_an_answer(
+    server: Server, kind: str, pattern: str, missing: str
+) -> None:
+    place = [it.pattern for it in getattr(LEADER, kind)].index(pattern)
+    async with connected(server, f"no-{kind}-{place}") as client:
+        with pytest.raises(Forbidden) as raised:
+            async with asyncio.timeout(60):
+                await Api(client, 3_600.0).call("INFO")
+
+    assert raised.value.missing == missing
 
 
 @asynccontextmanager

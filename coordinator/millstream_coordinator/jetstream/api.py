@@ -15,6 +15,7 @@ import base64
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from nats.aio.client import Client
 
 from ..errors import GroupError, PermissionMissing, ServerUnreachable
 from ..ports import Failure
-from .link import Link, LinkBroken
+from .link import Link, LinkBroken, NotPermitted
 
 STREAM_NOT_FOUND = 10059
 CONSUMER_NOT_FOUND = 10014
@@ -159,12 +160,24 @@ def pass_cancellation() -> None:
 class Api:
     """JetStream as one connection sees it."""
 
-    def __init__(self, connection: Client, timeout_s: float, prefix: str = API_PREFIX) -> None:
-        """``prefix``: see `api_prefix`."""
+    def __init__(
+        self,
+        connection: Client,
+        timeout_s: float,
+        prefix: str = API_PREFIX,
+        *,
+        is_patient: bool = False,
+    ) -> None:
+        """``prefix``: see `api_prefix`.
+
+        ``is_patient``: what is not permitted takes as long as what gets no answer, for who would
+        ask again at once.
+        """
         self.connection = connection
         self.link = Link(connection)
         self.prefix = prefix
         self._timeout_s = timeout_s
+        self._is_patient = is_patient
         self._one_question = asyncio.Lock()
 
     @property
@@ -199,7 +212,7 @@ class Api:
             raise RequestFailed(Failure.DISCONNECTED, subject)
         reconnects = link.reconnects
         try:
-            async with link.held():
+            async with link.held(None if self._is_patient else partial(self._refuses, subject)):
                 reply = await self.connection.request(
                     subject, payload, timeout=timeout_s or self._timeout_s, headers=headers
                 )
@@ -210,7 +223,7 @@ class Api:
             if link.is_broken_since(reconnects):
                 raise RequestFailed(Failure.DISCONNECTED, subject) from error
             raise RequestFailed(Failure.NO_RESPONDERS, subject) from error
-        except nats.errors.TimeoutError as error:
+        except (nats.errors.TimeoutError, NotPermitted) as error:
             missing = await self._missing(subject)
             if missing is not None:
                 raise Forbidden(missing) from error
@@ -229,6 +242,12 @@ class Api:
         if error.reason is Failure.NO_RESPONDERS and error.detail.startswith(f"{self.prefix}."):
             reason = f"no JetStream answers at {self.prefix!r} (is it enabled there?)"
         return ServerUnreachable(self.url, reason)
+
+    def _refuses(self, subject: str, error: Exception) -> bool:
+        """Whether the server has said that a request to ``subject``, or an answer, cannot be."""
+        inbox = self.connection.new_inbox().rpartition(".")[0].lower()
+        no_inbox = f'permissions violation for subscription to "{inbox}.'
+        return forbids(error, subject) or no_inbox in str(error).lower()
 
     async def _missing(self, subject: str) -> str | None:
         """Which permission is missing, if that is why a request to ``subject`` got no answer.

@@ -7,11 +7,15 @@ not set.
 
 It may break and be back between two looks, so how often it came back is compared. And what comes
 over the next connection says nothing about the one before: a no-responders tells who is there now.
+
+What is not permitted gets no answer either; the server says so beside it, on the connection, which
+keeps the last that it said. So that is looked at, too.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from nats.aio.client import Client
 
@@ -22,13 +26,24 @@ class LinkBroken(Exception):
     """The connection on which something was asked is gone; the answer cannot come."""
 
 
+class NotPermitted(Exception):
+    """The server has said that what was asked is not permitted; no answer will come."""
+
+
+class _Asked(NamedTuple):
+    """What waits for an answer, and how the connection was when it asked."""
+
+    reconnects: int
+    last_error: Exception | None
+    is_refused: Callable[[Exception], bool] | None
+
+
 class Link:
     """One connection's comings and goings, for what asks on it in one event loop."""
 
     def __init__(self, connection: Client) -> None:
         self._connection = connection
-        self._waiting: dict[asyncio.Timeout, int] = {}
-        """What waits for an answer, and how often the connection had come back before it asked."""
+        self._waiting: dict[asyncio.Timeout, _Asked] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -59,19 +74,26 @@ class Link:
         return True
 
     @asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """End the block with LinkBroken when the connection breaks, also if it came back since."""
+    async def held(
+        self, is_refused: Callable[[Exception], bool] | None = None
+    ) -> AsyncIterator[None]:
+        """End the block with LinkBroken when the connection breaks, also if it came back since.
+
+        ``is_refused`` tells which word of the server's ends it with NotPermitted.
+        """
         scope = asyncio.timeout(None)
+        asked = _Asked(self.reconnects, self._connection.last_error, is_refused)
         try:
             async with scope:
                 if self._timer is None:
                     self._look_again()
-                self._waiting[scope] = self.reconnects
+                self._waiting[scope] = asked
                 yield
         except TimeoutError as error:
-            if scope.expired():
-                raise LinkBroken from error
-            raise
+            if not scope.expired():
+                raise
+            is_broken = self.is_broken_since(asked.reconnects)
+            raise (LinkBroken if is_broken else NotPermitted) from error
         finally:
             self._waiting.pop(scope, None)
 
@@ -79,14 +101,20 @@ class Link:
         """Whether it is not the connection any more that had come back so often."""
         return not self.is_up or self.reconnects != reconnects
 
+    def _is_refused(self, asked: _Asked) -> bool:
+        error = self._connection.last_error
+        if asked.is_refused is None or error is None or error is asked.last_error:
+            return False
+        return asked.is_refused(error)
+
     def _look_again(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_CHECK_INTERVAL_S, self._look)
 
     def _look(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for scope, reconnects in list(self._waiting.items()):
-            if self.is_broken_since(reconnects):
+        for scope, asked in list(self._waiting.items()):
+            if self.is_broken_since(asked.reconnects) or self._is_refused(asked):
                 del self._waiting[scope]
                 scope.reschedule(now)
         if self._waiting:

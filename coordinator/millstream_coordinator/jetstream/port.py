@@ -132,7 +132,7 @@ class JetStreamPort:
         client = self._given if isinstance(self._given, Client) else await connect(self._given)
         settings = self._settings
         self._client = client
-        self._api = Api(client, settings.timing.request_timeout_s, self._prefix)
+        self._api = Api(client, settings.timing.request_timeout_s, self._prefix, is_patient=True)
         self._wire = Wire(client, self._api, settings, self._rule, listener, spawn)
         self._streams = Streams(self._api, settings, self._rule)
         self._consumers = Consumers(self._api, settings, self._rule, self._streams)
