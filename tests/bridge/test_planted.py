@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, strategies as st
 
-from millstream_bridge import Record
+from millstream_bridge import ConfigurationError, Record
 from millstream_bridge.jetstream.api import StreamInfo
 from millstream_bridge.jetstream.connection import Message
 from millstream_bridge.jetstream.stream import GAPS
@@ -541,6 +541,21 @@ async def test_a_tombstone_that_expires_while_the_stream_is_read_is_not_missing(
     assert proof.equal is is_equal
     if is_equal:
         assert proof.apart.expired == sum(it.value is None for it in kafka)
+
+
+async def test_a_topic_that_was_compacted_is_not_judged_by_a_part_of_it() -> None:
+    chance = random.Random(7)
+    records = some_kafka(chance)
+    kafka = [it for it in records if it is not records[20]]
+    sides = MemorySides(kafka, stored_of(records, chance), is_compact=True)
+    as_it_was = MemorySides(records, stored_of(records, chance), is_compact=True)
+
+    assert (await Check(as_it_was, MAPPING).sample(1, chance)).equal
+    with pytest.raises(ConfigurationError, match=r"is compacted, .* only be verified in full"):
+        await Check(sides, MAPPING).sample(1, chance)
+    with pytest.raises(ConfigurationError, match=r"is compacted, .* only be verified in full"):
+        await Check(sides, MAPPING).round(sides.marks, Seen())
+    assert (await Check(sides, MAPPING).full()).equal
 
 
 async def test_every_block_of_a_sample_that_is_looked_at_must_be_equal() -> None:

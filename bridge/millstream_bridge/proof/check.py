@@ -110,6 +110,7 @@ class Check:
         parts = await self._look()
         self._refuse_loss(parts)
         proof = await self._all(bounds, parts, mode="online")
+        await self._refuse_compacted(proof)
         proof.apart.older = 0  # those of the rounds before, read again
         return proof
 
@@ -147,7 +148,9 @@ class Check:
         sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
         for p in sides.keys() - differences.keys():
             sides[p] = self._without_removed(*sides[p])
-        return self._proof(sides, self._repeated | differences, "sample")
+        proof = self._proof(sides, self._repeated | differences, "sample")
+        await self._refuse_compacted(proof)
+        return proof
 
     def _loses(self, parts: Sequence[Part]) -> bool:
         """Whether a stream removes records from among others."""
@@ -158,6 +161,14 @@ class Check:
             raise ConfigurationError(
                 f"stream {parts[0].stream} does not keep all messages (max_msgs_per_subject,"
                 " tombstone_ttl_s): it can only be verified in full"
+            )
+
+    async def _refuse_compacted(self, proof: Proof) -> None:
+        """What only the stream has, Kafka may have removed."""
+        if not proof.equal and await self._sides.is_compacted():
+            raise ConfigurationError(
+                f"topic {proof.topic} is compacted, so the stream may have more than it has:"
+                " it can only be verified in full"
             )
 
     # reading
