@@ -255,7 +255,7 @@ class FileStore(IndexedStore[int]):
         name = self._index.subjects.names[page.subjects[row]]
         return StoredMessage(seq, page.times[row], name, *body)
 
-    def load_run(self, seqs: Sequence[int], max_bytes: int) -> list[StoredMessage]:
+    def load_run(self, seqs: Iterable[int], max_bytes: int) -> list[StoredMessage]:
         names, find, new = self._index.subjects.names, self._table.find, tuple.__new__
         found: list[StoredMessage] = []
         block, data, base, stop = self._tail, b"", 0, 0

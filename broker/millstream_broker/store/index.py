@@ -128,15 +128,16 @@ class MessageIndex(Generic[Cell]):
             return run if run >= start_seq else None
         return run.at_or_after(start_seq)
 
-    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> list[int]:
+    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> Iterator[int]:
         if tuple(patterns) == (">",):
-            return self.table.live_from(start_seq, count)
-        found: list[int] = []
-        seq = self.next_match(patterns, start_seq)
-        while seq is not None and len(found) < count:
-            found.append(seq)
-            seq = self.next_match(patterns, seq + 1)
-        return found
+            yield from self.table.live_from(start_seq, count)
+            return
+        for _ in range(count):
+            seq = self.next_match(patterns, start_seq)
+            if seq is None:
+                return
+            yield seq
+            start_seq = seq + 1
 
     def _view(self, patterns: tuple[str, ...]) -> MatchView[Cell]:
         view = self._views.get(patterns)
@@ -273,7 +274,7 @@ class IndexedStore(ABC, Generic[Cell]):
     def next_match(self, patterns: Sequence[str], start_seq: int) -> int | None:
         return self._index.next_match(patterns, start_seq)
 
-    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> list[int]:
+    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> Iterator[int]:
         return self._index.next_matches(patterns, start_seq, count)
 
     def count_matches(self, patterns: Sequence[str], start_seq: int) -> int:

@@ -63,7 +63,7 @@ class MemoryStore(IndexedStore[Body]):
         entry = self._index.entry(seq)
         return None if entry is None else _message(entry)
 
-    def load_run(self, seqs: Sequence[int], max_bytes: int) -> list[StoredMessage]:
+    def load_run(self, seqs: Iterable[int], max_bytes: int) -> list[StoredMessage]:
         found: list[StoredMessage] = []
         for seq in seqs:
             entry = self._index.entry(seq)

@@ -15,7 +15,7 @@ Errors are those of ``errors``: ``StoreError`` names the file, what was tried an
 Patterns are never empty: "everything" is ``[">"]``.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -123,8 +123,8 @@ class MessageStore(Protocol):
     def load(self, seq: int) -> StoredMessage | None:
         """None when it is not there. Raises DamagedRecord when its bytes went bad on disk."""
 
-    def load_run(self, seqs: Sequence[int], max_bytes: int) -> list[StoredMessage]:
-        """Those of these messages, which are there, that make up ``max_bytes``.
+    def load_run(self, seqs: Iterable[int], max_bytes: int) -> list[StoredMessage]:
+        """Those of these messages, which are there, that make up ``max_bytes``; asks for no more.
 
         Ends before the first whose bytes went bad on disk.
         """
@@ -153,8 +153,11 @@ class MessageStore(Protocol):
     def next_match(self, patterns: Sequence[str], start_seq: int) -> int | None:
         """Sequence of the first message at or after ``start_seq`` on any of ``patterns``."""
 
-    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> list[int]:
-        """The first so many of the messages at or after ``start_seq`` on any of ``patterns``."""
+    def next_matches(self, patterns: Sequence[str], start_seq: int, count: int) -> Iterator[int]:
+        """The first so many of the messages at or after ``start_seq`` on any of ``patterns``.
+
+        Looked for as they are asked for; nothing may change in between.
+        """
 
     def count_matches(self, patterns: Sequence[str], start_seq: int) -> int:
         """How many messages at or after ``start_seq`` match any of ``patterns``."""

@@ -116,3 +116,15 @@ def test_a_message_gone_bad_on_disk_is_reported_and_the_others_are_served(
     ]
     assert damaged == [1]
     storage.close()
+
+
+def test_a_message_that_goes_bad_while_it_is_kept_is_passed_over(failing: Failing) -> None:
+    world = failing.world
+    for payload in (b"first", b"second", b"third", b"fourth"):
+        world.publish("s.a", payload)
+    block = next(failing.storage_dir.rglob("*.blk"))
+    block.write_bytes(block.read_bytes().replace(b"second", b"sEcond"))
+    world.consumer()
+
+    assert [delivery.payload for delivery in world.fetch(5)] == [b"first", b"third", b"fourth"]
+    assert [facts["seq"] for event, facts in world.reports if event == "message_damaged"] == [2]

@@ -127,7 +127,7 @@ def assert_same(store: MessageStore, model: ListModel, *, in_file: bool) -> None
             seqs = [message.seq for message in matching if message.seq >= start]
             assert store.next_match(patterns, start) == (seqs[0] if seqs else None)
             for count in (1, 3, len(seqs) + 1):
-                assert store.next_matches(patterns, start, count) == seqs[:count]
+                assert list(store.next_matches(patterns, start, count)) == seqs[:count]
             run = [message for message in matching if message.seq >= start]
             assert store.load_run(seqs, 1 << 20) == run
             if run:
