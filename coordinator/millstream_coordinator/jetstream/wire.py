@@ -30,6 +30,35 @@ from .api import Api, pass_cancellation
 logger = logging.getLogger(__name__)
 
 NS = 1_000_000_000
+_REFUSALS = ("authorization violation", "authentication", "revoked", "maximum connections")
+"""What a server says to one it does not let in."""
+
+
+class Complaints:
+    """What goes wrong with a client's connection: why the first connect failed, and what later."""
+
+    def __init__(self, client: Client) -> None:
+        self.first = ""
+        """Its first word; its last is only that no server was left."""
+        self.has_connected = False
+        self._client = client
+        self._told_at = -1
+
+    async def note(self, error: Exception) -> None:
+        """For ``error_cb``. Why a server no longer lets it in is told once, until it is back."""
+        text = str(error) or type(error).__name__
+        self.first = self.first or text
+        reconnects = self._client.stats["reconnects"]
+        is_refusal = any(it in text.lower() for it in _REFUSALS)
+        if not (self.has_connected and is_refusal) or self._told_at == reconnects:
+            logger.debug("connection: %s", text, extra={"event": "connection_error"})
+            return
+        self._told_at = reconnects
+        logger.warning(
+            "the server lets the connection in no more, and is asked again and again: %s",
+            text,
+            extra={"event": "connection_refused"},
+        )
 
 
 async def connect(url: str) -> Client:
@@ -38,13 +67,7 @@ async def connect(url: str) -> Client:
     ``url``: one server, or several of one cluster with commas between them.
     """
     client = Client()
-    failures: list[str] = []
-
-    async def on_error(error: Exception) -> None:
-        if not failures:
-            failures.append(str(error) or type(error).__name__)
-        logger.debug("connection: %s", error, extra={"event": "connection_error"})
-
+    complaints = Complaints(client)
     try:
         await client.connect(
             [one.strip() for one in url.split(",")],
@@ -53,17 +76,17 @@ async def connect(url: str) -> Client:
             allow_reconnect=True,
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
-            error_cb=on_error,
+            error_cb=complaints.note,
         )
     except (OSError, nats.errors.Error, ValueError, TimeoutError) as error:
-        # The client's last word is only that no server was left; its first says why.
-        reason = failures[0] if failures else str(error) or type(error).__name__
+        reason = complaints.first or str(error) or type(error).__name__
         raise ServerUnreachable(without_password(url), reason) from error
     except asyncio.CancelledError:
         await client.close()
         raise
     # Only now: with it from the start, nats-py tries for ever to connect the first time.
     client.options["max_reconnect_attempts"] = -1
+    complaints.has_connected = True
     client.options["reconnect_time_wait"] = random.uniform(0.05, 0.2)  # noqa: S311 - spreads them
     return client
 

@@ -14,7 +14,7 @@ import nats.errors
 from nats.aio.client import Client
 
 from ..errors import GroupError, ServerUnreachable
-from ..jetstream.wire import without_password
+from ..jetstream.wire import Complaints, without_password
 from .settings import CoordinatorSettings
 
 
@@ -28,30 +28,26 @@ async def connected(
     GroupError for credentials or certificates that cannot be used.
     """
     servers = [url.strip() for url in settings.nats_url.split(",")]
-    failures: list[str] = []
-
-    async def on_error(error: Exception) -> None:
-        if not failures:  # one is all that is ever read, however long the connection lives
-            failures.append(str(error) or type(error).__name__)
-
     timeout_s = settings.connect_timeout.total_seconds()
     # nats-py types these two as whole seconds and takes fractions.
     options: dict[str, Any] = {"connect_timeout": timeout_s, "reconnect_time_wait": 0.1}
     options |= _identity(settings)
     connection = Client()
+    complaints = Complaints(connection)
     try:
         async with asyncio.timeout(timeout_s):
             await connection.connect(
                 servers=servers,
                 name=name,
                 max_reconnect_attempts=-1,
-                error_cb=on_error,
+                error_cb=complaints.note,
                 **options,
             )
     except (TimeoutError, nats.errors.Error, OSError, ValueError) as error:
         await connection.close()
-        reason = failures[0] if failures else str(error) or "no answer"
+        reason = complaints.first or str(error) or "no answer"
         raise ServerUnreachable(without_password(settings.nats_url), reason) from error
+    complaints.has_connected = True
     try:
         yield connection
     finally:
