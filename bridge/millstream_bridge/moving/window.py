@@ -19,7 +19,7 @@ interleave. `tests/bridge/test_window.py` shows both.
 What follows for acknowledgements
 ---------------------------------
 Since a stored frame says that all before it are stored, an answer is asked for once in a while
-only: each costs the server and us about a tenth of storing a message. Answers come in order, and
+only: with every frame it would cost the server and us a quarter more. Answers come in order, and
 frame n of a session is at ``last_seq + n``. The window checks that, and counts. Any refusal, gap or
 silence ends the session. The window then is void: nothing is sent again from memory. The position
 is read from the stream, the records from Kafka, under a new session's name. So no frame is ever
