@@ -89,6 +89,7 @@ class FakeClient:
         """By what the subject has in it."""
         self.is_connected = True
         self.stats = {"reconnects": 0}
+        self.last_error: Exception | None = None
         self.does_swallow = False
         self.unheard = 0
         """So many requests meet nobody."""
