@@ -147,10 +147,13 @@ class World:
         while not self._is_over:
             process = await self._start_bridge(self._proxies[number].url, stop_at_end=False)
             self._processes[number] = process
-            if self._is_over:  # while it was started
-                _kill(process)
-            _, said = await process.communicate()
-            self._note_end(process, said)
+            await self._live(process)
+
+    async def _live(self, process: asyncio.subprocess.Process) -> None:
+        if self._is_over:  # while it was started
+            _kill(process)
+        _, said = await process.communicate()
+        self._note_end(process, said)
 
     async def finish(self) -> None:
         """End the bridges; then one alone moves what is left."""
