@@ -80,7 +80,8 @@ class Batches:
         """
         touched: dict[bytes, _Batch] = {}
         count = 0
-        for message in messages[place:]:
+        for at in range(place, len(messages)):
+            message = messages[at]
             headers = message.headers
             found = None if headers is None else _MEMBER.match(headers)
             if headers is None or found is None or message.reply is not None:

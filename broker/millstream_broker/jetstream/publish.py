@@ -109,8 +109,8 @@ class Ingest:
         last_id = stream.last_msg_id
         first_seq = seq = stream.store.last_seq + 1
         msg_ids: dict[str, int] = {}
-        for _, _, headers, _ in messages[place:]:
-            msg_id = ""
+        for at in range(place, len(messages)):
+            headers, msg_id = messages[at].headers, ""
             if headers is not None:
                 found = match(headers)
                 if (
@@ -385,7 +385,7 @@ class Ingest:
         for seq, staged in placed:
             if staged.rollup:
                 pattern = staged.subject if staged.rollup == "sub" else ">"
-                stream.purge(subject=pattern, below_seq=seq)
+                stream.roll_up(pattern, seq)
         return placed[-1][0]
 
 

@@ -169,7 +169,7 @@ class PullLine:
             return None
         first, host = self._line[0], self._consumer.host
         is_late = first.expires_s is not None and first.expires_s <= host.now.mono_s
-        return None if is_late or not host.bus.has_interest(first.reply) else first
+        return first if not is_late and host.bus.takes_runs(first.reply) else None
 
     def on_delivered(self, waiting: Waiting, size_bytes: int, count: int = 1) -> None:
         """The first in line got messages: count them, and move or end the request."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..protocol import headers as header_blocks
 from ..routing.port import Message
 from ..store.errors import StoreError
+from ..store.memory import MemoryStore
 from ..store.port import MessageStore, StoredMessage, StreamDirectory
 from ..subjects.transform import Transform
 from . import stream_config, wire
@@ -317,6 +318,13 @@ class Stream:
             self.expiry.on_stored()
         return removed
 
+    def roll_up(self, pattern: str, seq: int) -> None:
+        """Remove what is below a message that replaces it; written with it, or neither is."""
+        gone = self.store.next_match([pattern], 1)
+        while gone is not None and gone < seq:
+            self.remove(gone)
+            gone = self.store.next_match([pattern], gone + 1)
+
     def skip_to(self, seq: int) -> None:
         """Have the next message stored at ``seq`` or later (a purge beyond the end does so)."""
         if seq > self.store.last_seq + 1:
@@ -490,4 +498,8 @@ class Stream:
         self.is_closed = True
         self.host.forget(self)
         self.host.forget(self.expiry)
-        self.directory.destroy()
+        try:
+            self.directory.destroy()
+        finally:
+            # What is left of a stream is a cycle, which may stay; its messages must not.
+            self.store, self.window = MemoryStore(), DuplicateWindow(0)

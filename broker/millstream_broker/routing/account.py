@@ -161,6 +161,10 @@ class Account:
         lines = [b"%b%d\r\n%b\r\n" % (prefix, len(payload), payload) for payload in payloads]
         self._deliver_run(subscription, b"".join(lines), len(payloads), sum(map(len, payloads)))
 
+    def takes_runs(self, subject: str) -> bool:
+        """Whether all of a run gets to the one client that listens, whatever comes first."""
+        return self._only_client(subject) is not None
+
     def deliver_all(self, to: str, messages: Sequence[Message]) -> None:
         """Route messages by ``to``, in order; each arrives under its own subject."""
         target = self._only_client(to)

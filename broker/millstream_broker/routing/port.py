@@ -35,6 +35,9 @@ class Bus(Protocol):
     def deliver_all(self, to: str, messages: Sequence[Message]) -> None:
         """Route a run of messages by ``to``, in order; what MSG shows is each one's own subject."""
 
+    def takes_runs(self, subject: str) -> bool:
+        """Whether all of a run on a subject gets to one client, however long it is."""
+
     def has_interest(self, subject: str, queue: str | None = None) -> bool:
         """Whether anybody (with ``queue``: a member of that queue group) would get the subject."""
 

@@ -115,6 +115,9 @@ class FakeBus:
         for payload in payloads:
             self.publish(subject, payload)
 
+    def takes_runs(self, subject: str) -> bool:
+        return self.has_interest(subject)
+
     def deliver_all(self, to: str, messages: Sequence[Message]) -> None:
         for subject, reply, headers, payload in messages:
             self.publish(to, payload, reply=reply, headers=headers, deliver_as=subject)

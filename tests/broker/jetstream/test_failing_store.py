@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from millstream_broker.protocol import headers as header_blocks
 from millstream_broker.store.directory import FileStorage
 from tests.broker.store.faults import FaultyFiles
 
@@ -51,6 +52,25 @@ def test_an_id_of_a_failed_write_is_not_a_duplicate(failing: Failing) -> None:
     world.publish("s.a", b"1", {"Nats-Msg-Id": "x"})
 
     assert world.publish("s.a", b"1", {"Nats-Msg-Id": "x"}) == {"stream": "S", "seq": 1}
+
+
+def test_what_comes_before_a_rollup_that_fails_is_not_acknowledged_either(
+    failing: Failing,
+) -> None:
+    world = failing.world
+    world.stream(name="R", subjects=["r.>"], allow_rollup_hdrs=True)
+    failing.files.fail_at(1)
+
+    acks = world.inbox()
+    for subject, asked in (("r.a", ("Nats-Msg-Id", "1")), ("r.b", ("Nats-Rollup", "sub"))):
+        headers = header_blocks.add(None, [asked])
+        world.bus.publish(subject, b"x", reply=acks.pattern, headers=headers)
+    world.bus.publish("r.c", b"x", reply=acks.pattern)
+    world.settle()
+    again = world.publish("r.a", b"x", {"Nats-Msg-Id": "1"})
+
+    assert [ack.json()["error"]["err_code"] for ack in acks.got] == [10077] * 3
+    assert again == {"stream": "R", "seq": 1}
 
 
 def test_a_consumer_never_sees_what_was_not_stored(failing: Failing) -> None:

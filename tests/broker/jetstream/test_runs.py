@@ -284,8 +284,13 @@ def test_messages_handed_on_together_are_those_handed_on_one_by_one(
         assert together == delivered(steps, config, retention)
 
 
-def test_what_waits_is_handed_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("takes_runs", [True, False])
+def test_what_waits_is_handed_on_together_to_who_gets_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, *, takes_runs: bool
+) -> None:
+    """A subscription with a limit may end amid a run, and the rest would go to nobody."""
     world = World()
+    monkeypatch.setattr(world.bus, "takes_runs", lambda _: takes_runs)
     world.stream()
     world.consumer()
     world.publish_run([("s.a", b"%d" % n) for n in range(20)])
@@ -299,7 +304,7 @@ def test_what_waits_is_handed_on_together(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Consumer, "_pull_one", count)
 
     assert world.pull(batch=20, expires=SECOND).seqs == list(range(1, 21))
-    assert not one_by_one
+    assert bool(one_by_one) is not takes_runs
 
 
 # The duplicate window

@@ -1,4 +1,9 @@
+import gc
+import weakref
+
 import pytest
+
+from millstream_broker.store.memory import MemoryStore
 
 from .harness import World
 
@@ -109,6 +114,28 @@ def test_delete_frees_subjects_and_name(world: World) -> None:
     }
     assert not world.bus.has_interest("s.a")
     assert world.stream()["state"]["messages"] == 0
+
+
+def test_delete_frees_the_messages_without_the_collector(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs rarely in a server, and there may be many messages."""
+    made: list[weakref.ref[MemoryStore]] = []
+    before = MemoryStore.__init__
+
+    def note(store: MemoryStore, **options: int) -> None:
+        before(store, **options)
+        made.append(weakref.ref(store))
+
+    monkeypatch.setattr(MemoryStore, "__init__", note)
+    world.stream(storage="memory")
+    world.publish("s.a", b"x")
+    gc.disable()
+    try:
+        world.api("STREAM.DELETE.S")
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_an_update_changes_what_is_captured(world: World) -> None:

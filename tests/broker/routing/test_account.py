@@ -244,6 +244,24 @@ def test_a_run_arrives_as_its_messages_one_by_one(
     assert arrivals(at_once=True) == arrivals(at_once=False)
 
 
+@pytest.mark.parametrize(
+    ("sent", "takes_runs"),
+    [
+        (b"SUB in 1\r\n", True),
+        (b"SUB in 1\r\nUNSUB 1 2\r\n", False),
+        (b"SUB in 1\r\nSUB * 2\r\n", False),
+        (b"SUB in q 1\r\n", False),
+        (b"PING\r\n", False),
+    ],
+    ids=["one", "one for two", "two", "a queue group", "nobody"],
+)
+def test_a_run_has_one_taker_that_gets_all_of_it(sent: bytes, *, takes_runs: bool) -> None:
+    wire = Wire()
+    wire.client(MODERN, sent)
+
+    assert wire.account.takes_runs("in") is takes_runs
+
+
 def test_too_much_in_one_run_makes_a_slow_consumer() -> None:
     wire = Wire()
     slow = wire.client(QUIET, b"SUB a 1\r\n")
