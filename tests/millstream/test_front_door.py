@@ -181,7 +181,7 @@ def test_a_program_has_every_command_of_its_modules(commands: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "word", "nearest"), [("bridge", "verfy", "verify"), ("coordinator", "lagg", "lag")]
+    ("part", "word", "nearest"), [("bridge", "verif", "verify"), ("coordinator", "lagg", "lag")]
 )
 async def test_a_command_that_is_not_there_is_one_line_with_the_nearest(
     part: str, word: str, nearest: str
