@@ -174,10 +174,11 @@ class BridgeReport:
     """What one run did. ``records`` and ``payload_bytes`` count what the server acknowledged to it.
 
     A record whose acknowledgement was lost with a connection is stored but not counted here:
-    ``positions``, read from the stream, is the truth. ``refusals`` counts sessions ended because
-    somebody else wrote, ``foreign_seqs`` the first hundred stray messages met, ``stood_back`` the
-    times a rival bridge was given way to. ``parked`` and ``skipped`` are among ``records``,
-    ``missed_offsets`` those that Kafka no longer had and the route goes on without.
+    ``positions``, read from the stream, is the truth. ``refusals`` counts sessions that the server
+    refused to go on with, mostly because somebody else wrote, ``foreign_seqs`` the first hundred
+    stray messages met, ``stood_back`` the times a rival bridge was given way to. ``parked`` and
+    ``skipped`` are among ``records``, ``missed_offsets`` those that Kafka no longer had and the
+    route goes on without.
     """
 
     topic: str

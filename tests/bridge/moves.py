@@ -100,7 +100,7 @@ async def until_moved(
 ) -> None:
     """Wait until some bridge knows of each partition that all below offset ``end`` is stored.
 
-    The sum of their records does not tell: what was stored without an answer is never counted.
+    The sum of their records does not tell: what was stored when a connection went is never counted.
     """
 
     def is_moved() -> bool:

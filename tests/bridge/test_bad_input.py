@@ -429,3 +429,24 @@ def test_a_route_that_cannot_work_is_refused(change: dict[str, Any]) -> None:
 
     with pytest.raises(ConfigurationError):
         Mapping(Route(**{**settings, **change}))
+
+
+async def test_a_stray_message_with_a_header_block_that_is_none_is_a_stray_message(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """A server stores whatever a client gives out for one."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": b"1"}])
+    route = a_route(topic)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    connection = await Connection.open(nats_server.url, name="somebody")
+    await connection.publish_and_wait(
+        lambda reply: b"HPUB flights.0.x %b 8 9\r\nXXXX\r\n\r\n1\r\n" % reply.encode()
+    )
+    await connection.close()
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": b"2"}])
+
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+    proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+    assert (report.records, proof.equal, proof.apart.foreign) == (1, True, 1)

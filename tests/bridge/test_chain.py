@@ -7,7 +7,7 @@ import pytest
 
 from millstream_bridge import Bridge, Record, RecordError, verify
 from millstream_bridge.model import TimestampType
-from millstream_bridge.moving.chain import ChainPublisher
+from millstream_bridge.moving.chain import ChainPublisher, _chunks
 from millstream_bridge.moving.window import Window
 from millstream_bridge.records.frames import Frames
 from millstream_bridge.records.mapping import Mapping
@@ -148,3 +148,11 @@ async def test_after_a_refusal_as_many_records_as_were_out_are_answered_one_by_o
     assert max(first) == 100
     assert second[:alone] == [1] * alone
     assert max(second[alone:]) == 100
+
+
+def test_what_one_answer_is_for_is_small_with_its_headers_too() -> None:
+    large = a_record(0, b"")._replace(headers=(("h", b"x" * 30_000),))
+    small = a_record(1, b"x")
+
+    assert max(len(it) for it in _chunks([large] * 8, 100, 1 << 16)) == 2
+    assert [len(it) for it in _chunks([small] * 8, 100, 1 << 16)] == [8]

@@ -194,8 +194,9 @@ class Early:
 
 
 async def test_what_is_published_before_a_node_knows_the_stream_is_sent_again(
-    nats_server: Server,
+    nats_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection_module, "EARLY_S", 60.0)
     connection = await Connection.open(nats_server.url, name="test")
     early = Early()
     try:

@@ -193,6 +193,33 @@ async def test_stray_messages_alone_are_not_counted_as_records(
     assert offsets(stored) == {partition: [*range(10)] for partition in range(PARTITIONS)}
 
 
+@pytest.mark.parametrize("does_run", [True, False])
+async def test_a_stray_message_that_is_gone_again_with_all_records_was_none(
+    nats_server: Server, mock: Kafka, topic: str, *, does_run: bool
+) -> None:
+    """The last sequence is not the position then; a bridge met it, at work or at a start."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, some_records(10, 1))
+    route = a_route(topic, **DENSE, max_age_s=3_600)
+    client = await nats_py.connect(nats_server.url)
+    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(bridge.run(), name="bridge")
+        await until_moved([bridge], 1, 10)
+        if not does_run:
+            bridge.stop()
+            await running
+        await client.jetstream().publish("flights.0.stray", b"stray")
+        if not does_run:
+            await move_all(mock.bootstrap, nats_server.url, route)
+        await api(nats_server.url, "STREAM.PURGE.FLIGHTS-0")
+        mock.produce(topic, some_records(3, 1))
+        await client.close()
+
+        with pytest.raises(ConfigurationError, match="where to go on cannot be known"):
+            await (running if does_run else move_all(mock.bootstrap, nats_server.url, route))
+
+
 async def test_a_server_killed_and_started_again_loses_nothing(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, ClassVar
 
 import nats
 import pytest
 from nats.aio.client import Client
 
 from millstream_bridge import Bridge, barrier, verify
+from millstream_bridge.moving.chain import ChainPublisher
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until, until_moved
 from tests.helpers.cluster import NatsCluster
 from tests.helpers.kafka import Kafka
@@ -71,6 +73,36 @@ async def test_rivals_strays_and_a_lost_leader_neither_stop_the_stream_nor_cost_
     stored = await stored_records(url, route, dense_partitions=PARTITIONS)
     assert offsets(stored) == {partition: [*range(900)] for partition in range(PARTITIONS)}
     assert (await verify(kafka=mock.bootstrap, nats=url, route=route)).equal
+
+
+class Strayed(ChainPublisher):
+    """Has a stray message stored before its second batch, and notes how many each was of."""
+
+    sizes: ClassVar[list[int]] = []
+    client: ClassVar[Client]
+
+    async def _commit(self, *args: Any) -> None:
+        self.sizes.append(len(args[-1]))
+        if len(self.sizes) == 2:
+            await self.client.jetstream().publish("flights.1.stray", b"stray")
+        await super()._commit(*args)
+
+
+async def test_a_batch_refused_because_of_a_stray_message_is_followed_by_whole_ones(
+    cluster: NatsCluster, client: Client, mock: Kafka, topic: str
+) -> None:
+    """Each has an answer of its own: nothing is to be found out record by record."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"%d" % n} for n in range(2_500)])
+    Strayed.sizes, Strayed.client = [], client
+    url = ",".join(cluster.urls)
+
+    report = await move_all(
+        mock.bootstrap, url, a_route(topic, replicas=3), stand_back_s=0.05, make_publisher=Strayed
+    )
+
+    assert (report.records, report.refusals) == (2_500, 1)
+    assert min(Strayed.sizes[:-1]) > 1
 
 
 async def test_the_barrier_waits_for_a_new_leader(

@@ -12,7 +12,7 @@ import msgspec
 
 from ..errors import ConfigurationError, ConnectionLost
 from ..records.frames import encode
-from ..records.headers import parse_block
+from ..records.headers import lines_of
 from .connection import Connection, parse_answer
 
 STREAM_NOT_FOUND: Final = 10059
@@ -118,7 +118,7 @@ async def stored_message(
     return StoredMessage(
         int(message["seq"]),
         message["subject"],
-        parse_block(block)[1] if block else [],
+        lines_of(block),
         base64.b64decode(message.get("data") or ""),
     )
 

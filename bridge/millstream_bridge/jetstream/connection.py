@@ -27,7 +27,7 @@ STALL_S = 10.0
 FLUSH_S = 0.3
 EARLY_S = 2.0
 """So long nobody there may mean: not yet."""
-_EARLY_PAUSE_S = 0.01
+_EARLY_PAUSE_S = (0.01, 0.2)
 _NOBODY = b"NATS/1.0 503"
 
 
@@ -240,6 +240,7 @@ class Connection(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + EARLY_S
+        pause_s, longest_s = _EARLY_PAUSE_S
         while True:
             reply = self._new_reply()
             await self.writable()
@@ -247,7 +248,8 @@ class Connection(asyncio.Protocol):
             answer = await self.answer(reply, timeout_s=timeout_s)
             if not answer.block.startswith(_NOBODY) or loop.time() > give_up_at:
                 return answer
-            await asyncio.sleep(_EARLY_PAUSE_S)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
 
     async def answer(self, reply: str, *, timeout_s: float) -> Message:
         """The message that comes to ``reply``; ConnectionLost if none does."""

@@ -238,9 +238,7 @@ class Stream:
         if strays >= last_seq - begin + 1:
             return None  # whatever was stored is there, and none of it is a record
         if self.has_gaps or strays:
-            reason = (
-                "its offsets have gaps" if self.has_gaps else "only messages of others are left"
-            )
+            reason = "only messages of others are left" if strays else "its offsets have gaps"
             raise ConfigurationError(
                 f"stream {self.name} has lost its newest record (it ends at seq {last_seq}), and"
                 f" {reason}: where to go on cannot be known"

@@ -25,7 +25,7 @@ from contextlib import suppress
 from ..errors import ConfigurationError, ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import AckSink, Connection, Message, parse_answer
 from ..jetstream.stream import Stream
-from ..model import Positions, Record, Watermarks
+from ..model import KafkaHeader, Positions, Record, Watermarks
 from ..records.frames import Frames
 from ..records.mapping import Mapping
 from ..records.origin import without_returned
@@ -104,6 +104,7 @@ class ChainPublisher:
         last_seq = await self._stream.last_seq()
         await self._stream.refuse_other_form(last_seq)
         await self._stream.refuse_other_topic()
+        await self._note_strays(last_seq)
         found = await asyncio.gather(*map(self._stream.position, partitions))
         positions = {p: at for p, at in zip(partitions, found, strict=True) if at is not None}
         if not positions:
@@ -159,12 +160,31 @@ class ChainPublisher:
         first, last = records[0].offset, records[-1].offset
         next_seq = window.last_seq + window.sent_count + 1
         if first + 1 != next_seq or last - first + 1 != len(records):
-            logger.info(
-                "stream %s: offsets have gaps, sequences are no longer offsets + 1",
-                self._stream.name,
-                extra={"event": "offset_gaps"},
-            )
-            await self._stream.mark_gaps()
+            await self._mark_gaps()
+
+    async def _note_strays(self, last_seq: int) -> None:
+        """Say it also where a dense stream ends in a message that is no record, or ended in one.
+
+        Once its limits have removed all, the last sequence must not pass for the position.
+        """
+        if self._stream.kafka_partition is None or self._stream.has_gaps:
+            return
+        begin = max(int(self._stream.config.get("first_seq", 0)), 1)
+        newest = await self._stream.message(last_seq) if last_seq >= begin else None
+        is_stray = newest is not None and self._mapping.source_in(newest.headers) is None
+        window = self._window
+        if window is not None and self.is_refused and last_seq > window.stored_seq:
+            is_stray = is_stray or await self._stream.message(window.stored_seq + 1) is None
+        if is_stray:
+            await self._mark_gaps()
+
+    async def _mark_gaps(self) -> None:
+        logger.info(
+            "stream %s: offsets have gaps, sequences are no longer offsets + 1",
+            self._stream.name,
+            extra={"event": "offset_gaps"},
+        )
+        await self._stream.mark_gaps()
 
     async def _send_instead(self, record: Record, error: RecordError) -> None:
         """Send what stands for a record that cannot be one message, or raise ``error``."""
@@ -264,7 +284,7 @@ class ChainPublisher:
             await self._wait_for_answer()
 
     async def end(self) -> None:
-        """What is in flight was only counted; its answers are dropped."""
+        """Drop the answers that are still to come; count what a refused session has stored."""
         if not self._reply:
             return
         self._connection.drop_ack_subject(self._reply)
@@ -275,7 +295,8 @@ class ChainPublisher:
         if window.state is not SessionState.BROKEN and not self.is_replicated:
             with suppress(SessionLost, ConfigurationError):
                 await self._find_last_stored(window)
-        self._alone = window.in_flight
+        if window.state is SessionState.UNSTORABLE or not self.is_replicated:
+            self._alone = window.in_flight
 
     async def _find_last_stored(self, window: Window) -> None:
         """Count the frames that were stored though none after them could say so.
@@ -445,11 +466,15 @@ class _Batch:
 _COMMIT = "Nats-Batch-Commit: 1\r\n"
 
 
+def _bytes_of(headers: Sequence[KafkaHeader]) -> int:
+    return sum(len(name) + len(value or b"") for name, value in headers)
+
+
 def _chunks(
     records: Sequence[Record], records_max: int, bytes_max: int
 ) -> Iterator[Sequence[Record]]:
     """Pieces of at most so many records and, but for a single larger one, so many bytes."""
-    sizes = [len(record.value or b"") for record in records]
+    sizes = [len(it.value or b"") + (_bytes_of(it.headers) if it.headers else 0) for it in records]
     start = 0
     while start < len(records):
         count = min(records_max, len(records) - start)

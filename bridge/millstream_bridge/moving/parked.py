@@ -31,7 +31,7 @@ from ..records.headers import (
     SOURCE_HEADER,
     HeaderError,
     SourceHeader,
-    parse_block,
+    lines_of,
 )
 from ..records.mapping import Mapping
 from ..records.template import SubjectError
@@ -155,7 +155,7 @@ class ParkedRecords:
             last_seq=last_seq,
         ):
             for seq, message in messages:
-                headers = dict(parse_block(message.block)[1]) if message.block else {}
+                headers = dict(lines_of(message.block))
                 try:
                     source = SourceHeader.parse(headers.get(SOURCE_HEADER, ""))
                 except HeaderError:

@@ -99,8 +99,8 @@ class State(StrEnum):
 class Progress:
     """Live figures of a run; read it at any time, from the loop's thread.
 
-    ``records`` and ``payload_bytes`` are what the server acknowledged to this run: what it stored
-    without being able to say so is in ``positions`` only, from the next session on.
+    ``records`` and ``payload_bytes`` are what this run knows to have stored: what the server stored
+    before a connection was lost is in ``positions`` only, from the next session on.
     Of the partitions that this process moves: ``ends`` are the highest ends known, ``read`` how far
     they were read, ``due`` one past the newest records read (behind them there may be offsets that
     no record has), ``newest_ms`` those records' timestamps, ``epochs`` under which membership gave

@@ -56,7 +56,11 @@ _COUNTED: tuple[tuple[str, str, Callable[[Progress], int]], ...] = (
     ("records", "Records stored.", lambda it: it.records),
     ("payload_bytes", "Payload of stored records.", lambda it: it.payload_bytes),
     ("sessions", "Publishing sessions begun.", lambda it: it.sessions),
-    ("refusals", "Sessions ended because somebody else wrote.", lambda it: it.refusals),
+    (
+        "refusals",
+        "Sessions the server refused to go on with, mostly because somebody else wrote.",
+        lambda it: it.refusals,
+    ),
     ("stood_back", "Times it gave way to another bridge.", lambda it: it.stood_back),
     ("foreign_messages", "Stray messages met.", lambda it: len(it.foreign_seqs)),
     ("parked", "Records parked.", lambda it: it.parked),

@@ -13,7 +13,7 @@ from typing import Final
 from millstream_coordinator.partitioning.key import KEY_HEADER
 
 from ..model import Record
-from ..records.headers import SOURCE_HEADER, parse_block
+from ..records.headers import SOURCE_HEADER, lines_of
 from ..records.mapping import Mapping
 from .parts import Parts
 
@@ -85,4 +85,4 @@ class Decoder:
     @staticmethod
     def lines(block: bytes) -> list[tuple[str, str]]:
         """The header lines of a block, [] of none."""
-        return parse_block(block)[1] if block else []
+        return lines_of(block)

@@ -174,6 +174,17 @@ def is_letter(headers: NatsHeaders) -> bool:
     return any(name == REPLAY for name, _ in headers)
 
 
+def lines_of(block: bytes) -> list[tuple[str, str]]:
+    """The header lines of any message, none where its block is empty or no block of headers.
+
+    A server stores whatever a client gave out for one.
+    """
+    try:
+        return parse_block(block)[1] if block else []
+    except HeaderError:
+        return []
+
+
 def parse_block(block: bytes) -> tuple[int | None, list[tuple[str, str]]]:
     """A header block's status code, None mostly, and its lines; bytes are read as Latin-1.
 
