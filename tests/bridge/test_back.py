@@ -1,6 +1,7 @@
 """The way back: what producers wrote straight to NATS reaches Kafka, once, marked, in order."""
 
 import asyncio
+from collections.abc import Mapping
 
 import nats
 import pytest
@@ -31,14 +32,21 @@ async def back(kafka: Kafka, server: Server, route: Route, **options: object) ->
     return await bridge.run(stop_at_end=True)
 
 
-async def publish(server: Server, numbers: range, partitions: int = PARTITIONS) -> None:
-    """Native messages: key ``N<n mod 5>``, payload ``native <n>``, one header, in this order."""
+async def publish(
+    server: Server,
+    numbers: range,
+    partitions: int = PARTITIONS,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Native messages: key ``N<n mod 5>``, payload ``native <n>``, header ``n``, in this order."""
     client = await nats.connect(server.url)
     try:
         subject = "flights.{partition}.{key}"
         async with Publisher(client, subject, partitions=partitions) as publisher:
             for n in numbers:
-                await publisher.send(b"N%d" % (n % 5), b"native %d" % n, headers={"n": str(n)})
+                await publisher.send(
+                    b"N%d" % (n % 5), b"native %d" % n, headers={"n": str(n), **(headers or {})}
+                )
     finally:
         await client.close()
 

@@ -5,13 +5,15 @@ from typing import Any
 
 import pytest
 
+from millstream_bridge.cutover.index import StreamIndex
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import Route
+from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all
-from tests.bridge.test_back import PARTITIONS
+from tests.bridge.test_back import PARTITIONS, back, publish
 from tests.bridge.test_cutover import commit, cut, handled_by
 from tests.bridge.test_poison import TOO_MANY_HEADERS
-from tests.bridge.test_rollback import roll
+from tests.bridge.test_rollback import rest_of, roll
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -83,6 +85,111 @@ async def test_what_was_removed_and_may_not_be_handled_refuses_the_way_home(
     assert "let the group handle one more first" in problem
     assert done.problems == []
     assert {it.partition: it.after for it in done.partitions} == ALL_AT[5]
+
+
+async def go_back(kafka: Kafka, server: Server, route: Route) -> None:
+    """What was published straight to NATS gets to Kafka, and the bridge moves on past it."""
+    await back(kafka, server, route)
+    await move_all(kafka.bootstrap, server.url, route)
+
+
+async def test_a_handled_message_of_nats_that_is_left_tells_that_what_was_removed_is_handled(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Behind it there are only the checkpoints of the partitions, which outlive the records."""
+    route = await fill(mock, nats_server, topic, **SHARED)
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    await publish(nats_server, range(10))
+    seen = await handled_by(nats_server, route, topic, 19)
+    await expire(nats_server, route, seq=min(seq for seq, data in seen if data != b"v"))
+    await go_back(mock, nats_server, route)
+
+    proof = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    assert rest_of(mock, topic, topic) == []
+
+
+async def test_where_such_a_message_is_removed_too_another_one_handled_is_enough(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic, **SHARED)
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    await publish(nats_server, range(10))
+    await handled_by(nats_server, route, topic, 19)
+    await go_back(mock, nats_server, route)
+    await expire(nats_server, route)
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+    await publish(nats_server, range(10, 20))
+    await handled_by(nats_server, route, topic, 10)
+    await go_back(mock, nats_server, route)
+    done = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert all("let the group handle one more first" in it for it in refused.problems)
+    assert done.problems == []
+    assert all(it.after == it.high for it in done.partitions)
+
+
+async def test_a_message_of_nats_that_is_not_handled_tells_nothing_of_what_was_removed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic, **SHARED)
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    await expire(nats_server, route)
+    await publish(nats_server, range(10))
+    await go_back(mock, nats_server, route)
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert len(refused.problems) == PARTITIONS
+    assert all("let the group handle one more first" in it for it in refused.problems)
+
+
+async def test_a_message_that_was_removed_after_it_was_read_tells_nothing(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """As it may be while the end of the group's members is waited for."""
+    route = await fill(mock, nats_server, topic, **SHARED)
+    await publish(nats_server, range(1))
+    connection = await Connection.open(nats_server.url, name="index")
+    try:
+        index = StreamIndex(connection, Mapping(route), range(PARTITIONS))
+        await index.extend()
+        (number,) = (n for n, it in index.partitions.items() if it.natives)
+        seq = index.partitions[number].newest_beside(index.natives_end[route.stream])
+
+        before = await index.removed_none_behind(number, seq)
+        await expire(nats_server, route)
+        after = await index.removed_none_behind(number, seq)
+    finally:
+        await connection.close()
+
+    assert (before, after) == (True, False)
+
+
+async def test_a_message_that_outlives_the_limits_tells_nothing_of_what_was_removed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic, **SHARED)
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    await publish(nats_server, range(10), headers={"Nats-TTL": "never"})
+    await handled_by(nats_server, route, topic, 19)
+    await four_more(mock, nats_server, route)
+    await expire(nats_server, route, filter=f"flights.*.{route.null_token}")
+    await go_back(mock, nats_server, route)
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert len(refused.problems) == PARTITIONS
+    assert all("let the group handle one more first" in it for it in refused.problems)
 
 
 @pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])

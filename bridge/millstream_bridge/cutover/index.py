@@ -33,6 +33,7 @@ from .places import Edge
 
 EVERY = 1_000
 _LETTER = REPLAY.encode()
+_LIFETIME = "Nats-TTL"
 
 
 class Moved(NamedTuple):
@@ -95,6 +96,12 @@ class Partition:
         last = next((seq for seq in reversed(self.natives) if is_handled(seq)), None)
         first = next((seq for seq in self.natives if not is_handled(seq)), None)
         return last, first
+
+    def newest_beside(self, seq: int) -> int:
+        """The newest up to a sequence of what is no record in its order; 0: none."""
+        place = bisect.bisect_right(self.natives, seq)
+        late = [it for it, _ in (*self.replays, *self.letters) if it <= seq]
+        return max([*self.natives[max(place - 1, 0) : place], *late], default=0)
 
 
 class StreamIndex:
@@ -165,6 +172,14 @@ class StreamIndex:
         stream = Stream.of_partition(self._connection, self._mapping, number)
         mark = await stream.last_of(f"{self._mapping.poison_subject(number)}.{offset}")
         return mark is not None
+
+    async def removed_none_behind(self, number: int, seq: int) -> bool:
+        """Whether a message is in the stream still, so that its limits removed nothing behind it.
+
+        They remove the oldest first, except that one with a lifetime of its own outlives the rest.
+        """
+        message = await Stream.of_partition(self._connection, self._mapping, number).message(seq)
+        return message is not None and message.header(_LIFETIME) is None
 
     async def edge_at_offset(self, number: int, offset: int) -> Edge:
         """The edge of the records when those below an offset are handled, as far as was read."""

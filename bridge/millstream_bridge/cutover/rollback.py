@@ -321,13 +321,22 @@ class _RollBack:
         return others
 
     async def _first_unsure(self, number: int, records: Edge, floor: int) -> int | None:
-        """The first record that is no longer in the stream, if not all such are surely handled."""
+        """The first record that is no longer in the stream, if not all such are surely handled.
+
+        They are if none was removed behind the floor. What tells so is the first open record, or
+        else the newest, or a message of another kind that is handled and still there; that is
+        asked for now, when the open records have been read.
+        """
+        index = self._sides.index
         if records.first is not None:
             before = records.first[0] - 1
         else:
-            moved = await self._sides.index.moved(number)
+            moved = await index.moved(number)
             before = 0 if moved is None else moved.seq
         if floor >= before:
+            return None
+        beside = index.partitions[number].newest_beside(floor)
+        if beside and await index.removed_none_behind(number, beside):
             return None
         return await self._sides.first_removed(number, 0, records)
 
