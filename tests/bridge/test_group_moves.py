@@ -83,6 +83,21 @@ def test_a_topic_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path)
     assert told(tmp_path) == ["billing-b"]
 
 
+def test_of_several_errors_the_first_ends_it_and_each_other_is_told_with_its_route(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+        raise ConfigurationError(f"stream {route.stream}: stream not found")
+
+    with pytest.raises(ConfigurationError, match="stream b"):
+        move_all(tmp_path, groups_of("b", "a", "c"), move)
+
+    assert capsys.readouterr().err.splitlines() == [
+        "cutover a → a: stream a: stream not found",
+        "cutover c → c: stream c: stream not found",
+    ]
+
+
 def test_the_groups_of_one_route_follow_each_other(tmp_path: Path) -> None:
     """Two at a time would both bring back the same, and one of them would be thrown out."""
     busy: list[str] = []

@@ -18,7 +18,7 @@ from ..model import Route
 from ..project.file import GroupMove, Project
 from ..project.routes import current_routes
 from .console import give_report
-from .process import run_loop
+from .process import run_loop, tell
 
 KafkaGroup = Annotated[
     str | None,
@@ -77,7 +77,7 @@ def move_groups(
 
     Routes are moved side by side: a Kafka group of several topics has one pause, which is as long
     as its longest. The groups of one route follow each other. What was moved beside or before an
-    error is written down and shown too.
+    error is written down and shown too. Of several errors the first is raised, the others are told.
     """
     proofs: dict[int, CutProof] = {}
 
@@ -99,8 +99,12 @@ def move_groups(
         reading = _Reading(of_routes)
         work = (all_of(route, places, reading) for route, places in of_routes.values())
         ended = await asyncio.gather(*work, return_exceptions=True)
-        if errors := [it for it in ended if it is not None]:
-            raise errors[0]
+        moved = (route for route, _ in of_routes.values())
+        failed = [(route, it) for route, it in zip(moved, ended, strict=True) if it is not None]
+        for route, error in failed[1:]:
+            tell(f"{what} {route.topic} → {route.stream}: {error}")
+        if failed:
+            raise failed[0][1]  # which is told last
 
     try:
         run_loop(each())
