@@ -42,6 +42,8 @@ class MemorySides:
     """After so many batches of the stream were read, so many of its messages are removed; it has
     come of age then, and its clock is at ``removes_at_ns``."""
     removes_at_ns: int = 0
+    stores: dict[int, list[Message]] = field(default_factory=dict)
+    """What is stored after so many batches of the stream were read."""
     moves_on: dict[int, int] = field(default_factory=dict)
     """What ``reached_to`` is from the first batch on."""
     ends: Bounds | None = None
@@ -73,8 +75,18 @@ class MemorySides:
     async def messages(
         self, part: Part, subject: str, first_seq: int
     ) -> AsyncGenerator[list[Delivery]]:
-        left = [it for it in self.stored if it[0] >= first_seq and covers(subject, it[1].subject)]
+        left = [
+            it
+            for it in self.stored
+            if first_seq <= it[0] <= part.info.last_seq and covers(subject, it[1].subject)
+        ]
         while left:
+            if messages := self.stores.pop(self._batches, None):
+                for message in messages:
+                    self.store(message)
+                kept = {seq for seq, _ in self.stored}
+                left = [it for it in left if it[0] in kept]
+                continue
             if self.removes is not None and self._batches == self.removes[0]:
                 del self.stored[: self.removes[1]]
                 self.removes, self.age_s, self.now_ns = None, math.inf, self.removes_at_ns
@@ -92,6 +104,13 @@ class MemorySides:
                 )
                 for seq, it in batch
             ]
+
+    def store(self, message: Message) -> None:
+        """The next message, which may push an older one of its subject out."""
+        self.stored.append((self.stored[-1][0] + 1 if self.stored else 1, message))
+        same = [it for it in self.stored if it[1].subject == message.subject]
+        if 0 < self.config.get("max_msgs_per_subject", 0) < len(same):
+            self.stored.remove(same[0])
 
     async def next_message(self, part: Part, subject: str, seq: int) -> StoredMessage | None:
         for at, message in self.stored:

@@ -187,6 +187,62 @@ async def test_what_a_native_message_pushed_out_is_not_missing(keeps: int) -> No
             assert in_front.equal is False, seed
 
 
+@pytest.mark.parametrize("keeps", [1, 2])
+async def test_what_a_bridge_at_work_or_a_producer_pushes_out_meanwhile_is_not_missing(
+    keeps: int,
+) -> None:
+    """Before the stream is read, while it is, and where what did so is pushed out, too."""
+    limit = {"max_msgs_per_subject": keeps}
+    pushed_out = 0
+    for seed in ALL:
+        chance = random.Random(f"at work {keeps} {seed}")
+        kafka = some_kafka(chance)
+        sides = MemorySides(kafka, [], limit, ends=dict.fromkeys((0, 1), Watermarks(0, 9_999)))
+        for n, record in enumerate(kafka):
+            sides.store(message_of(record, n))
+        before = [*sides.stored]
+        touched = set()
+        for n, batches in enumerate(sorted(chance.choices(range(-3, 9), k=chance.randrange(40)))):
+            record = chance.choice(kafka)._replace(offset=2_000 + n)
+            native = Message(MAPPING.subject(record), "", b"", b"native")
+            message = native if chance.random() < 0.3 else message_of(record, n)
+            touched.add(message.subject)
+            if batches < 0:
+                sides.store(message)
+            else:
+                sides.stores.setdefault(batches, []).append(message)
+        lost = chance.choice(before)
+        spoiled = copy.deepcopy(sides)
+        spoiled.stored = [it for it in sides.stored if it != lost]
+
+        proof = await proof_of(sides)
+        difference = (await proof_of(spoiled)).difference
+
+        assert proof.equal, (seed, proof.difference)
+        pushed_out += sum(it not in sides.stored for it in before)
+        if lost[1].subject not in touched:
+            assert difference is not None, seed
+            assert difference.kafka is not None
+            assert MAPPING.subject(difference.kafka) == lost[1].subject
+    assert pushed_out > len(ALL)
+
+
+async def test_a_record_that_is_stored_after_all_was_read_does_not_explain_itself() -> None:
+    """Nor does the first difference go unseen behind those that are explained."""
+    kafka = [Record(0, n, 0, TimestampType.CREATE, b"k%d" % n, b"v") for n in range(4)]
+    stored = [(n, message_of(it, n)) for n, it in enumerate(kafka, 1)]
+    first, *_, last = (message for _, message in stored)
+    native = Message(first.subject, "", b"", b"native")
+    sides = MemorySides(kafka, stored[:-1], {"max_msgs_per_subject": 1})
+    sides.stores = {0: [native], 1: [native, last]}  # 1: when all is read but the first native one
+
+    difference = (await proof_of(sides)).difference
+
+    assert [it.subject for _, it in sides.stored[-2:]] == [first.subject, last.subject]
+    assert difference is not None
+    assert (difference.offset, difference.what) == (3, "the stream does not have this record")
+
+
 async def test_what_an_expired_tombstone_pushed_out_is_not_missing() -> None:
     mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
     limit = {"max_msgs_per_subject": 1}
@@ -255,6 +311,32 @@ async def test_online_a_record_of_an_earlier_round_that_is_stored_again_is_a_dif
         assert one.equal, (seed, one.difference)
         assert other.equal, (seed, other.difference)
         assert repeated.equal is False, seed
+
+
+async def test_online_what_kafka_removed_of_a_new_partition_is_not_stored_again() -> None:
+    """Its log start moved before the first round that knew of it; from then on nothing is new."""
+    records = [
+        Record(p, n, 0, TimestampType.CREATE, b"k%d" % n, b"v") for p in (0, 1) for n in range(6)
+    ]
+    stored = [(n, message_of(it, n)) for n, it in enumerate(records, 1)]
+    again = [*stored, (13, stored[7][1])]
+    left = [it for it in records if it.kafka_partition == 0 or it.offset >= 3]
+    seen = Seen()
+
+    one = await Check(MemorySides(records[:6], stored[:6]), MAPPING).round(
+        {0: Watermarks(0, 6)}, seen
+    )
+    grown = await Check(MemorySides(left, stored), MAPPING).round(
+        {0: Watermarks(6, 6), 1: Watermarks(3, 6)}, seen
+    )
+    repeated = await Check(MemorySides(left, again), MAPPING).round(
+        {0: Watermarks(6, 6), 1: Watermarks(6, 6)}, seen
+    )
+
+    assert (one.equal, one.records) == (True, 6)
+    assert (grown.equal, grown.records) == (True, 3), grown.difference
+    assert repeated.difference is not None
+    assert (repeated.difference.offset, repeated.difference.what) == (1, "it is stored again")
 
 
 async def test_a_dense_streams_sequences_are_no_offsets_any_more_where_it_says_so() -> None:
@@ -461,6 +543,31 @@ async def test_a_record_that_was_returned_is_in_kafka_once_and_in_its_order(
         assert proof.equal is (seqs == (3, 9))
         if proof.difference is not None:
             assert proof.difference.kafka == kafka[places[1]]
+
+
+@pytest.mark.parametrize(
+    ("returns", "is_equal"),
+    [
+        ([("OLD", 500), ("FLIGHTS", 3), ("FLIGHTS", 4)], True),
+        ([("OLD", 500), ("FLIGHTS", 3), ("FLIGHTS", 3)], False),
+    ],
+)
+async def test_returned_records_of_another_stream_than_before_begin_anew(
+    returns: list[tuple[str, int]], is_equal: bool
+) -> None:
+    kafka = some_kafka(random.Random(6), partitions=1)
+    stored = stored_of(kafka, random.Random(7))
+    kafka += [
+        kafka[-1]._replace(offset=2_000 + n, headers=marks(MAPPING.route.name, Return(*it)))
+        for n, it in enumerate(returns)
+    ]
+    sides, seen, proofs = MemorySides(kafka, stored), Seen(), []
+
+    proofs.append(await proof_of(sides))
+    for low, high in ((0, 2_001), (2_001, 2_003)):
+        proofs.append(await Check(sides, MAPPING).round({0: Watermarks(low, high)}, seen))
+
+    assert [it.equal for it in proofs] == [is_equal, True, is_equal]
 
 
 async def test_tombstones_may_expire_where_the_route_says_so() -> None:

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from millstream_bridge import ConfigurationError, Record, verify, verify_online
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.kafka.source import source_of
 from millstream_bridge.moving.chain import ChainPublisher
+from millstream_bridge.proof.check import Check
+from millstream_bridge.proof.sides import LiveSides, Part
+from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, until
 from tests.bridge.test_cli import arguments, run, started
 from tests.helpers.kafka import Kafka
@@ -128,6 +133,40 @@ async def test_a_stream_that_keeps_the_newest_per_subject_is_proven_in_full_only
     assert (stored.count, stored.first_offset, stored.last_offset) == (7, 43, 49)
     with pytest.raises(ConfigurationError, match="can only be verified in full"):
         await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route, sample_blocks=1)
+
+
+async def test_what_a_bridge_at_work_pushes_out_meanwhile_is_not_missing(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = a_route(topic, max_msgs_per_subject=1)
+    keys = [b"k%d" % n for n in range(5)]
+
+    async def store() -> None:
+        mock.produce(topic, [{"partition": 0, "key": key, "value": b"v"} for key in keys])
+        await move_all(mock.bootstrap, nats_server.url, route)
+
+    class Busy(LiveSides):
+        """All that is in the stream is pushed out once somebody has looked."""
+
+        async def parts(self) -> list[Part]:
+            found = await super().parts()
+            await store()
+            return found
+
+    mock.create_topic(topic, 1)
+    await store()
+    source = source_of(None, mock.bootstrap, topic, None)
+    connection = await Connection.open(nats_server.url, name="verify")
+    try:
+        marks, mapping = await source.watermarks(), Mapping(route)
+        sides = Busy(source, connection, mapping, marks, mock.bootstrap, None)
+        proof = await Check(sides, mapping).full()
+    finally:
+        await source.close()
+        await connection.close()
+
+    assert proof.equal, proof.difference
+    assert (proof.records, proof.partitions[0].nats.count) == (5, 0)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from ..jetstream.stream import GAPS
 from ..model import Record, Watermarks
 from ..records.headers import ORIGIN_HEADER
 from ..records.mapping import Mapping
-from ..records.origin import returned
+from ..records.origin import Return, returned
 from ..records.poison import mark_in
 from .decode import Decoder
 from .ledger import BLOCK_OFFSETS, Ledger, compare, different, different_blocks
@@ -56,21 +56,25 @@ class _Collected:
 
 
 class _Read(NamedTuple):
-    """How far the rounds before have read a stream: to ``to_seq``, all before ``next_seq``."""
+    """How far the rounds before have read a stream: each partition to ``to_seq``.
+
+    All of them have read what is before ``next_seq``.
+    """
 
     next_seq: int
-    to_seq: int
+    to_seq: AbcMapping[int, int]
 
 
 @dataclass(slots=True)
 class Seen:
     """What the rounds before have seen.
 
-    ``returned``: per partition offset and sequence of the last record that came back from NATS.
+    ``returned``: per partition the offset of the last record that came back from NATS, and from
+    where.
     """
 
     streams: dict[str, _Read] = field(default_factory=dict)
-    returned: dict[int, tuple[int, int]] = field(default_factory=dict)
+    returned: dict[int, tuple[int, Return]] = field(default_factory=dict)
 
 
 class Check:
@@ -239,7 +243,8 @@ class Check:
             self._apart.add(side.apart)
             differences |= side.differences
             last_seq = part.info.last_seq
-            seen[part.stream] = _Read(side.first_beyond or last_seq + 1, last_seq)
+            to_seq = dict.fromkeys(part.partitions, last_seq)
+            seen[part.stream] = _Read(side.first_beyond or last_seq + 1, to_seq)
         of = {p: part for part in parts for p in part.partitions}
         finished = {p: (kafka[p].side(), nats[p].side()) for p in sorted(bounds)}
         for p, (ours, theirs) in finished.items():
@@ -260,12 +265,17 @@ class Check:
         books = {
             p: Newest(part.keeps, is_compacted, others) for part in parts for p in part.partitions
         }
-        sides = []
+        sides = [
+            self._side(part, {p: marks[p] for p in part.partitions}, books, others=others)
+            for part in parts
+        ]
         differences: dict[int, Difference] = {}
-        for part in parts:
-            bounds = {p: marks[p] for p in part.partitions}
-            sides.append(side := self._side(part, bounds, books, others=others))
-            await self._read_stream(part, side, 1)
+        read_to = []
+        for part, side in zip(parts, sides, strict=True):
+            last_seq = await self._read_stream(part, side, 1)
+            # What a bridge at work has stored since may have pushed out what was not read yet.
+            later = await self._sides.again(part)
+            read_to.append(await self._read_stream(later, side, last_seq + 1))
             self._apart.add(side.apart)
             differences |= side.differences
         stored = {p: book.side() for p, book in books.items()}
@@ -277,6 +287,9 @@ class Check:
         async for records in self._sides.records(marks):
             for record in self._of_kafka(records):
                 books[record.kafka_partition].compare(record, self._mapping.subject(record))
+        for part, last_seq in zip(now, read_to, strict=True):
+            for p in part.partitions:
+                await self._look_for_newer(part, books[p], last_seq, others)
         of = {p: part for part in now for p in part.partitions}
         finished = {}
         for p, book in sorted(books.items()):
@@ -293,6 +306,33 @@ class Check:
             finished[p] = book.kafka_side(), stored[p]
         differences = await self._behind_the_end(sides) | self._repeated | differences
         return self._proof(finished, differences, "full")
+
+    async def _look_for_newer(
+        self, part: Part, book: Newest, last_seq: int, others: dict[str, list[int]]
+    ) -> None:
+        """Note in ``others`` what came behind the sequence to which a stream was read.
+
+        What pushed a record out may have been pushed out in its turn before it was read. Only of
+        subjects up to the first difference.
+        """
+        if part.keeps is None:
+            return
+        first = math.inf
+        for offset, subject in sorted(book.unexplained()):
+            if offset > first:
+                return
+            seq = last_seq
+            for _ in range(part.keeps):  # so many explain everything
+                found = await self._sides.next_message(part, subject, seq + 1)
+                if found is None:
+                    break
+                seq = found.seq
+                source = self._mapping.source_in(found.headers)
+                mark = None if source is None else self.marks.get(source.kafka_partition)
+                if source is None or mark is None or source.offset >= mark.high:
+                    others.setdefault(subject, []).append(seq)
+            left = book.first_unexplained(subject)
+            first = first if left is None else min(first, left)
 
     def _side(
         self, part: Part, bounds: Bounds, books: AbcMapping[int, Book], **more: Any
@@ -336,12 +376,16 @@ class Check:
 
     async def _read_stream(
         self, part: Part, side: StreamSide, first_seq: int, ledgers: Iterable[Ledger] = ()
-    ) -> None:
+    ) -> int:
+        """Gives the sequence to which it has read, which may be behind what was the end."""
+        read_to = max(first_seq - 1, part.info.last_seq)
         async for batch in self._sides.messages(part, part.filter, first_seq):
             await self._feed(side, part, batch)
             for ledger in ledgers:
                 ledger.settle()
+            read_to = max(read_to, sequence(batch[-1][0]))
             await asyncio.sleep(0)  # Kafka's side is read meanwhile
+        return read_to
 
     async def _feed(self, side: StreamSide, part: Part, batch: list[Delivery]) -> None:
         """Hand messages to a side; large ones are put together first."""
@@ -355,7 +399,9 @@ class Check:
                 whole, payload = await self._sides.whole(part, sequence(ack), headers, payload)
             except ValueError as error:
                 if source is not None:
-                    side.add_damaged(ack, source.kafka_partition, source.offset, str(error))
+                    side.add_damaged(
+                        ack, subject, source.kafka_partition, source.offset, str(error)
+                    )
                 continue
             side.add(ack, subject.decode(), list(whole), payload)
 
@@ -388,29 +434,31 @@ class Check:
             is_marked = headers and headers[0][0] == ORIGIN_HEADER
             if is_marked and (origin := returned(headers, name)) is not None:
                 self._apart.returned += 1
-                self._note_returned(record, origin.seq)
+                self._note_returned(record, origin)
             elif not absent or (record.kafka_partition, record.offset) not in absent:
                 yield record
 
-    def _note_returned(self, record: Record, seq: int) -> None:
-        """What came back from NATS did so once and in its order, so its sequences rise.
+    def _note_returned(self, record: Record, origin: Return) -> None:
+        """What came back from a stream did so once and in its order, so its sequences rise.
 
-        Another record with the marks of one was written by somebody else, and never moved.
+        Another record with the marks of one was written by somebody else, and never moved. A route
+        that has got another stream begins anew.
         """
         p, offset = record.kafka_partition, record.offset
-        last_offset, last_seq = self._seen.returned.get(p, (-1, 0))
+        last_offset, last = self._seen.returned.get(p, (-1, origin._replace(seq=0)))
         if offset <= last_offset:
             return  # read again
-        if seq <= last_seq and p not in self._repeated:
+        last_seq = last.seq if last.stream == origin.stream else 0
+        if origin.seq <= last_seq and p not in self._repeated:
             self._repeated[p] = Difference(
                 kafka_partition=p,
                 offset=offset,
-                seq=seq,
+                seq=origin.seq,
                 what="it is marked as come back from NATS, and so is a record before it: it was"
                 " written again by somebody, and the stream does not have it",
                 kafka=record,
             )
-        self._seen.returned[p] = offset, max(seq, last_seq)
+        self._seen.returned[p] = offset, origin._replace(seq=max(origin.seq, last_seq))
 
     async def _unexpired(
         self, bounds: Bounds, parts: Sequence[Part], first: AbcMapping[int, int | None]

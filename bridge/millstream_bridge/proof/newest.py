@@ -26,7 +26,7 @@ class Newest:
     ``keeps``: how many messages per subject the stream holds, None for all. ``is_compacted``: Kafka
     removes records of keys that have a newer one. ``removed_below``: the stream's other limits may
     have removed records below this offset. ``others`` are the sequences of messages that are no
-    records, by subject.
+    records, or were behind Kafka's end when the proof began, in their order, by subject.
     """
 
     keeps: int | None
@@ -115,9 +115,8 @@ class Newest:
     def difference(self, kafka_partition: int) -> Difference | None:
         """What cannot be explained, lowest offset first; a changed record is `differs_at`'s."""
         found: list[tuple[int, int | None, str]] = []
-        for subject, offsets in self._missing.items():
-            if (offset := self._unexplained(subject, offsets)) is not None:
-                found.append((offset, None, "the stream does not have this record"))
+        what = "the stream does not have this record"
+        found += [(offset, None, what) for offset, _ in self.unexplained()]
         if self.is_compacted:
             self.compacted = len(self._stored)
         else:
@@ -128,8 +127,14 @@ class Newest:
         offset, seq, what = min(found, key=lambda it: it[0])
         return Difference(kafka_partition=kafka_partition, offset=offset, seq=seq, what=what)
 
-    def _unexplained(self, subject: str, missing: list[int]) -> int | None:
+    def unexplained(self) -> list[tuple[int, str]]:
+        """Per subject the first missing offset that `first_unexplained` gives, if any."""
+        firsts = ((self.first_unexplained(subject), subject) for subject in self._missing)
+        return [(offset, subject) for offset, subject in firsts if offset is not None]
+
+    def first_unexplained(self, subject: str) -> int | None:
         """The first missing offset that newer messages of its subject did not push out."""
+        missing = self._missing[subject]
         if self.keeps is None:
             return missing[0]
         found, others = self._found.get(subject, []), self.others.get(subject, [])

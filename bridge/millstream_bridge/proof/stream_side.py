@@ -1,5 +1,6 @@
 """The stream's side of all partitions: messages into ledgers, and what cannot be. Pure."""
 
+import math
 from collections.abc import Mapping as AbcMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -34,11 +35,12 @@ class Book(Protocol):
 
 @dataclass(slots=True)
 class _Lane:
-    """A partition: the offsets that count, its book, and the last offset met."""
+    """A partition: the offsets that count, its book, what was read before, the last offset met."""
 
     low: int
     high: int
     book: Book
+    seen_to: float
     last: int = -1
 
 
@@ -46,9 +48,10 @@ class StreamSide:
     """Feeds the records of the stream, in the stream's order, to a book for each partition.
 
     The order is checked on the way: offsets must rise within a partition, so a repeated record is
-    found as one that does not. ``is_dense``: sequences must be offset + 1. ``seen_to``: behind this
-    sequence nothing was read before, and no record is older than the marks. ``others`` gets the
-    sequences of messages without a source, by subject.
+    found as one that does not. ``is_dense``: sequences must be offset + 1. ``seen_to``: of these
+    partitions nothing behind this sequence was read before, and no record is older than the marks.
+    ``others`` gets the sequences of messages that are in no book, by subject: those without a
+    source, and records above the marks.
     """
 
     def __init__(
@@ -58,15 +61,17 @@ class StreamSide:
         books: AbcMapping[int, Book],
         *,
         is_dense: bool = False,
-        seen_to: int | None = None,
+        seen_to: AbcMapping[int, int] | None = None,
         others: dict[str, list[int]] | None = None,
     ) -> None:
         self._mapping = mapping
         self._is_dense = is_dense
-        self._seen_to = seen_to
         self._others = others
         self._decoder = Decoder(mapping)
-        self._lanes = {p: _Lane(it.low, it.high, books[p]) for p, it in marks.items()}
+        seen_to = seen_to or {}
+        self._lanes = {
+            p: _Lane(it.low, it.high, books[p], seen_to.get(p, math.inf)) for p, it in marks.items()
+        }
         self.apart = Apart()
         self.differences: dict[int, Difference] = {}
         self.first_beyond: int | None = None
@@ -83,7 +88,7 @@ class StreamSide:
         for ack, subject, block, payload in batch[at:] if at else batch:
             found = common(subject, block, payload)
             if found is not None:
-                take(ack, *found)
+                take(ack, subject, *found)
             elif _LARGE in block:
                 return at
             else:
@@ -99,8 +104,7 @@ class StreamSide:
                 self.apart.replayed += 1
             else:
                 self.apart.foreign += not self._mapping.is_beside(subject)
-            if self._others is not None:
-                self._others.setdefault(subject, []).append(sequence(ack))
+            self._note_other(subject, sequence(ack))
             return
         if NOT_HERE in source.flags:
             return  # a mark, which the subjects of a template of many tokens match, too
@@ -108,16 +112,20 @@ class StreamSide:
             parts: Parts | str = parts_of(self._decoder.record(subject, headers, payload))
         except ValueError as error:
             parts = str(error)
-        self._take(ack, source.kafka_partition, source.offset, parts)
+        self._take(ack, subject.encode(), source.kafka_partition, source.offset, parts)
 
-    def add_damaged(self, ack: bytes, partition: int, offset: int, why: str) -> None:
+    def add_damaged(
+        self, ack: bytes, subject: bytes, partition: int, offset: int, why: str
+    ) -> None:
         """A record whose parts cannot be put together."""
-        self._take(ack, partition, offset, why)
+        self._take(ack, subject, partition, offset, why)
 
-    def _take(self, ack: bytes, partition: int, offset: int, parts: Parts | str) -> None:
+    def _take(
+        self, ack: bytes, subject: bytes, partition: int, offset: int, parts: Parts | str
+    ) -> None:
         lane = self._lanes.get(partition)
         if lane is None:  # the topic has grown since
-            self._note_beyond(partition, offset, ack)
+            self._note_beyond(partition, offset, ack, subject)
             return
         if partition in self.differences:
             return
@@ -128,8 +136,8 @@ class StreamSide:
             return
         lane.last = offset
         if offset >= lane.high:
-            self._note_beyond(partition, offset, ack)
-        elif offset < lane.low and self._seen_to is not None and sequence(ack) > self._seen_to:
+            self._note_beyond(partition, offset, ack, subject)
+        elif offset < lane.low and sequence(ack) > lane.seen_to:
             self._differ(partition, offset, ack, "it is stored again", parts)
         elif offset < lane.low:
             self.apart.older += 1
@@ -141,10 +149,15 @@ class StreamSide:
         else:
             lane.book.add(offset, parts, ack)
 
-    def _note_beyond(self, partition: int, offset: int, ack: bytes) -> None:
+    def _note_beyond(self, partition: int, offset: int, ack: bytes, subject: bytes) -> None:
         seq = sequence(ack)
         self.first_beyond = self.first_beyond or seq
         self.beyond[partition] = offset, seq
+        self._note_other(subject.decode("utf-8", "replace"), seq)
+
+    def _note_other(self, subject: str, seq: int) -> None:
+        if self._others is not None:
+            self._others.setdefault(subject, []).append(seq)
 
     def _differ(
         self, partition: int, offset: int, ack: bytes, what: str, parts: Parts | str = ""
