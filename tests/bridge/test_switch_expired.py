@@ -81,7 +81,7 @@ async def test_what_was_removed_and_may_not_be_handled_refuses_the_way_home(
 
     assert not refused.applied
     (problem,) = refused.problems
-    assert problem.startswith("partition 1: the stream's limits (max_age, max_bytes) have removed")
+    assert problem.startswith("partition 1: the stream's limits (max_age, max_bytes, ")
     assert "let the group handle one more first" in problem
     assert done.problems == []
     assert {it.partition: it.after for it in done.partitions} == ALL_AT[5]
@@ -190,6 +190,92 @@ async def test_a_message_that_outlives_the_limits_tells_nothing_of_what_was_remo
     assert not refused.applied
     assert len(refused.problems) == PARTITIONS
     assert all("let the group handle one more first" in it for it in refused.problems)
+
+
+async def fill_beside_tombstones(kafka: Kafka, server: Server, topic: str, last: bool) -> Route:
+    """In each partition four records and a tombstone, which may live shorter than they, or longer.
+
+    It is the first or the last. The group has the first behind it, and is in NATS now.
+    """
+    kafka.create_topic(topic, PARTITIONS)
+    route = a_route(topic, max_age_s=3_600, tombstone_ttl_s=86_400, shared=True)
+    tombstones = [{"partition": n, "key": b"K", "value": None} for n in range(PARTITIONS)]
+    if not last:
+        kafka.produce(topic, tombstones)
+    await four_more(kafka, server, route)
+    if last:
+        kafka.produce(topic, tombstones)
+        await move_all(kafka.bootstrap, server.url, route)
+    commit(kafka, topic, topic, ALL_AT[1])
+    await cut(kafka, server, route, topic, apply=True)
+    return route
+
+
+@pytest.mark.parametrize(
+    ("last", "gone"), [(False, "%null"), (True, "K")], ids=["outlives", "goes-first"]
+)
+async def test_what_was_handled_is_not_given_again_where_a_tombstone_has_its_own_lifetime(
+    nats_server: Server, mock: Kafka, topic: str, last: bool, gone: str
+) -> None:
+    route = await fill_beside_tombstones(mock, nats_server, topic, last)
+    await handled_by(nats_server, route, topic, 4 * PARTITIONS)
+    await expire(nats_server, route, filter=f"flights.*.{gone}")
+
+    proof = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    assert {it.partition: it.after for it in proof.partitions} == ALL_AT[5]
+
+
+async def test_a_tombstone_that_outlives_the_others_does_not_tell_that_they_are_handled(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill_beside_tombstones(mock, nats_server, topic, last=False)
+    await expire(nats_server, route, filter="flights.*.%null")
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert [it.split(":")[0] for it in refused.problems] == [
+        "partition 0",
+        "partition 1",
+        "partition 2",
+    ]
+    assert all("removed the record of offset 1," in it for it in refused.problems)
+
+
+async def test_a_message_of_nats_tells_nothing_of_tombstones_with_a_lifetime_of_their_own(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill_beside_tombstones(mock, nats_server, topic, last=False)
+    await publish(nats_server, range(10))
+    await handled_by(nats_server, route, topic, 4 * PARTITIONS + 10)
+    mock.produce(topic, [{"partition": n, "key": b"K", "value": None} for n in range(PARTITIONS)])
+    await move_all(mock.bootstrap, nats_server.url, route)
+    await expire(nats_server, route, filter="flights.*.K")
+    await go_back(mock, nats_server, route)
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert len(refused.problems) == PARTITIONS
+    assert all("removed the record of offset 5," in it for it in refused.problems)
+
+
+async def test_a_tombstone_removed_before_the_group_handled_it_in_kafka_refuses_the_cut_over(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill_beside_tombstones(mock, nats_server, topic, last=True)
+    await expire(nats_server, route, filter="flights.*.K")
+    commit(mock, topic, topic, ALL_AT[4])
+
+    refused = await cut(mock, nats_server, route, topic, apply=True)
+    commit(mock, topic, topic, ALL_AT[5])
+    done = await cut(mock, nats_server, route, topic, apply=True)
+
+    assert not refused.applied
+    assert all("removed the record of offset 4," in it for it in refused.problems)
+    assert done.problems == []
 
 
 @pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])

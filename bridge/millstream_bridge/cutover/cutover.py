@@ -89,11 +89,19 @@ class Sides:
         """The first record from offset ``start`` on that Kafka has and the stream had.
 
         Its limits remove the oldest, so where a handled one is left (in ``records``) nothing behind
-        that is gone. A record that is only marked, as parked or skipped, never was there.
+        that is gone; unless tombstones have a lifetime of their own, with which they go before the
+        others, or stay behind them. A record that is only marked, as parked or skipped, never was
+        there.
         """
         stream = self.index.partitions[partition].stream
-        if records.last is not None or not self.index.facts[stream].drops_oldest:
+        drops_oldest = self.index.facts[stream].drops_oldest
+        if self.route.tombstone_ttl_s is None:
+            if records.last is not None or not drops_oldest:
+                return None
+        elif records.first is not None and not drops_oldest:
             return None
+        elif records.last is not None and records.last[1] is not None:
+            start = max(start, records.last[1] + 1)
         end = records.first[1] if records.first else None
         if end is None and (moved := await self.index.moved(partition)) is not None:
             end = moved.offset

@@ -143,18 +143,21 @@ class StreamIndex:
                     if seq <= facts.last_seq:
                         self._add(seq, message)
             self.read_to[stream] = max(self.read_to.get(stream, 0), facts.last_seq)
+        self._gone.clear()
 
     async def moved(self, number: int) -> Moved | None:
         """How far a partition was moved, also where none of its records is left; None: not at all.
 
-        ConfigurationError: the stream no longer tells.
+        Where tombstones have a lifetime of their own, the newest record left need not be the newest
+        that was moved. ConfigurationError: the stream no longer tells.
         """
         last = self.partitions[number].last
-        if last is not None:
-            return Moved(last[1] + 1, last[0])
+        left = None if last is None else Moved(last[1] + 1, last[0])
+        if left is not None and self._mapping.route.tombstone_ttl_s is None:
+            return left
         if number not in self._gone:
             self._gone[number] = await self._gone_of(number)
-        return self._gone[number]
+        return max((it for it in (left, self._gone[number]) if it is not None), default=None)
 
     async def _gone_of(self, number: int) -> Moved | None:
         """As the route's checkpoint says, or a dense stream's last sequence."""

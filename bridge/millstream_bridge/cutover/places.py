@@ -88,8 +88,8 @@ def letter_obstacle(seq: int, remedy: str) -> str:
 def removed_obstacle(offset: int, what: str) -> str:
     """A record that Kafka has and the stream had, and that may not be handled."""
     return (
-        f"the stream's limits (max_age, max_bytes) have removed the record of offset {offset},"
-        f" which Kafka still has, {what}"
+        "the stream's limits (max_age, max_bytes, a tombstone's lifetime) have removed the record"
+        f" of offset {offset}, which Kafka still has, {what}"
     )
 
 

@@ -336,7 +336,8 @@ class _RollBack:
         if floor >= before:
             return None
         beside = index.partitions[number].newest_beside(floor)
-        if beside and await index.removed_none_behind(number, beside):
+        goes_by_age = self._sides.route.tombstone_ttl_s is None  # a tombstone may go before others
+        if beside and goes_by_age and await index.removed_none_behind(number, beside):
             return None
         return await self._sides.first_removed(number, 0, records)
 
