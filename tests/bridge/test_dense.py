@@ -7,7 +7,7 @@ from typing import Any
 import nats as nats_py
 import pytest
 
-from millstream_bridge import Bridge, ConfigurationError
+from millstream_bridge import Bridge, ConfigurationError, verify
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.stream import GAPS
 from tests.bridge.moves import (
@@ -218,6 +218,30 @@ async def test_a_stray_message_that_is_gone_again_with_all_records_was_none(
 
         with pytest.raises(ConfigurationError, match="where to go on cannot be known"):
             await (running if does_run else move_all(mock.bootstrap, nats_server.url, route))
+
+
+async def test_a_newest_record_that_ran_out_is_not_stored_again(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": it} for it in (b"1", None)])
+    route = a_route(topic, **DENSE, tombstone_ttl_s=1)
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    async def kept() -> list[int]:
+        stored = await stored_records(nats_server.url, route, dense_partitions=1)
+        return offsets(stored).get(0, [])
+
+    async with asyncio.timeout(60):
+        while await kept() != [0]:  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.1)
+    again = await move_all(mock.bootstrap, nats_server.url, route)
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": b"3"}])
+    more = await move_all(mock.bootstrap, nats_server.url, route)
+
+    assert (again.records, more.records) == (0, 1)
+    assert await kept() == [0, 2]
+    assert (await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)).equal
 
 
 async def test_a_server_killed_and_started_again_loses_nothing(

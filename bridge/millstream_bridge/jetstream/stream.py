@@ -167,8 +167,14 @@ class Stream:
         if found:
             newest = max(found, key=lambda it: it.source.offset)
             self._newest[kafka_partition] = newest
-            return newest.source.offset + 1
+            return max(newest.source.offset + 1, await self._beyond_expired())
         return None if self.kafka_partition is None else await self._position_by_sequence()
+
+    async def _beyond_expired(self) -> int:
+        """Where a dense stream goes on whose newest records may be tombstones that ran out."""
+        if self.kafka_partition is None or self.has_gaps:
+            return 0
+        return 0 if self.mapping.route.tombstone_ttl_s is None else await self.last_seq()
 
     async def note_before(self, checkpoint_seq: int, kafka_partition: int, offset: int) -> None:
         """Look whether the message before a checkpoint is the record that it was written after.
