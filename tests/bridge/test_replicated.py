@@ -31,10 +31,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
 async def client(cluster: NatsCluster) -> AsyncIterator[Client]:
     connected = await nats.connect(cluster.urls)
     await cluster.until_ready(connected)
-    yield connected
-    for info in await connected.jetstream().streams_info():
-        await connected.jetstream().delete_stream(str(info.config.name))
-    await connected.close()
+    try:
+        yield connected
+        await cluster.clear(connected)
+    finally:
+        await connected.close()
 
 
 @pytest.mark.parametrize("mode", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}])

@@ -129,6 +129,25 @@ class NatsCluster:
             await asyncio.sleep(_POLL_S)
         raise ServerFailed(f"stream {stream} is not whole within {READY_TIMEOUT_S} s", self.log)
 
+    async def clear(self, client: Client) -> None:
+        """Delete every stream, however long it takes a node that was killed to be one of them.
+
+        Raises ServerFailed.
+        """
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < deadline:
+            jetstream = client.jetstream()
+            try:
+                found = await jetstream.streams_info()
+                for one in found:
+                    await jetstream.delete_stream(str(one.config.name))
+            except (nats.errors.Error, JetStreamError):
+                await asyncio.sleep(_POLL_S)
+                continue
+            if not found:
+                return
+        raise ServerFailed(f"streams are left after {READY_TIMEOUT_S} s", self.log)
+
 
 def _free_ports(count: int) -> list[int]:
     """Ports nobody listens on now; all are held until all are known, so they differ."""
