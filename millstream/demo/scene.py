@@ -502,6 +502,7 @@ class Scene:
             self._check()
             self._family.check()
             await asyncio.sleep(LOOK_S)
+        await self._count_moved(self._client)  # the last look may have been before the last records
         return True
 
     async def _end_children(self, children: Iterable[Child]) -> None:
