@@ -9,7 +9,8 @@ import pytest
 
 from millstream_bridge import Bridge, ConfigurationError, verify
 from millstream_bridge.jetstream.connection import Connection
-from millstream_bridge.jetstream.stream import GAPS
+from millstream_bridge.jetstream.stream import GAPS, Stream
+from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import (
     a_route,
     move_all,
@@ -242,6 +243,28 @@ async def test_a_newest_record_that_ran_out_is_not_stored_again(
     assert (again.records, more.records) == (0, 1)
     assert await kept() == [0, 2]
     assert (await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)).equal
+
+
+async def test_a_stray_message_behind_the_newest_record_does_not_move_the_position(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Where tombstones run out, the last sequence is asked, too; no bridge has met it yet."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "key": b"k", "value": b"1"}])
+    route = a_route(topic, **DENSE, tombstone_ttl_s=3_600)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    client = await nats_py.connect(nats_server.url)
+    await client.jetstream().publish("flights.0.stray", b"stray")
+    await client.close()
+    connection = await Connection.open(nats_server.url, name="test")
+    try:
+        stream = Stream.of_partition(connection, Mapping(route), 0)
+        await stream.ensure(may_create=False, first_offset=0)
+        position = await stream.position(0)
+    finally:
+        await connection.close()
+
+    assert position == 1
 
 
 async def test_a_server_killed_and_started_again_loses_nothing(

@@ -172,9 +172,12 @@ class Stream:
 
     async def _beyond_expired(self) -> int:
         """Where a dense stream goes on whose newest records may be tombstones that ran out."""
-        if self.kafka_partition is None or self.has_gaps:
+        if self.kafka_partition is None or self.mapping.route.tombstone_ttl_s is None:
             return 0
-        return 0 if self.mapping.route.tombstone_ttl_s is None else await self.last_seq()
+        last_seq = await self.last_seq()
+        if self.has_gaps or await self.message(last_seq) is not None:  # no record, or the newest
+            return 0
+        return last_seq
 
     async def note_before(self, checkpoint_seq: int, kafka_partition: int, offset: int) -> None:
         """Look whether the message before a checkpoint is the record that it was written after.
