@@ -39,6 +39,13 @@ def fill(kafka: Kafka, topic: str, count: int) -> None:
     kafka.produce(topic, [{"partition": n % 2, "key": b"k", "value": b"v"} for n in range(count)])
 
 
+def one_good_one_gone(folder: Path, kafka: Kafka, server: Server) -> Path:
+    """A project of two topics, of which one is not there."""
+    fill(kafka, "orders.eu", 4)
+    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
+    return a_file(folder, kafka.bootstrap, server.url, gone)
+
+
 async def test_a_project_is_run_waited_for_and_proven(
     nats_server: Server, mock: Kafka, tmp_path: Path
 ) -> None:
@@ -71,9 +78,7 @@ async def test_a_project_is_run_waited_for_and_proven(
 async def test_a_route_that_cannot_go_on_is_told_and_the_others_do(
     nats_server: Server, mock: Kafka, tmp_path: Path
 ) -> None:
-    fill(mock, "orders.eu", 4)
-    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
-    file = a_file(tmp_path, mock.bootstrap, nats_server.url, gone)
+    file = one_good_one_gone(tmp_path, mock, nats_server)
 
     done = await asyncio.to_thread(
         run, "run", "--project", str(file), "--stop-at-end", "--report", str(tmp_path / "report")
@@ -92,9 +97,7 @@ async def test_a_route_that_cannot_go_on_is_told_and_the_others_do(
 async def test_a_route_that_cannot_be_proven_is_told_and_the_others_are_proven(
     nats_server: Server, mock: Kafka, tmp_path: Path
 ) -> None:
-    fill(mock, "orders.eu", 4)
-    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
-    file = a_file(tmp_path, mock.bootstrap, nats_server.url, gone)
+    file = one_good_one_gone(tmp_path, mock, nats_server)
     await move_all(mock.bootstrap, nats_server.url, route_of("orders.eu"))
 
     shown = await asyncio.to_thread(run, "verify", "--project", str(file))
@@ -141,9 +144,7 @@ async def test_a_route_that_is_not_stored_in_time_leaves_what_the_others_have_re
 async def test_online_a_route_that_cannot_be_proven_leaves_the_others_rounds(
     nats_server: Server, mock: Kafka, tmp_path: Path
 ) -> None:
-    fill(mock, "orders.eu", 4)
-    gone = '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'
-    file = a_file(tmp_path, mock.bootstrap, nats_server.url, gone)
+    file = one_good_one_gone(tmp_path, mock, nats_server)
     await move_all(mock.bootstrap, nats_server.url, route_of("orders.eu"))
     report = tmp_path / "report.json"
     words = ("--project", str(file), "--online", "--every", "0.01", "--report", str(report))

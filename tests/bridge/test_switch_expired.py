@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from millstream_bridge.cutover.index import StreamIndex
+from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import Route
 from millstream_bridge.records.mapping import Mapping
@@ -30,6 +31,14 @@ async def fill(kafka: Kafka, server: Server, topic: str, **more: Any) -> Route:
     return route
 
 
+async def switched(kafka: Kafka, server: Server, topic: str, **more: Any) -> Route:
+    """The same, and a group that has the first of each behind it and is in NATS now."""
+    route = await fill(kafka, server, topic, **more)
+    commit(kafka, topic, topic, ALL_AT[1])
+    await cut(kafka, server, route, topic, apply=True)
+    return route
+
+
 async def four_more(kafka: Kafka, server: Server, route: Route, count: int = 4) -> None:
     records = [{"partition": n % PARTITIONS, "value": b"v"} for n in range(PARTITIONS * count)]
     kafka.produce(route.topic, records)
@@ -49,13 +58,19 @@ async def expire(server: Server, route: Route, **which: Any) -> None:
         await connection.close()
 
 
+def assert_refused(proof: CutProof, why: str) -> None:
+    """Nothing was switched, and each partition is a reason."""
+    assert not proof.applied
+    places = [it.partition(":")[0] for it in proof.problems]
+    assert places == [f"partition {number}" for number in range(PARTITIONS)]
+    assert all(why in it for it in proof.problems)
+
+
 @pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])
 async def test_what_was_handled_and_removed_since_is_not_given_to_the_kafka_group_again(
     nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
 ) -> None:
-    route = await fill(mock, nats_server, topic, **more)
-    commit(mock, topic, topic, ALL_AT[1])
-    await cut(mock, nats_server, route, topic, apply=True)
+    route = await switched(mock, nats_server, topic, **more)
     assert len(await handled_by(nats_server, route, topic, 9)) == 9
     await expire(nats_server, route)
 
@@ -69,9 +84,7 @@ async def test_what_was_handled_and_removed_since_is_not_given_to_the_kafka_grou
 async def test_what_was_removed_and_may_not_be_handled_refuses_the_way_home(
     nats_server: Server, mock: Kafka, topic: str, more: dict[str, Any]
 ) -> None:
-    route = await fill(mock, nats_server, topic, **more)
-    commit(mock, topic, topic, ALL_AT[1])
-    await cut(mock, nats_server, route, topic, apply=True)
+    route = await switched(mock, nats_server, topic, **more)
     await expire(nats_server, route, filter="flights.1.*")
 
     refused = await roll(mock, nats_server, route, topic, apply=True)
@@ -97,9 +110,7 @@ async def test_a_handled_message_of_nats_that_is_left_tells_that_what_was_remove
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
     """Behind it there are only the checkpoints of the partitions, which outlive the records."""
-    route = await fill(mock, nats_server, topic, **SHARED)
-    commit(mock, topic, topic, ALL_AT[1])
-    await cut(mock, nats_server, route, topic, apply=True)
+    route = await switched(mock, nats_server, topic, **SHARED)
     await publish(nats_server, range(10))
     seen = await handled_by(nats_server, route, topic, 19)
     await expire(nats_server, route, seq=min(seq for seq, data in seen if data != b"v"))
@@ -114,9 +125,7 @@ async def test_a_handled_message_of_nats_that_is_left_tells_that_what_was_remove
 async def test_where_such_a_message_is_removed_too_another_one_handled_is_enough(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
-    route = await fill(mock, nats_server, topic, **SHARED)
-    commit(mock, topic, topic, ALL_AT[1])
-    await cut(mock, nats_server, route, topic, apply=True)
+    route = await switched(mock, nats_server, topic, **SHARED)
     await publish(nats_server, range(10))
     await handled_by(nats_server, route, topic, 19)
     await go_back(mock, nats_server, route)
@@ -137,18 +146,14 @@ async def test_where_such_a_message_is_removed_too_another_one_handled_is_enough
 async def test_a_message_of_nats_that_is_not_handled_tells_nothing_of_what_was_removed(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
-    route = await fill(mock, nats_server, topic, **SHARED)
-    commit(mock, topic, topic, ALL_AT[1])
-    await cut(mock, nats_server, route, topic, apply=True)
+    route = await switched(mock, nats_server, topic, **SHARED)
     await expire(nats_server, route)
     await publish(nats_server, range(10))
     await go_back(mock, nats_server, route)
 
     refused = await roll(mock, nats_server, route, topic, apply=True)
 
-    assert not refused.applied
-    assert len(refused.problems) == PARTITIONS
-    assert all("let the group handle one more first" in it for it in refused.problems)
+    assert_refused(refused, "let the group handle one more first")
 
 
 async def test_a_message_that_was_removed_after_it_was_read_tells_nothing(
@@ -176,9 +181,7 @@ async def test_a_message_that_was_removed_after_it_was_read_tells_nothing(
 async def test_a_message_that_outlives_the_limits_tells_nothing_of_what_was_removed(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
-    route = await fill(mock, nats_server, topic, **SHARED)
-    commit(mock, topic, topic, ALL_AT[1])
-    await cut(mock, nats_server, route, topic, apply=True)
+    route = await switched(mock, nats_server, topic, **SHARED)
     await publish(nats_server, range(10), headers={"Nats-TTL": "never"})
     await handled_by(nats_server, route, topic, 19)
     await four_more(mock, nats_server, route)
@@ -187,9 +190,7 @@ async def test_a_message_that_outlives_the_limits_tells_nothing_of_what_was_remo
 
     refused = await roll(mock, nats_server, route, topic, apply=True)
 
-    assert not refused.applied
-    assert len(refused.problems) == PARTITIONS
-    assert all("let the group handle one more first" in it for it in refused.problems)
+    assert_refused(refused, "let the group handle one more first")
 
 
 async def fill_beside_tombstones(kafka: Kafka, server: Server, topic: str, last: bool) -> Route:
@@ -235,13 +236,7 @@ async def test_a_tombstone_that_outlives_the_others_does_not_tell_that_they_are_
 
     refused = await roll(mock, nats_server, route, topic, apply=True)
 
-    assert not refused.applied
-    assert [it.split(":")[0] for it in refused.problems] == [
-        "partition 0",
-        "partition 1",
-        "partition 2",
-    ]
-    assert all("removed the record of offset 1," in it for it in refused.problems)
+    assert_refused(refused, "removed the record of offset 1,")
 
 
 async def test_a_message_of_nats_tells_nothing_of_tombstones_with_a_lifetime_of_their_own(
@@ -257,9 +252,7 @@ async def test_a_message_of_nats_tells_nothing_of_tombstones_with_a_lifetime_of_
 
     refused = await roll(mock, nats_server, route, topic, apply=True)
 
-    assert not refused.applied
-    assert len(refused.problems) == PARTITIONS
-    assert all("removed the record of offset 5," in it for it in refused.problems)
+    assert_refused(refused, "removed the record of offset 5,")
 
 
 async def test_a_tombstone_removed_before_the_group_handled_it_in_kafka_refuses_the_cut_over(
@@ -273,8 +266,7 @@ async def test_a_tombstone_removed_before_the_group_handled_it_in_kafka_refuses_
     commit(mock, topic, topic, ALL_AT[5])
     done = await cut(mock, nats_server, route, topic, apply=True)
 
-    assert not refused.applied
-    assert all("removed the record of offset 4," in it for it in refused.problems)
+    assert_refused(refused, "removed the record of offset 4,")
     assert done.problems == []
 
 

@@ -223,9 +223,6 @@ class IndexedStore(ABC, Generic[Cell]):
         self._index = index
         self._table = index.table
 
-    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
-        return self.append_run((Message(subject, None, headers, payload),), ts_ns)
-
     @abstractmethod
     def append_run(self, messages: Sequence[Message], ts_ns: int) -> int: ...
 

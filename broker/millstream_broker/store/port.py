@@ -105,9 +105,6 @@ class MessageStore(Protocol):
     def maintenance_error(self) -> StoreError | None:
         """Why the last tidying of old blocks failed (nothing is lost by it); else None."""
 
-    def append(self, subject: str, headers: bytes | None, payload: bytes, ts_ns: int) -> int:
-        """Store at ``last_seq + 1`` and return that sequence."""
-
     def append_run(self, messages: Sequence[Message], ts_ns: int) -> int:
         """Store one or more from ``last_seq + 1`` on; the first's sequence. StoreError: none is."""
 

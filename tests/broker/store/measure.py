@@ -14,6 +14,7 @@ from pathlib import Path
 
 from millstream_broker.store.file import FileStore
 from millstream_broker.store.fs import LocalFiles
+from tests.broker.store.model import append
 
 PARTITIONS = 10
 KEYS = 4000
@@ -30,7 +31,7 @@ def timed(what: str, count: int, call: Callable[[], object]) -> None:
 
 def append_all(store: FileStore, subjects: list[str], batch: int) -> None:
     for number, subject in enumerate(subjects, 1):
-        store.append(subject, None, PAYLOAD, number)
+        append(store, subject, None, PAYLOAD, number)
         if number % batch == 0:
             store.flush()
     store.flush()

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from millstream_broker.message import Message
 from millstream_broker.store.port import MessageStore, StoredMessage
 from millstream_broker.subjects.subject import matches
 
@@ -15,6 +16,13 @@ def size_in_file(message: StoredMessage) -> int:
 def size_in_memory(message: StoredMessage) -> int:
     headers = 0 if message.headers is None else len(message.headers)
     return len(message.subject.encode()) + headers + len(message.payload) + 16
+
+
+def append(
+    store: MessageStore, subject: str, headers: bytes | None, payload: bytes, ts_ns: int
+) -> int:
+    """Store one message; its sequence."""
+    return store.append_run((Message(subject, None, headers, payload),), ts_ns)
 
 
 @dataclass

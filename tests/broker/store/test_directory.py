@@ -11,6 +11,7 @@ import pytest
 from millstream_broker.store.directory import FileStorage, FolderDirectory, MemoryStorage
 from millstream_broker.store.errors import DamagedRecord, StoreError, StoreLocked
 from tests.broker.store.faults import Crashed, FaultyFiles
+from tests.broker.store.model import append
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def test_streams_are_found_again_with_config_and_messages(
 ) -> None:
     storage = FileStorage(tmp_path, files=files)
     store = make_stream(storage).open_messages(first_seq=7)
-    store.append("a", None, b"x", 1)
+    append(store, "a", None, b"x", 1)
     store.flush()
 
     again = reopen(files, tmp_path)
@@ -55,7 +56,7 @@ def test_a_creation_cut_off_before_its_config_is_no_stream(
     files: FaultyFiles, tmp_path: Path
 ) -> None:
     storage = FileStorage(tmp_path, files=files)
-    storage.create_stream("$G", "S").open_messages().append("a", None, b"x", 1)
+    append(storage.create_stream("$G", "S").open_messages(), "a", None, b"x", 1)
 
     again = reopen(files, tmp_path)
 
@@ -368,7 +369,7 @@ def test_memory_streams_live_as_long_as_the_storage() -> None:
     directory.save_config(b"config")
     directory.save_consumer("c", b"doc")
     store = directory.open_messages(first_seq=5)
-    store.append("a", None, b"x", 1)
+    append(store, "a", None, b"x", 1)
 
     assert storage.streams("$G") == ["S"]
     assert storage.open_stream("$G", "S").load_config() == b"config"

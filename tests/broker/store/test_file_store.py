@@ -11,6 +11,7 @@ from millstream_broker.store.file import FileStore
 from millstream_broker.store.fs import LocalFiles
 from millstream_broker.store.record import MARK
 from tests.broker.store.faults import FaultyFile, FaultyFiles
+from tests.broker.store.model import append
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def reopen(files: FaultyFiles, folder: Path, *, block_bytes: int = 1 << 20) -> F
 
 def fill(store: FileStore, count: int, *, size: int = 20) -> None:
     for number in range(count):
-        store.append(f"s.{number % 3}", None, bytes([65 + number % 26]) * size, number + 1)
+        append(store, f"s.{number % 3}", None, bytes([65 + number % 26]) * size, number + 1)
     store.flush()
 
 
@@ -62,7 +63,7 @@ def test_a_flush_is_one_write_whatever_it_carries(files: FaultyFiles, tmp_path: 
     files.writes.clear()
 
     for number in range(500):
-        store.append("s.x", b"NATS/1.0\r\n\r\n", b"payload", number)
+        append(store, "s.x", b"NATS/1.0\r\n\r\n", b"payload", number)
     store.remove(3)
     store.remove(5)
     store.skip(2, 600)
@@ -86,7 +87,7 @@ def test_what_was_flushed_is_read_by_another_process_s_eyes(
     files: FaultyFiles, tmp_path: Path
 ) -> None:
     store = open_store(files, tmp_path)
-    store.append("a.b", b"NATS/1.0\r\nK: v\r\n\r\n", b"body", 7)
+    append(store, "a.b", b"NATS/1.0\r\nK: v\r\n\r\n", b"body", 7)
 
     store.flush()
 
@@ -101,7 +102,7 @@ def test_unflushed_messages_can_be_loaded_but_do_not_survive(
 ) -> None:
     store = open_store(files, tmp_path)
     fill(store, 2)
-    store.append("later", None, b"unflushed", 9)
+    append(store, "later", None, b"unflushed", 9)
     loaded = store.load(3)
 
     again = reopen(files, tmp_path)
@@ -145,7 +146,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_stored(
     store = open_store(files, tmp_path)
     fill(store, 3)
     size = blocks(tmp_path)[0].stat().st_size
-    store.append("new", None, b"x", 9)
+    append(store, "new", None, b"x", 9)
     store.remove(1)
     files.fail_at(1, part=0.5)
 
@@ -161,12 +162,12 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_stored(
 def test_a_store_goes_on_when_the_disk_has_room_again(files: FaultyFiles, tmp_path: Path) -> None:
     store = open_store(files, tmp_path)
     fill(store, 3)
-    store.append("refused", None, b"x", 9)
+    append(store, "refused", None, b"x", 9)
     files.fail_at(1, part=0.9)
     with pytest.raises(StoreError):
         store.flush()
 
-    store.append("accepted", None, b"y", 10)
+    append(store, "accepted", None, b"y", 10)
     store.flush()
 
     again = reopen(files, tmp_path)
@@ -181,13 +182,13 @@ def test_a_write_that_cannot_be_taken_back_breaks_the_store_for_changes_only(
 ) -> None:
     store = open_store(files, tmp_path)
     fill(store, 3)
-    store.append("new", None, b"x", 9)
+    append(store, "new", None, b"x", 9)
     files.fail_at(1, failures=2, part=0.5, code=errno.EIO)
     with pytest.raises(StoreError, match="Input/output error"):
         store.flush()
 
     with pytest.raises(StoreBroken, match=r"1\.blk.*Input/output error"):
-        store.append("next", None, b"", 10)
+        append(store, "next", None, b"", 10)
     with pytest.raises(StoreBroken):
         store.remove(1)
     with pytest.raises(StoreBroken):
@@ -215,12 +216,12 @@ def test_a_new_block_that_cannot_be_made_leaves_the_old_one_in_use(
 ) -> None:
     store = open_store(files, tmp_path, block_bytes=400)
     fill(store, 12)
-    store.append("s.0", None, b"x", 50)
+    append(store, "s.0", None, b"x", 50)
     files.fail_at(1, code=errno.EMFILE)
     with pytest.raises(StoreError, match=r"2\.blk"):
         store.flush()
 
-    store.append("s.0", None, b"y", 51)
+    append(store, "s.0", None, b"y", 51)
     store.flush()
 
     assert [path.name for path in blocks(tmp_path)] == ["1.blk", "2.blk"]
@@ -259,7 +260,7 @@ def test_tidying_that_fails_loses_nothing_and_says_why(files: FaultyFiles, tmp_p
 def test_a_torn_last_write_is_cut_off_at_any_byte(files: FaultyFiles, tmp_path: Path) -> None:
     store = open_store(files, tmp_path)
     fill(store, 2)
-    store.append("s.9", b"NATS/1.0\r\n\r\n", b"torn", 9)
+    append(store, "s.9", b"NATS/1.0\r\n\r\n", b"torn", 9)
     store.flush()
     store.close()
     block = blocks(tmp_path)[0]
@@ -283,7 +284,7 @@ def test_what_follows_a_cut_is_found_again(files: FaultyFiles, tmp_path: Path) -
     block.write_bytes(block.read_bytes()[:-5])
 
     second = open_store(files, tmp_path)
-    second.append("s.new", None, b"after the cut", 9)
+    append(second, "s.new", None, b"after the cut", 9)
     second.flush()
     third = reopen(files, tmp_path)
 
@@ -304,7 +305,7 @@ def test_the_end_of_the_stream_outlives_its_messages(files: FaultyFiles, tmp_pat
     assert (again.messages, again.first_seq, again.last_seq) == (0, 101, 100)
     assert again.last_ts_ns == 5
     assert len(blocks(tmp_path)) == 1
-    assert again.append("s.0", None, b"", 9) == 101
+    assert append(again, "s.0", None, b"", 9) == 101
     again.close()
 
 
@@ -342,7 +343,7 @@ def test_an_unfinished_first_block_is_begun_anew(files: FaultyFiles, tmp_path: P
 
     again = open_store(files, tmp_path)
 
-    assert again.append("s", None, b"", 1) == 1
+    assert append(again, "s", None, b"", 1) == 1
     again.flush()
     again.close()
 
@@ -451,7 +452,7 @@ def test_the_sequence_of_a_damaged_last_message_is_not_given_out_again(
     again = open_store(files, tmp_path)
 
     assert (again.last_seq, again.messages, again.recovery.lost_messages) == (3, 2, 1)
-    assert again.append("s", None, b"", 9) == 4
+    assert append(again, "s", None, b"", 9) == 4
     again.close()
 
 
@@ -543,12 +544,12 @@ def test_a_record_that_goes_bad_while_open_is_an_error_when_loaded(
 
 def test_a_bucket_overwritten_for_ever_stays_small(files: FaultyFiles, tmp_path: Path) -> None:
     store = open_store(files, tmp_path, block_bytes=4096)
-    store.append("once", None, b"never touched again", 1)
+    append(store, "once", None, b"never touched again", 1)
     live_bytes = 0
     for number in range(6000):
         subject = f"key.{number % 20}"
         before = store.subject_state(subject)
-        store.append(subject, None, b"v" * 50, number)
+        append(store, subject, None, b"v" * 50, number)
         if before is not None:
             store.remove(before[0])
         store.flush()
@@ -642,7 +643,7 @@ def test_a_merge_killed_before_its_leftovers_are_deleted_is_finished_at_opening(
 def test_an_erased_message_leaves_no_byte_behind(files: FaultyFiles, tmp_path: Path) -> None:
     store = open_store(files, tmp_path)
     fill(store, 2)
-    store.append("secret", b"NATS/1.0\r\nTo: nobody\r\n\r\n", b"the launch codes", 3)
+    append(store, "secret", b"NATS/1.0\r\nTo: nobody\r\n\r\n", b"the launch codes", 3)
     store.flush()
 
     store.remove(3, erase=True)
@@ -661,7 +662,7 @@ def test_a_removed_message_that_need_not_be_erased_keeps_its_bytes(
 ) -> None:
     store = open_store(files, tmp_path)
     fill(store, 2)
-    store.append("s.0", None, b"the launch codes", 3)
+    append(store, "s.0", None, b"the launch codes", 3)
 
     store.remove(3)
     store.flush()

@@ -60,7 +60,8 @@ class QueriedStore(RuleBasedStateMachine):
         self.clock += tick
         seq = self.model.append(subject, headers, payload, self.clock)
         self.after(self.model)
-        assert self.change("append", subject, headers, payload, self.clock) == seq
+        run = [Message(subject, None, headers, payload)]
+        assert self.change("append_run", run, self.clock) == seq
 
     @rule(
         messages=st.lists(st.tuples(SUBJECTS, HEADERS, PAYLOADS), min_size=1, max_size=30),
