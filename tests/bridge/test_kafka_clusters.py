@@ -2,21 +2,41 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Producer
 
-from millstream_bridge import Bridge, MockKafka
+from millstream_bridge import Bridge, MockKafka, barrier, verify
+from millstream_bridge.back.runner import BackBridge
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
+from tests.bridge.test_back import natives, publish
+from tests.bridge.topics import all_records
 from tests.helpers.kafka import MOCK, REAL, Kafka
 from tests.helpers.kafka_cluster import KafkaCluster
 from tests.helpers.require import need
 from tests.helpers.servers import Server
 
+PARTITIONS = 3
+MODES: Mapping[str, dict[str, Any]] = {
+    "chain": {},
+    "shared": {"shared": True},
+    "dense": {"mode": "dense", "stream": "FLIGHTS-{partition}"},
+}
 
-@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+
+@pytest.fixture(scope="module")
+def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaCluster]:
+    """Three brokers of a real Kafka."""
+    need("kafka")
+    with KafkaCluster(tmp_path_factory.mktemp("brokers")) as cluster:
+        yield cluster
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "snappy", "lz4", "zstd"])
 async def test_compressed_batches_arrive_as_they_were(
     nats_server: Server, kafka: Kafka, topic: str, codec: str
 ) -> None:
@@ -107,3 +127,82 @@ async def test_it_reads_from_the_broker_of_its_rack(
 
     assert led_since is leader
     assert offsets(await stored_records(real_nats_server.url, route)) == {0: [*range(600)]}
+
+
+@asynccontextmanager
+async def stopped_leader(brokers: KafkaCluster, topic: str) -> AsyncIterator[None]:
+    """Kill who leads partition 0, and start it again behind the block; another one leads there."""
+    leader = await asyncio.to_thread(brokers.leader, topic, 0)
+    leader.kill()
+    try:
+        while await asyncio.to_thread(brokers.leader, topic, 0) is leader:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        yield
+    finally:
+        leader.start()
+        await asyncio.to_thread(brokers.await_whole, topic)
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_leader_that_is_killed_while_it_reads_costs_nothing(
+    real_nats_server: Server, brokers: KafkaCluster, topic: str, mode: str
+) -> None:
+    await asyncio.to_thread(brokers.create_topic, topic, PARTITIONS)
+    kafka = Kafka(kind=REAL, bootstrap=brokers.bootstrap)
+    route, url = a_route(topic, **MODES[mode]), real_nats_server.url
+    bridge = Bridge(kafka=brokers.bootstrap, nats=url, route=route)
+
+    def records(count: int) -> list[dict[str, Any]]:
+        return [{"partition": n % PARTITIONS, "value": b"%d" % n} for n in range(count)]
+
+    async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(bridge.run(), name="bridge")
+        await asyncio.to_thread(kafka.produce, topic, records(3_000))
+        await until(lambda: bridge.progress.records > 0)
+        async with stopped_leader(brokers, topic):
+            await asyncio.to_thread(kafka.produce, topic, records(3_000))
+        await asyncio.to_thread(kafka.produce, topic, records(3_000))
+        await barrier(kafka=brokers.bootstrap, nats=url, route=route, timeout_s=120)
+        assert not running.done()
+        bridge.stop()
+
+    stored = await stored_records(url, route, dense_partitions=PARTITIONS)
+    found = {p: [r.offset for r in of_p] for p, of_p in stored.items()}
+    # A producer that repeats a batch may store it twice: Kafka's offsets are what counts.
+    expected: dict[int, list[int]] = {}
+    for record in await asyncio.to_thread(all_records, kafka, topic):
+        expected.setdefault(record.kafka_partition, []).append(record.offset)
+    assert found == expected
+    proof = await verify(kafka=brokers.bootstrap, nats=url, route=route)
+    assert proof.equal, proof.difference
+
+
+@pytest.mark.kafka
+@pytest.mark.slow
+async def test_the_way_back_and_a_proof_go_on_where_a_leader_is_killed(
+    real_nats_server: Server, brokers: KafkaCluster, topic: str
+) -> None:
+    await asyncio.to_thread(brokers.create_topic, topic, PARTITIONS)
+    kafka = Kafka(kind=REAL, bootstrap=brokers.bootstrap)
+    route, url = a_route(topic, shared=True), real_nats_server.url
+    await move_all(brokers.bootstrap, url, route)
+    home = BackBridge(kafka=brokers.bootstrap, nats=url, route=route)
+
+    async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(home.run(), name="home")
+        await publish(real_nats_server, range(500))
+        await until(lambda: home.progress.records > 0)
+        async with stopped_leader(brokers, topic):
+            await publish(real_nats_server, range(500, 1_000))
+        await publish(real_nats_server, range(1_000, 1_500))
+        await until(lambda: home.progress.records >= 1_500, timeout_s=120)
+        assert not running.done()
+        home.stop()
+
+    returned = natives(await asyncio.to_thread(all_records, kafka, topic), route)
+    assert sorted(int((it.value or b"").split()[1]) for it in returned) == [*range(1_500)]
+    async with stopped_leader(brokers, topic):
+        proof = await verify(kafka=brokers.bootstrap, nats=url, route=route)
+    assert proof.equal, proof.difference
