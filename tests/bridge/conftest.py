@@ -10,6 +10,7 @@ import pytest
 from tests.bridge.rights import permit_nothing
 from tests.helpers.empty_servers import EmptyServers
 from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, KafkaNode, mock_kafka, real_kafka
+from tests.helpers.registry import SchemaRegistry, real_registry, stand_in_registry
 from tests.helpers.require import need
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
@@ -96,6 +97,25 @@ def mock() -> Iterator[Kafka]:
 def a_real_kafka(_real_kafka_node: Kafka) -> Kafka:
     """A real Kafka, for what the mock cannot do."""
     return _real_kafka_node
+
+
+@pytest.fixture(scope="session")
+def _real_registry() -> Iterator[SchemaRegistry]:
+    """One real schema registry for the whole session: it takes seconds to start."""
+    need("registry")
+    with real_registry() as registry:
+        yield registry
+
+
+@pytest.fixture(params=["stand-in", REAL])
+def registry(request: pytest.FixtureRequest) -> Iterator[SchemaRegistry]:
+    """A stand-in of its own, or the session's real schema registry."""
+    if request.param == REAL:
+        node: SchemaRegistry = request.getfixturevalue("_real_registry")
+        yield node
+    else:
+        with stand_in_registry() as registry:
+            yield registry
 
 
 @pytest.fixture

@@ -1,126 +1,325 @@
 """Values read with the schemas in the bucket: Avro, Protobuf, JSON, and what cannot be read."""
 
-import base64
-import io
+import datetime as dt
+import decimal
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import fastavro
 import pytest
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from confluent_kafka.schema_registry import Schema, SchemaReference, SchemaRegistryClient
+from confluent_kafka.schema_registry.avro import AvroSerializer
+from confluent_kafka.schema_registry.json_schema import JSONSerializer
+from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
+from confluent_kafka.serialization import MessageField, SerializationContext
+from google.protobuf import (
+    any_pb2,  # noqa: F401 - what a schema here imports must be known before it
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+    timestamp_pb2,  # noqa: F401
+)
 
+from millstream_bridge import ConfigurationError
+from millstream_bridge.schemas.bucket import open_bucket
 from millstream_bridge.schemas.copying import copy_schemas
 from millstream_bridge.schemas.decode import DecodeError, Decoder, open_decoder
 from millstream_bridge.schemas.registry import Registry
-from tests.bridge.test_schemas import ADDRESS, JSON, PERSON, PROTO
-from tests.helpers.registry import StandIn, stand_in_registry
+from tests.bridge.test_schemas import ADDRESS, JSON, name
+from tests.helpers.registry import SchemaRegistry, StandIn, stand_in_registry
 from tests.helpers.servers import Server
 
+__all__ = ["name"]  # a fixture
 
-async def decoded(
-    server: Server, fill: Callable[[StandIn], int], payload: bytes, head: bytes | None = None
-) -> Any:
+PERSON = json.dumps(
+    {
+        "type": "record",
+        "name": "Person",
+        "fields": [
+            {"name": "name", "type": "string"},
+            {"name": "home", "type": ["null", "Address"]},
+            {"name": "born", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+            {"name": "id", "type": {"type": "string", "logicalType": "uuid"}},
+            {"name": "photo", "type": "bytes"},
+            {
+                "name": "owes",
+                "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2},
+            },
+        ],
+    }
+)
+CAR_JSON = '{"$id":"car.json","type":"object","properties":{"seats":{"type":"integer"}}}'
+RENTAL_JSON = (
+    '{"$schema":"http://json-schema.org/draft-07/schema#","title":"Rental","type":"object",'
+    '"properties":{"car":{"$ref":"car.json"}}}'
+)
+PLACE = f"airports{os.getpid()}/place.proto"
+"""Confluent's serializer registers a file under the name by which it is imported."""
+PLACE_PROTO = 'syntax = "proto3";\npackage airports;\nmessage Place {\n  string city = 1;\n}\n'
+FLIGHT = f"flights{os.getpid()}.proto"
+FLIGHT_PROTO = f"""syntax = "proto3";
+package flights;
+import "{PLACE}";
+import "google/protobuf/any.proto";
+import "google/protobuf/timestamp.proto";
+message Outer {{
+  string a = 1;
+  message Inner {{
+    int64 b = 1;
+  }}
+}}
+enum State {{
+  PLANNED = 0;
+  GONE = 1;
+}}
+message Flight {{
+  string tail = 1;
+  airports.Place to = 2;
+  google.protobuf.Timestamp leaves_at = 3;
+  State state = 4;
+  repeated Outer.Inner legs = 5;
+  google.protobuf.Any more = 6;
+}}
+"""
+
+
+@pytest.fixture
+def client(registry: SchemaRegistry) -> Iterator[SchemaRegistryClient]:
+    """Confluent's own."""
+    with SchemaRegistryClient({"url": registry.url}) as client:
+        yield client
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
     with stand_in_registry() as registry:
-        schema_id = fill(registry)
-        await copy_schemas(registry=Registry(url=registry.url), nats=server.url)
-    head = b"\0" + schema_id.to_bytes(4, "big") if head is None else head
-    async with open_decoder(server.url) as decoder:
-        found = await decoder.decode(head + payload)
-        assert json.loads(await decoder.to_json(head + payload)) == found
-        return found
+        yield registry
 
 
-def avro(schema: str, value: Any, **named: str) -> bytes:
-    known: dict[str, Any] = {}
-    for text in named.values():
-        fastavro.parse_schema(json.loads(text), named_schemas=known)
-    out = io.BytesIO()
-    fastavro.schemaless_writer(
-        out, fastavro.parse_schema(json.loads(schema), named_schemas=known), value
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """The message classes of `FLIGHT_PROTO`, by their full names."""
+    folder = tmp_path_factory.mktemp("proto")
+    (folder / PLACE).parent.mkdir()
+    (folder / PLACE).write_text(PLACE_PROTO)
+    (folder / FLIGHT).write_text(FLIGHT_PROTO)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            "-I.",
+            "--descriptor_set_out=made",
+            "--include_imports",
+            FLIGHT,
+        ],
+        cwd=folder,
+        check=True,
     )
-    return out.getvalue()
-
-
-async def test_avro_with_a_referenced_schema(server: Server) -> None:
-    def fill(registry: StandIn) -> int:
-        registry.register("address", ADDRESS)
-        reference = {"name": "Address", "subject": "address", "version": 1}
-        return registry.register("person", PERSON, references=[reference])
-
-    person = {"name": "Ada", "home": {"city": "London"}}
-
-    assert await decoded(server, fill, avro(PERSON, person, address=ADDRESS)) == person
-
-
-async def test_json_is_read_as_it_is(server: Server) -> None:
-    payload = b'{"a": 7}'
-
-    assert await decoded(server, lambda r: r.register("c", JSON, "JSON"), payload) == {"a": 7}
-
-
-def compiled() -> descriptor_pb2.FileDescriptorProto:
-    """``Outer { string a; Inner { int32 b } }  Flight { string tail }``."""
-    file = descriptor_pb2.FileDescriptorProto(name="f.proto", package="f", syntax="proto3")
-    outer = file.message_type.add(name="Outer")
-    outer.field.add(name="a", number=1, type="TYPE_STRING", label="LABEL_OPTIONAL")
-    inner = outer.nested_type.add(name="Inner")
-    inner.field.add(name="b", number=1, type="TYPE_INT32", label="LABEL_OPTIONAL")
-    flight = file.message_type.add(name="Flight")
-    flight.field.add(name="tail", number=1, type="TYPE_STRING", label="LABEL_OPTIONAL")
-    return file
-
-
-def message(name: str, **fields: Any) -> bytes:
+    files = descriptor_pb2.FileDescriptorSet.FromString(Path(folder, "made").read_bytes()).file
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(compiled())
-    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"f.{name}"))
-    return bytes(kind(**fields).SerializeToString())
+    for file in files:
+        pool.Add(file)
+    return {
+        kind: message_factory.GetMessageClass(pool.FindMessageTypeByName(kind))
+        for kind in ("flights.Outer", "flights.Outer.Inner", "flights.Flight")
+    }
+
+
+async def decoded(registry: SchemaRegistry, server: Server, value: bytes) -> Any:
+    """The value as it is read; what its JSON form is made of."""
+    await copy_schemas(registry=Registry(url=registry.url), nats=server.url)
+    async with open_decoder(server.url) as decoder:
+        found = await decoder.decode(value)
+        return found, json.loads(await decoder.to_json(value))
+
+
+def of(topic: str) -> SerializationContext:
+    return SerializationContext(topic, MessageField.VALUE)
+
+
+async def test_confluents_avro_is_read_with_a_referenced_schema(
+    registry: SchemaRegistry, client: SchemaRegistryClient, server: Server, name: str
+) -> None:
+    client.register_schema(f"{name}-address", Schema(ADDRESS, "AVRO"))
+    schema = Schema(PERSON, "AVRO", [SchemaReference("Address", f"{name}-address", 1)])
+    person = {
+        "name": "Ada",
+        "home": {"city": "London"},
+        "born": dt.datetime(1815, 12, 10, tzinfo=dt.UTC),
+        "id": uuid.UUID(int=7),
+        "photo": b"\0\xff",
+        "owes": decimal.Decimal("12.50"),
+    }
+
+    value = AvroSerializer(client, schema)(person, of(name))
+    found, as_json = await decoded(registry, server, value)
+
+    assert found == person
+    assert as_json == {
+        "name": "Ada",
+        "home": {"city": "London"},
+        "born": "1815-12-10T00:00:00Z",
+        "id": str(uuid.UUID(int=7)),
+        "photo": "AP8=",
+        "owes": "12.50",
+    }
+
+
+async def test_confluents_json_is_read(
+    registry: SchemaRegistry, client: SchemaRegistryClient, server: Server, name: str
+) -> None:
+    client.register_schema(f"{name}-car", Schema(CAR_JSON, "JSON"))
+    schema = Schema(RENTAL_JSON, "JSON", [SchemaReference("car.json", f"{name}-car", 1)])
+    rental = {"car": {"seats": 4}}
+
+    value = JSONSerializer(schema, client)(rental, of(name))
+
+    assert await decoded(registry, server, value) == (rental, rental)
+
+
+def a_flight(messages: Mapping[str, Any]) -> Any:
+    flight = messages["flights.Flight"](tail="N1", state=1, legs=[{"b": 7}])
+    flight.to.city = "Oslo"
+    flight.leaves_at.seconds = 86400
+    flight.more.Pack(messages["flights.Outer"](a="x"))
+    return flight
+
+
+FLIGHT_READ = {
+    "tail": "N1",
+    "to": {"city": "Oslo"},
+    "leaves_at": "1970-01-02T00:00:00Z",
+    "state": "GONE",
+    "legs": [{"b": "7"}],
+    "more": {"@type": "type.googleapis.com/flights.Outer", "a": "x"},
+}
+
+
+async def test_confluents_protobuf_is_read_whose_schema_is_a_compiled_one(
+    registry: SchemaRegistry,
+    client: SchemaRegistryClient,
+    server: Server,
+    name: str,
+    messages: Mapping[str, Any],
+) -> None:
+    serialize = ProtobufSerializer(messages["flights.Flight"], client)
+
+    value = serialize(a_flight(messages), of(name))
+
+    assert await decoded(registry, server, value) == (FLIGHT_READ, FLIGHT_READ)
 
 
 @pytest.mark.parametrize(
-    ("places", "payload", "found"),
+    ("kind", "places"),
     [
-        (b"\x00", message("Outer", a="x"), {"a": "x"}),
-        (b"\x02\x02", message("Flight", tail="N1"), {"tail": "N1"}),
-        (b"\x04\x00\x00", message("Outer.Inner", b=7), {"b": 7}),
+        ("flights.Outer", b"\0"),
+        ("flights.Outer.Inner", b"\x04\0\0"),
+        ("flights.Flight", b"\x02\x02"),
     ],
 )
-async def test_protobuf_finds_the_messages_type_by_its_place(
-    server: Server, places: bytes, payload: bytes, found: dict[str, Any]
+async def test_protobuf_is_read_by_the_text_of_its_schema_and_the_messages_place_in_it(
+    registry: SchemaRegistry,
+    server: Server,
+    name: str,
+    messages: Mapping[str, Any],
+    kind: str,
+    places: bytes,
 ) -> None:
-    def fill(registry: StandIn) -> int:
-        text = base64.b64encode(compiled().SerializeToString()).decode()
-        registry.descriptors[PROTO] = text
-        return registry.register("flight", PROTO, "PROTOBUF")
+    registry.register(f"{name}-place", PLACE_PROTO, "PROTOBUF")
+    reference = {"name": PLACE, "subject": f"{name}-place", "version": 1}
+    schema_id = registry.register(name, FLIGHT_PROTO, "PROTOBUF", [reference])
+    message, read = {
+        "flights.Outer": (messages["flights.Outer"](a="x"), {"a": "x"}),
+        "flights.Outer.Inner": (messages["flights.Outer.Inner"](b=7), {"b": "7"}),
+        "flights.Flight": (a_flight(messages), FLIGHT_READ),
+    }[kind]
 
-    assert await decoded(server, fill, places + payload) == found
+    head = b"\0" + schema_id.to_bytes(4, "big") + places
+    found, _ = await decoded(registry, server, head + message.SerializeToString())
+
+    assert found == read
 
 
 @pytest.mark.parametrize(
-    ("head", "payload", "complaint"),
+    ("value", "complaint"),
     [
-        (b"", b"", "no schema id"),
-        (b"\x01\0\0\0\x01", b"x", "no schema id"),
-        (b"\0\0\0\0\x09", b"x", "no schema of id 9"),
-        (None, b"", "does not fit schema 1"),
-        (None, b"\xff", "does not fit schema 1"),
+        (b"", "no schema id"),
+        (b"\x01\0\0\0\x01x", "no schema id"),
+        (b"\0\0\0\0\x99x", "no schema of id 153"),
+        (b"\0\0\0\0\x01", "does not fit schema 1"),
+        (b"\0\0\0\0\x01\xff", "does not fit schema 1"),
+        (b"\0\0\0\0\x02{", "does not fit schema 2"),
+        (b"\0\0\0\0\x03\x02\x02", "does not fit schema 3"),  # there is no second message
+        (b"\0\0\0\0\x03\x02\x01", "does not fit schema 3.*none that counts"),  # -1
+        (b"\0\0\0\0\x03\xff\xff\xff\xff\xff", "does not fit schema 3.*none that counts"),
+        (
+            b"\0\0\0\0\x04\0",
+            r"schema 4 cannot be used: schema-4\.proto:1:8: Expected message name\.$",
+        ),
+        (b"\0\0\0\0\x09\0", "schema 9 cannot be used: schema-9.proto:1:1: Import.*not found"),
+        (b"\0\0\0\0\x05\0", "schema 5 cannot be used: .*from elsewhere"),
+        (b"\0\0\0\0\x06", "schema 6 cannot be used"),
+        (b"\0\0\0\0\x07", "schema 7 is made with away version 1, which is not there"),
+        (b"\0\0\0\0\x08", "schema 8 is XML, which is not known"),
     ],
 )
-async def test_what_cannot_be_read_says_why(
-    server: Server, head: bytes | None, payload: bytes, complaint: str
+async def test_what_cannot_be_read_says_why_in_one_line(
+    stand_in: StandIn, server: Server, value: bytes, complaint: str
 ) -> None:
-    with pytest.raises(DecodeError, match=complaint):
-        await decoded(server, lambda r: r.register("a", ADDRESS), payload, head)
+    stand_in.register("a", ADDRESS)
+    stand_in.register("b", JSON, "JSON")
+    stand_in.register("c", PLACE_PROTO, "PROTOBUF")
+    stand_in.register("d", "message", "PROTOBUF")
+    outside = {"name": "../outside.proto", "subject": "c", "version": 1}
+    stand_in.register("e", 'import "../outside.proto";', "PROTOBUF", [outside])
+    stand_in.register("f", '{"type":"Nothing"}')
+    stand_in.register("g", ADDRESS, "AVRO", [{"name": "x", "subject": "away", "version": 1}])
+    stand_in.register("h", "<a/>", "XML")
+    stand_in.register("i", 'import "away.proto";', "PROTOBUF")
+
+    with pytest.raises(DecodeError, match=complaint) as error:
+        await decoded(stand_in, server, value)
+
+    assert "\n" not in str(error.value)
 
 
-async def test_protobuf_without_a_compiled_form_is_said(server: Server) -> None:
-    with pytest.raises(DecodeError, match="no compiled form"):
-        await decoded(server, lambda r: r.register("f", PROTO, "PROTOBUF"), b"\0")
+async def test_a_schema_that_cannot_be_used_is_tried_once(
+    stand_in: StandIn, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.register("d", "message", "PROTOBUF")
+    await copy_schemas(registry=Registry(url=stand_in.url), nats=server.url)
+
+    async with open_decoder(server.url) as decoder:
+        for _ in range(2):
+            with pytest.raises(DecodeError, match="cannot be used"):
+                await decoder.decode(b"\0\0\0\0\x01\0")
+            monkeypatch.delattr("subprocess.run", raising=False)
+
+
+async def test_without_the_extra_it_is_said_what_to_install(
+    stand_in: StandIn, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.register("a", ADDRESS)
+    stand_in.register("c", PLACE_PROTO, "PROTOBUF")
+    await copy_schemas(registry=Registry(url=stand_in.url), nats=server.url)
+    monkeypatch.setitem(sys.modules, "fastavro", None)
+    monkeypatch.setitem(sys.modules, "grpc_tools", None)
+
+    async with open_decoder(server.url) as decoder:
+        for schema_id in (b"\x01", b"\x02"):
+            with pytest.raises(ConfigurationError, match=r"millstream\[schemas\]"):
+                await decoder.decode(b"\0\0\0\0" + schema_id + b"\0")
 
 
 async def test_null_is_null(server: Server) -> None:
-    assert await decoded(server, lambda r: r.register("c", JSON, "JSON"), b"1") == 1
+    async with open_bucket(server.url, may_create=True):
+        pass
     async with open_decoder(server.url) as decoder:
         assert isinstance(decoder, Decoder)
         assert await decoder.decode(None) is None

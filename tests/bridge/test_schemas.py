@@ -16,15 +16,9 @@ from millstream_bridge.jetstream.reader import read_stream
 from millstream_bridge.schemas.bucket import open_bucket
 from millstream_bridge.schemas.copying import Copied, copy_schemas, follow_schemas
 from millstream_bridge.schemas.registry import Registry
-from millstream_bridge.schemas.schema import Reference, Schema, version_key
+from millstream_bridge.schemas.schema import Reference, Schema, config_key, version_key
 from tests.bridge.moves import until
-from tests.helpers.registry import (
-    SchemaRegistry,
-    StandIn,
-    real_registry,
-    stand_in_registry,
-)
-from tests.helpers.require import need
+from tests.helpers.registry import SchemaRegistry, StandIn, stand_in_registry
 from tests.helpers.servers import Server
 
 ADDRESS = '{"type":"record","name":"Address","fields":[{"name":"city","type":"string"}]}'
@@ -33,7 +27,12 @@ PERSON = (
     '{"name":"home","type":"Address"}]}'
 )
 PROTO = 'syntax = "proto3";\nmessage Flight {\n  string tail = 1;\n}\n'
+TRIP_PROTO = (
+    'syntax = "proto3";\nimport "flights/leg.proto";\nmessage Trip {\n'
+    "  repeated Flight legs = 1;\n}\n"
+)
 JSON = '{"type":"object","properties":{"a":{"type":"integer"}}}'
+RENTAL_JSON = '{"type":"object","properties":{"car":{"$ref":"car.json"}}}'
 _numbers = itertools.count()
 
 
@@ -41,16 +40,6 @@ _numbers = itertools.count()
 def stand_in() -> Iterator[StandIn]:
     with stand_in_registry() as registry:
         yield registry
-
-
-@pytest.fixture(params=["stand-in", "real"])
-def registry(request: pytest.FixtureRequest) -> Iterator[SchemaRegistry]:
-    if request.param == "real":
-        need("registry")
-        yield real_registry()
-    else:
-        with stand_in_registry() as registry:
-            yield registry
 
 
 @pytest.fixture
@@ -66,37 +55,40 @@ async def copied(registry: SchemaRegistry, server: Server) -> Copied:
 async def test_schemas_of_all_kinds_with_references_are_copied_once(
     registry: SchemaRegistry, nats_server: Server, name: str
 ) -> None:
-    address = registry.register(f"{name}-address", ADDRESS)
-    reference = {"name": "Address", "subject": f"{name}-address", "version": 1}
-    person = registry.register(f"{name}-person", PERSON, references=[reference])
-    flight = registry.register(f"{name}-flight", PROTO, "PROTOBUF")
-    car = registry.register(f"{name}-car", JSON, "JSON")
-    registry.ask_for(f"{name}-person", "FULL")
+    made: dict[tuple[str, str], tuple[int, tuple[Reference, ...]]] = {}
+    for kind, imported, text, importing in (
+        ("AVRO", "Address", ADDRESS, PERSON),
+        ("PROTOBUF", "flights/leg.proto", PROTO, TRIP_PROTO),
+        ("JSON", "car.json", JSON, RENTAL_JSON),
+    ):
+        part = f"{name}-{kind}-part"
+        made[kind, text] = (registry.register(part, text, kind), ())
+        reference = {"name": imported, "subject": part, "version": 1}
+        whole = registry.register(f"{name}-{kind}", importing, kind, [reference])
+        made[kind, importing] = (whole, (Reference(imported, part, 1),))
 
     first = await copied(registry, nats_server)
     again = await copied(registry, nats_server)
 
-    assert first.versions >= first.written >= 4
+    assert first.versions >= first.written >= len(made)
     assert (again.versions, again.written, again.configs) == (first.versions, 0, 0)
     async with open_bucket(nats_server.url, may_create=False) as bucket:
-        found = [await bucket.by_id(schema_id) for schema_id in (address, person, flight, car)]
-        assert [s and s.type for s in found] == ["AVRO", "AVRO", "PROTOBUF", "JSON"]
-        assert found[1] is not None
-        assert found[1].text == PERSON
-        assert found[1].references == (Reference("Address", f"{name}-address", 1),)
-        by_name = await bucket.by_version(f"{name}-person", 1)
-        assert by_name is not None
-        assert by_name.id == person
+        for (kind, text), (schema_id, references) in made.items():
+            by_id = await bucket.by_id(schema_id)
+            assert by_id is not None
+            assert (by_id.type, by_id.text, by_id.references) == (kind, text, references)
+            by_name = await bucket.by_version(by_id.subject, by_id.version)
+            assert by_name == by_id
         keys = await bucket.keys()
     assert "config" in keys
-    assert version_key(f"{name}-car", 1) in keys
+    assert version_key(f"{name}-JSON", 1) in keys
 
 
 async def test_a_new_version_and_a_new_rule_are_taken_up_and_nothing_is_removed(
     registry: SchemaRegistry, server: Server, name: str
 ) -> None:
-    registry.ask_for(name, "NONE")
     old = registry.register(name, ADDRESS)
+    registry.ask_for(name, "NONE")
     await copied(registry, server)
     new = registry.register(name, ADDRESS.replace("city", "town"))
     registry.ask_for(name, "FULL")
@@ -107,23 +99,75 @@ async def test_a_new_version_and_a_new_rule_are_taken_up_and_nothing_is_removed(
 
     assert (found.written, found.configs) == (1, 1)
     async with open_bucket(server.url, may_create=False) as bucket:
-        for schema_id in (old, new):
+        for version, schema_id in enumerate((old, new), start=1):
             assert await bucket.by_id(schema_id) is not None
+            assert await bucket.by_version(name, version) is not None
+    assert await compatibility_of(name, server) == "FULL"
 
 
-async def test_a_protobuf_schema_has_its_compiled_form_where_the_registry_gives_it(
+async def compatibility_of(subject: str, server: Server) -> str:
+    client = await nats.connect(server.url)
+    bucket = await client.jetstream().key_value("MILLSTREAM_SCHEMAS")
+    entry = await bucket.get(config_key(subject))
+    await client.close()
+    return str(json.loads(entry.value or b"")["compatibility"])
+
+
+async def test_a_version_that_was_deleted_is_copied_as_values_may_still_need_it(
+    registry: SchemaRegistry, server: Server, name: str
+) -> None:
+    registry.register(name, ADDRESS)
+    registry.ask_for(name, "NONE")
+    deleted = registry.register(name, ADDRESS.replace("city", "town"))
+    registry.delete(name, 2)
+
+    found = await copied(registry, server)
+
+    assert found.written >= 2
+    async with open_bucket(server.url, may_create=False) as bucket:
+        assert await bucket.by_id(deleted) is not None
+        assert await bucket.by_version(name, 2) is not None
+
+
+async def test_a_deleted_version_that_is_listed_and_not_shown_is_counted_until_it_is(
     stand_in: StandIn, server: Server
 ) -> None:
-    text = base64.b64encode(b"compiled").decode()
-    stand_in.descriptors[PROTO] = text
-    with_it = stand_in.register("a", PROTO, "PROTOBUF")
-    without = stand_in.register("b", PROTO + "\n", "PROTOBUF")
+    stand_in.register("a", ADDRESS)
+    stand_in.delete("a")
+    stand_in.shows_deleted = False
 
-    await copied(stand_in, server)
+    first = await copied(stand_in, server)
+    stand_in.shows_deleted = True
+    second = await copied(stand_in, server)
 
-    async with open_bucket(server.url, may_create=False) as bucket:
-        found = [await bucket.by_id(schema_id) for schema_id in (with_it, without)]
-    assert [s and s.descriptor for s in found] == [text, ""]
+    assert (first.versions, first.written, first.withheld) == (1, 0, 1)
+    assert (second.versions, second.written, second.withheld) == (1, 1, 0)
+
+
+async def test_following_takes_up_what_comes(
+    registry: SchemaRegistry, server: Server, name: str
+) -> None:
+    passes: list[Copied] = []
+    following = asyncio.create_task(
+        follow_schemas(
+            registry=Registry(url=registry.url),
+            nats=server.url,
+            every_s=0.05,
+            on_pass=passes.append,
+        )
+    )
+    await until(lambda: bool(passes))
+    before = sum(each.written for each in passes)
+
+    registry.register(name, ADDRESS)
+    await until(lambda: sum(each.written for each in passes) == before + 1)
+    registry.ask_for(name, "NONE")
+    registry.register(name, ADDRESS.replace("city", "town"))
+    await until(lambda: sum(each.written for each in passes) == before + 2)
+
+    following.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await following
 
 
 async def test_following_goes_on_when_the_registry_was_away(

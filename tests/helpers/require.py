@@ -122,7 +122,7 @@ def postgres() -> None:
 
 
 def registry() -> None:
-    """A real schema registry: an address in ``SCHEMA_REGISTRY_URL``."""
+    """A real schema registry: an address in ``SCHEMA_REGISTRY_URL``, or one to be started here."""
     importlib.import_module("tests.helpers.registry").probe()
 
 

@@ -21,12 +21,17 @@ EVERY_S = 10.0
 
 
 class Copied(NamedTuple):
-    """What one pass saw and wrote. ``configs`` are compatibility settings that were new."""
+    """What one pass saw and wrote.
+
+    ``configs`` are compatibility settings that were new; ``withheld`` versions that the registry
+    lists but does not show, as they were deleted, and that were not copied before.
+    """
 
     subjects: int
     versions: int
     written: int
     configs: int
+    withheld: int
 
 
 async def copy_schemas(*, registry: Registry, nats: str | NatsTarget, replicas: int = 1) -> Copied:
@@ -59,7 +64,7 @@ async def follow_schemas(
 async def _copy(registry: Registry, bucket: SchemaBucket) -> Copied:
     have = await bucket.keys()
     configs = int(await bucket.put_config(None, await registry.compatibility(None)))
-    versions = written = 0
+    versions = written = withheld = 0
     subjects = await registry.subjects()
     for subject in sorted(subjects):
         for version in await registry.versions(subject):
@@ -67,8 +72,10 @@ async def _copy(registry: Registry, bucket: SchemaBucket) -> Copied:
             if version_key(subject, version) in have:
                 continue
             schema = await registry.schema(subject, version)
-            if schema is not None:
-                await bucket.put(schema)
-                written += 1
+            if schema is None:
+                withheld += 1
+                continue
+            await bucket.put(schema)
+            written += 1
         configs += await bucket.put_config(subject, await registry.compatibility(subject))
-    return Copied(len(subjects), versions, written, configs)
+    return Copied(len(subjects), versions, written, configs, withheld)

@@ -3,15 +3,15 @@
 Needs the extra ``millstream[schemas]``. Records keep their bytes when they are moved, so what
 proves that they were moved still holds; who wants to see what is in them decodes them. The format:
 a zero byte, the schema's id in four bytes, for Protobuf the place of the message's type in its
-file, then the value. Avro is read by fastavro, Protobuf by Google's library, JSON as it is.
+file, then the value. Avro is read by fastavro, Protobuf by Google's libraries, JSON as it is.
 """
 
-import base64
-import binascii
+import asyncio
 import importlib
 import io
 import json
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -20,10 +20,10 @@ import msgspec
 from ..errors import ConfigurationError
 from ..jetstream.target import NatsTarget
 from .bucket import SchemaBucket, open_bucket
-from .schema import AVRO, JSON, Schema
+from .protobuf import protobuf_reader
+from .schema import AVRO, JSON, PROTOBUF, Schema
 
 _HEAD_BYTES = 5
-_VARINT_BYTES_MAX = 5
 
 
 class DecodeError(ValueError):
@@ -35,7 +35,7 @@ class Decoder:
 
     def __init__(self, bucket: SchemaBucket) -> None:
         self._bucket = bucket
-        self._readers: dict[int, Any] = {}
+        self._readers: dict[int, Callable[[bytes], Any]] = {}
 
     async def decode(self, value: bytes | None) -> Any:
         """What a value holds, as dicts, lists and plain values; null is None.
@@ -55,7 +55,7 @@ class Decoder:
             reader = self._readers[schema_id] = await self._reader(schema)
         try:
             return reader(value[_HEAD_BYTES:])
-        except ConfigurationError:
+        except DecodeError:
             raise
         except Exception as error:  # the libraries raise what they like
             what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -65,13 +65,19 @@ class Decoder:
         """The same as JSON text; bytes in it become base64."""
         return msgspec.json.encode(await self.decode(value))
 
-    async def _reader(self, schema: Schema) -> Any:
+    async def _reader(self, schema: Schema) -> Callable[[bytes], Any]:
         schemas = await self._with_references(schema, {})
-        if schema.type == AVRO:
-            return _avro(schemas)
-        if schema.type == JSON:
-            return json.loads
-        return _protobuf(schemas)
+        make = _MAKERS.get(schema.type)
+        if make is None:
+            raise DecodeError(f"schema {schema.id} is {schema.type}, which is not known")
+        try:
+            return await asyncio.to_thread(make, schemas)
+        except ImportError as error:
+            raise ConfigurationError("decoding needs millstream[schemas]") from error
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DecodeError(f"schema {schema.id} cannot be compiled now: {error}") from error
+        except Exception as error:  # noqa: BLE001 - the libraries raise what they like
+            return _refusal(f"schema {schema.id} cannot be used: {error}")
 
     async def _with_references(
         self, schema: Schema, found: dict[tuple[str, int], Schema], name: str = ""
@@ -100,75 +106,26 @@ async def open_decoder(nats: str | NatsTarget) -> AsyncIterator[Decoder]:
         yield Decoder(bucket)
 
 
-def _avro(schemas: list[tuple[str, Schema]]) -> Any:
-    fastavro = _library("fastavro")
+def _avro(schemas: list[tuple[str, Schema]]) -> Callable[[bytes], Any]:
+    fastavro = importlib.import_module("fastavro")
     named: dict[str, Any] = {}
     parsed: Any = None
     for _, schema in schemas:
-        try:
-            parsed = fastavro.parse_schema(json.loads(schema.text), named_schemas=named)
-        except Exception as error:  # the library raises what it likes
-            raise DecodeError(f"schema {schema.id} cannot be used: {error}") from error
+        parsed = fastavro.parse_schema(json.loads(schema.text), named_schemas=named)
     return lambda data: fastavro.schemaless_reader(io.BytesIO(data), parsed)
 
 
-def _protobuf(schemas: list[tuple[str, Schema]]) -> Any:
-    descriptor_pb2 = _library("google.protobuf.descriptor_pb2")
-    pool = _library("google.protobuf.descriptor_pool").DescriptorPool()
-    factory = _library("google.protobuf.message_factory")
-    json_format = _library("google.protobuf.json_format")
-    file: Any = None
-    for name, schema in schemas:
-        if not schema.descriptor:
-            raise DecodeError(
-                f"schema {schema.id} is Protobuf, and its registry gave no compiled form of it"
-            )
-        try:
-            file = descriptor_pb2.FileDescriptorProto.FromString(
-                base64.b64decode(schema.descriptor, validate=True)
-            )
-            file.name = name or file.name or f"{schema.id}.proto"
-            pool.Add(file)
-        except (binascii.Error, ValueError, TypeError) as error:
-            raise DecodeError(f"schema {schema.id} cannot be used: {error}") from error
-    found = pool.FindFileByName(file.name)
+def _json(_: list[tuple[str, Schema]]) -> Callable[[bytes], Any]:
+    return json.loads
 
-    def read(data: bytes) -> Any:
-        places, rest = _places(data)
-        kind = list(found.message_types_by_name.values())[places[0]]
-        for place in places[1:]:
-            kind = kind.nested_types[place]
-        message = factory.GetMessageClass(kind).FromString(rest)
-        return json_format.MessageToDict(message, preserving_proto_field_name=True)
+
+def _refusal(text: str) -> Callable[[bytes], Any]:
+    """A reader for a schema that will never do: a version does not change."""
+
+    def read(_: bytes) -> Any:
+        raise DecodeError(text)
 
     return read
 
 
-def _places(data: bytes) -> tuple[list[int], bytes]:
-    """Where in its file the message's type is, outermost first; then the message."""
-    count, at = _varint(data, 0)
-    if count == 0:
-        return [0], data[at:]
-    places = []
-    for _ in range(count):
-        place, at = _varint(data, at)
-        places.append(place)
-    return places, data[at:]
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A zigzag varint and where it ends."""
-    number = 0
-    for n in range(_VARINT_BYTES_MAX):
-        byte = data[at + n]
-        number |= (byte & 0x7F) << (7 * n)
-        if byte < 0x80:
-            return (number >> 1) ^ -(number & 1), at + n + 1
-    raise DecodeError("a number in the value's head does not end")
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigurationError("decoding needs millstream[schemas]") from error
+_MAKERS = {AVRO: _avro, JSON: _json, PROTOBUF: protobuf_reader}

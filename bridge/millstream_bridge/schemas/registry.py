@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from ..errors import ConfigurationError, Unreachable
-from .schema import AVRO, PROTOBUF, Reference, Schema
+from .schema import AVRO, Reference, Schema
 
 TIMEOUT_S = 10.0
 
@@ -53,22 +53,23 @@ class Registry:
         return sorted(int(number) for number in found or [])
 
     async def schema(self, subject: str, version: int) -> Schema | None:
-        """One version, whole; None where it was deleted and is shown no more."""
+        """One version, whole; None where it was deleted and is shown no more.
+
+        Apicurio lists what is deleted, but shows nothing of a subject that is so as a whole.
+        """
         path = f"/subjects/{quote(subject, '')}/versions/{version}?deleted=true"
         found = await self._ask(path, may_be_missing=True)
         if found is None:
             return None
-        kind = str(found.get("schemaType") or AVRO)
         try:
             references = msgspec.convert(found.get("references") or [], tuple[Reference, ...])
             return Schema(
                 id=int(found["id"]),
                 subject=subject,
                 version=int(found["version"]),
-                type=kind,
+                type=str(found.get("schemaType") or AVRO),
                 text=str(found["schema"]),
                 references=references,
-                descriptor=await self._descriptor(path) if kind == PROTOBUF else "",
             )
         except (KeyError, TypeError, ValueError) as error:
             raise self._strange(path, error) from error
@@ -81,18 +82,6 @@ class Registry:
             return None
         level = found.get("compatibilityLevel") or found.get("compatibility")
         return None if level is None else str(level)
-
-    async def _descriptor(self, path: str) -> str:
-        """A Protobuf schema compiled by the registry; empty where it cannot do that."""
-        try:
-            text = (await self._ask(f"{path}&format=serialized"))["schema"]
-            base64.b64decode(text, validate=True)
-        except (ConfigurationError, KeyError, ValueError):
-            return ""
-        except Unreachable:
-            await self.compatibility(None)  # some fail at this with 500; is it there at all?
-            return ""
-        return str(text)
 
     async def _ask(self, path: str, *, may_be_missing: bool = False) -> Any:
         return await asyncio.to_thread(self._get, path, may_be_missing)

@@ -28,7 +28,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a subject. ``descriptor`` is a Protobuf file's, compiled, base64."""
+    """One version of a subject; ``text`` as the registry has it."""
 
     id: int
     subject: str
@@ -36,7 +36,6 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True):
     type: str = AVRO
     text: str
     references: tuple[Reference, ...] = ()
-    descriptor: str = ""
 
 
 def id_key(schema_id: int) -> str:
