@@ -48,6 +48,7 @@ class MemorySides:
     """What ``reached_to`` is from the first batch on."""
     ends: Bounds | None = None
     """Kafka's log ends when all was read, if they are others than before."""
+    mapping: Mapping = field(default_factory=lambda: MAPPING)
     _batches: int = 0
 
     @property
@@ -61,16 +62,21 @@ class MemorySides:
     async def marks_now(self) -> Bounds:
         return self.marks if self.ends is None else self.ends
 
-    async def parts(self) -> list[Part]:
+    async def parts(self, bounds: Bounds) -> list[Part]:
         first, last = (self.stored[0][0], self.stored[-1][0]) if self.stored else (1, 0)
-        info = StreamInfo(dict(self.config), first, last, self.age_s, self.now_ns)
-        partitions = sorted(self.marks)
+        kept = len(self.stored)
+        info = StreamInfo(dict(self.config), first, last, self.age_s, self.now_ns, kept)
         return [
-            Part(stream="FLIGHTS", filter=MAPPING.route_filter, partitions=partitions, info=info)
+            Part(
+                stream="FLIGHTS",
+                filter=self.mapping.route_filter,
+                partitions=sorted(bounds),
+                info=info,
+            )
         ]
 
     async def again(self, part: Part) -> Part:
-        return (await self.parts())[0]
+        return (await self.parts(dict.fromkeys(part.partitions, Watermarks(0, 0))))[0]
 
     async def messages(
         self, part: Part, subject: str, first_seq: int

@@ -297,12 +297,10 @@ async def test_online_a_record_of_an_earlier_round_that_is_stored_again_is_a_dif
         sides = MemorySides(kafka, stored[:at])
         moved = {p: first_left(stored[at:], p) for p in (0, 1)}
         goal = {p: min(moved[p], mark.high) for p, mark in sides.marks.items()}
-        bounds = {p: Watermarks(mark.low, goal[p]) for p, mark in sides.marks.items()}
-        seen = Seen()
-        rest = {p: Watermarks(goal[p], mark.high) for p, mark in sides.marks.items()}
+        seen, rest = Seen(), {p: mark.high for p, mark in sides.marks.items()}
         earlier = chance.choice([it for it in stored[:at] if b"Millstream-Source" in it[1].block])
 
-        one = await Check(sides, MAPPING).round(bounds, seen)
+        one = await Check(sides, MAPPING).round(goal, seen)
         also = copy.deepcopy(seen)
         other = await Check(MemorySides(kafka, stored), MAPPING).round(rest, seen)
         again = [*stored, (len(stored) + 1, earlier[1])]
@@ -323,20 +321,122 @@ async def test_online_what_kafka_removed_of_a_new_partition_is_not_stored_again(
     left = [it for it in records if it.kafka_partition == 0 or it.offset >= 3]
     seen = Seen()
 
-    one = await Check(MemorySides(records[:6], stored[:6]), MAPPING).round(
-        {0: Watermarks(0, 6)}, seen
-    )
-    grown = await Check(MemorySides(left, stored), MAPPING).round(
-        {0: Watermarks(6, 6), 1: Watermarks(3, 6)}, seen
-    )
-    repeated = await Check(MemorySides(left, again), MAPPING).round(
-        {0: Watermarks(6, 6), 1: Watermarks(6, 6)}, seen
-    )
+    one = await Check(MemorySides(records[:6], stored[:6]), MAPPING).round({0: 6}, seen)
+    grown = await Check(MemorySides(left, stored), MAPPING).round({0: 6, 1: 6}, seen)
+    repeated = await Check(MemorySides(left, again), MAPPING).round({0: 6, 1: 6}, seen)
 
     assert (one.equal, one.records) == (True, 6)
     assert (grown.equal, grown.records) == (True, 3), grown.difference
     assert repeated.difference is not None
     assert (repeated.difference.offset, repeated.difference.what) == (1, "it is stored again")
+
+
+def plain_records(offsets: range, partitions: int = 1) -> list[Record]:
+    return [
+        Record(p, n, 0, TimestampType.CREATE, b"k%d" % n, b"v")
+        for p in range(partitions)
+        for n in offsets
+    ]
+
+
+def numbered(records: list[Record]) -> list[Stored]:
+    return [(n, message_of(it, n)) for n, it in enumerate(records, 1)]
+
+
+async def test_online_a_partition_that_came_after_the_goal_waits_for_the_next_round() -> None:
+    records = plain_records(range(6), partitions=2)
+    seen = Seen()
+
+    one = await Check(MemorySides(records, numbered(records[:9])), MAPPING).round({0: 6}, seen)
+    two = await Check(MemorySides(records, numbered(records)), MAPPING).round({0: 6, 1: 6}, seen)
+    lost = [*numbered(records)[:7], *numbered(records)[8:]]
+    three = await Check(MemorySides(records, lost), MAPPING).round({0: 6, 1: 6}, Seen())
+
+    assert (one.equal, one.records) == (True, 6), one.difference
+    assert (two.equal, two.records) == (True, 6), two.difference
+    assert three.partitions[1].difference is not None
+
+
+async def test_online_what_kafka_removed_before_a_round_is_older_once() -> None:
+    records = plain_records(range(9))
+    seen = Seen()
+
+    one = await Check(MemorySides(records[1:4], numbered(records[:4])), MAPPING).round({0: 4}, seen)
+    two = await Check(MemorySides(records[6:], numbered(records)), MAPPING).round({0: 9}, seen)
+    again = [*numbered(records), (10, numbered(records)[2][1])]
+    three = await Check(MemorySides(records[6:], again), MAPPING).round({0: 9}, seen)
+
+    assert (one.equal, one.records, one.older) == (True, 3, 1)
+    assert (two.equal, two.records, two.older) == (True, 3, 2), two.difference
+    assert three.difference is not None
+    assert (three.difference.offset, three.difference.what) == (2, "it is stored again")
+
+
+@pytest.mark.parametrize("keeps", [None, 100])
+async def test_a_hole_where_kafka_begins_is_not_taken_for_removed_where_older_ones_are_there(
+    keeps: int | None,
+) -> None:
+    records = plain_records(range(9))
+    stored = [it for it in numbered(records)[1:] if it[0] != 5]
+    config = {"max_age": 10**9, **({} if keeps is None else {"max_msgs_per_subject": keeps})}
+
+    proof = await proof_of(MemorySides(records[4:], stored, config))
+    sides = MemorySides(records[4:], stored, config)
+    sample = proof if keeps else await Check(sides, MAPPING).sample(0, random.Random(1))
+
+    for it in (proof, sample):
+        assert it.difference is not None
+        assert (it.difference.offset, it.apart.expired) == (4, 0)
+
+
+async def test_online_a_hole_where_a_round_begins_is_not_taken_for_removed() -> None:
+    records = plain_records(range(9))
+    config, seen = {"max_age": 10**9}, Seen()
+    stored = [it for it in numbered(records)[1:] if it[0] != 5]
+
+    one = await Check(MemorySides(records[:4], stored[:3], config), MAPPING).round({0: 4}, seen)
+    two = await Check(MemorySides(records, stored, config), MAPPING).round({0: 9}, seen)
+
+    assert (one.equal, one.apart.expired) == (True, 1)
+    assert two.difference is not None
+    assert (two.difference.offset, two.apart.expired) == (4, 0)
+
+
+@pytest.mark.parametrize("keeps", [None, 100])
+async def test_no_more_records_than_messages_that_are_gone_have_been_removed(
+    keeps: int | None,
+) -> None:
+    """Where the stream begins, a hole is told from what its limits removed only by the number."""
+    config = {"max_age": 10**9, **({} if keeps is None else {"max_msgs_per_subject": keeps})}
+    for seed in ALL:
+        chance = random.Random(f"gone {seed}")
+        kafka = some_kafka(chance)
+        strays = chance.randrange(3)
+        places = [*kafka, *[None] * strays]
+        chance.shuffle(places)
+        order = iter(kafka)
+        moved = [None if it is None else next(order) for it in places]
+        removed = chance.randrange(len(moved) // 2)
+        lost = next((it for it in moved[removed:] if it is not None), kafka[-1])
+        messages = [
+            Message("flights.9.x", "", b"", b"") if it is None else message_of(it, 1)
+            for it in moved
+        ]
+        whole = list(enumerate(messages, 1))[removed:]
+        holey = list(enumerate([it for it in messages if it != message_of(lost, 1)], 1))[removed:]
+        records_gone = sum(it is not None for it in moved[:removed])
+        reached_to = {p: it.high for p, it in MemorySides(kafka, []).marks.items()}
+
+        clean = await proof_of(MemorySides(kafka, whole, config, reached_to=reached_to))
+        found = await proof_of(MemorySides(kafka, holey, config, reached_to=reached_to))
+
+        assert clean.equal, (seed, clean.difference)
+        assert records_gone <= clean.apart.expired <= removed
+        assert sum(it.expired for it in clean.partitions.values()) == clean.apart.expired
+        if removed == records_gone:
+            assert found.difference is not None, seed
+            assert found.difference.kafka is not None
+            assert "messages were ever removed from it" in found.difference.what or removed == 0
 
 
 async def test_a_dense_streams_sequences_are_no_offsets_any_more_where_it_says_so() -> None:
@@ -397,7 +497,9 @@ async def test_of_a_partition_nothing_is_left_of_all_that_was_stored_is_counted_
 ) -> None:
     chance = random.Random(4)
     kafka = some_kafka(chance)
-    stored = stored_of([it for it in kafka if it.kafka_partition == 1], chance)[5:]
+    stored = [it for it in stored_of(kafka, chance) if not it[1].subject.startswith("flights.0")][
+        5:
+    ]
     sides = MemorySides(kafka, stored, {"max_age": 1_000_000_000})
     sides.reached_to = {} if reached_to is None else {0: reached_to}
 
@@ -462,7 +564,7 @@ async def test_what_is_stored_during_a_proof_behind_a_removed_partition_is_not_t
 ) -> None:
     chance = random.Random(4)
     kafka = some_kafka(chance)
-    stored = stored_of([it for it in kafka if it.kafka_partition == 1], chance)
+    stored = [it for it in stored_of(kafka, chance) if not it[1].subject.startswith("flights.0")]
     config = {"max_age": 10**9, **({} if keeps is None else {"max_msgs_per_subject": keeps})}
     last = [it for it in kafka if it.kafka_partition == 0][-1].offset
     sides = MemorySides(kafka, stored, config, reached_to={0: last})
@@ -532,11 +634,9 @@ async def test_a_record_that_was_returned_is_in_kafka_once_and_in_its_order(
     if not limit:
         seen, middle = Seen(), kafka[places[1]].offset
         proofs.append(await Check(sides, MAPPING).sample(0, chance))
-        for low, high in ((0, middle), (middle, 9_999)):
-            bounds = {
-                p: Watermarks(max(low, it.low), min(high, it.high)) for p, it in sides.marks.items()
-            }
-            proofs.append(await Check(sides, MAPPING).round(bounds, seen))
+        for high in (middle, 9_999):
+            goal = {p: min(high, it.high) for p, it in sides.marks.items()}
+            proofs.append(await Check(sides, MAPPING).round(goal, seen))
         assert proofs.pop(-2).equal  # the first round's
 
     for proof in proofs:
@@ -561,13 +661,12 @@ async def test_returned_records_of_another_stream_than_before_begin_anew(
         kafka[-1]._replace(offset=2_000 + n, headers=marks(MAPPING.route.name, Return(*it)))
         for n, it in enumerate(returns)
     ]
-    sides, seen, proofs = MemorySides(kafka, stored), Seen(), []
+    sides, seen = MemorySides(kafka, stored), Seen()
 
-    proofs.append(await proof_of(sides))
-    for low, high in ((0, 2_001), (2_001, 2_003)):
-        proofs.append(await Check(sides, MAPPING).round({0: Watermarks(low, high)}, seen))
+    whole = await proof_of(sides)
+    rounds = [await Check(sides, MAPPING).round({0: high}, seen) for high in (2_001, 2_003)]
 
-    assert [it.equal for it in proofs] == [is_equal, True, is_equal]
+    assert [it.equal for it in (whole, *rounds)] == [is_equal, True, is_equal]
 
 
 async def test_tombstones_may_expire_where_the_route_says_so() -> None:
@@ -661,7 +760,7 @@ async def test_a_topic_that_was_compacted_is_not_judged_by_a_part_of_it() -> Non
     with pytest.raises(ConfigurationError, match=r"is compacted, .* only be verified in full"):
         await Check(sides, MAPPING).sample(1, chance)
     with pytest.raises(ConfigurationError, match=r"is compacted, .* only be verified in full"):
-        await Check(sides, MAPPING).round(sides.marks, Seen())
+        await Check(sides, MAPPING).round({0: 9_999, 1: 9_999}, Seen())
     assert (await Check(sides, MAPPING).full()).equal
 
 

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from millstream_bridge import Record, Route
-from millstream_bridge.jetstream.api import StreamInfo
 from millstream_bridge.jetstream.connection import Message
 from millstream_bridge.model import TimestampType
 from millstream_bridge.proof.check import Check
-from millstream_bridge.proof.sides import Part
 from millstream_bridge.proof.values import Proof
 from millstream_bridge.records.mapping import Mapping
 from millstream_bridge.records.template import SubjectError
@@ -36,18 +34,6 @@ CASES = 150
 SOURCE = b"Millstream-Source: "
 
 
-class Sides(MemorySides):
-    """Of any route."""
-
-    mapping: Mapping
-
-    async def parts(self) -> list[Part]:
-        first, last = (self.stored[0][0], self.stored[-1][0]) if self.stored else (1, 0)
-        info = StreamInfo(dict(self.config), first, last)
-        subject, partitions = self.mapping.route_filter, sorted(self.marks)
-        return [Part(stream="FLIGHTS", filter=subject, partitions=partitions, info=info)]
-
-
 def message_of(mapping: Mapping, record: Record, n: int) -> Message:
     guard = f"Nats-Msg-Id: abc-{n}\r\nNats-Expected-Last-Msg-Id: abc-{n - 1}\r\n"
     block = f"NATS/1.0\r\n{guard}{mapping.header_lines(record)}\r\n"
@@ -55,9 +41,7 @@ def message_of(mapping: Mapping, record: Record, n: int) -> Message:
 
 
 async def proof_of(mapping: Mapping, kafka: Sequence[Record], stored: list[Stored]) -> Proof:
-    sides = Sides(kafka, stored)
-    sides.mapping = mapping
-    return await Check(sides, mapping).full()
+    return await Check(MemorySides(kafka, stored, mapping=mapping), mapping).full()
 
 
 def lines_of(message: Message) -> list[bytes]:

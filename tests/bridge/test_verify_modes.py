@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from millstream_bridge import ConfigurationError, Record, verify, verify_online
+from millstream_bridge.jetstream.api import call
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.kafka.source import source_of
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.proof.check import Check
-from millstream_bridge.proof.sides import LiveSides, Part
+from millstream_bridge.proof.sides import Bounds, LiveSides, Part
 from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, until
 from tests.bridge.test_cli import arguments, run, started
@@ -101,6 +102,35 @@ async def test_a_dense_route_is_proven_stream_by_stream(
     assert (after.difference.kafka_partition, after.difference.offset) == (2, 1_200)
 
 
+async def delete_stream(url: str, name: str) -> None:
+    connection = await Connection.open(url, name="test")
+    await call(connection, f"STREAM.DELETE.{name}")
+    await connection.close()
+
+
+async def test_a_partition_that_is_new_has_no_dense_stream_yet(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 2)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(mock.bootstrap, nats_server.url, route)
+    await delete_stream(nats_server.url, "FLIGHTS-1")
+
+    rounds = verify_online(kafka=mock.bootstrap, nats=nats_server.url, route=route, round_s=0)
+    async with aclosing(rounds) as proofs:
+        first = await anext(proofs)
+    whole = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    mock.produce(topic, [{"partition": 1, "value": b"v"}])
+
+    assert [(it.equal, it.records) for it in (first, whole)] == [(True, 1), (True, 1)]
+    with pytest.raises(ConfigurationError, match="stream FLIGHTS-1: stream not found"):
+        await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    await delete_stream(nats_server.url, "FLIGHTS-0")
+    with pytest.raises(ConfigurationError, match="stream FLIGHTS-0: stream not found"):
+        await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+
 async def test_large_records_are_put_together_and_parked_ones_counted(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
@@ -148,8 +178,8 @@ async def test_what_a_bridge_at_work_pushes_out_meanwhile_is_not_missing(
     class Busy(LiveSides):
         """All that is in the stream is pushed out once somebody has looked."""
 
-        async def parts(self) -> list[Part]:
-            found = await super().parts()
+        async def parts(self, bounds: Bounds) -> list[Part]:
+            found = await super().parts(bounds)
             await store()
             return found
 

@@ -46,7 +46,7 @@ class StreamInfo(NamedTuple):
     """What STREAM.INFO says.
 
     By the server's clock, ``age_s`` is how long ago the stream was made, and ``now_ns`` when it
-    said so; 0: it does not tell.
+    said so; 0: it does not tell. ``messages`` is how many it has.
     """
 
     config: dict[str, Any]
@@ -54,6 +54,7 @@ class StreamInfo(NamedTuple):
     last_seq: int
     age_s: float = math.inf
     now_ns: int = 0
+    messages: int = 0
 
     def limit(self, name: str) -> int | None:
         """A limit of the configuration, None where there is none."""
@@ -85,11 +86,12 @@ async def stream_info(connection: Connection, stream: str) -> StreamInfo | None:
         raise ConfigurationError(f"stream {stream}: {error}") from error
     state = answer["state"]
     first_seq, last_seq = int(state["first_seq"]), int(state["last_seq"])
+    messages = int(state["messages"])
     if "ts" not in answer:
-        return StreamInfo(answer["config"], first_seq, last_seq)
+        return StreamInfo(answer["config"], first_seq, last_seq, messages=messages)
     created, now = (datetime.fromisoformat(answer[it]) for it in ("created", "ts"))
     age_s, now_ns = (now - created).total_seconds(), int(now.timestamp() * 1e9)
-    return StreamInfo(answer["config"], first_seq, last_seq, age_s, now_ns)
+    return StreamInfo(answer["config"], first_seq, last_seq, age_s, now_ns, messages)
 
 
 async def stored_message(

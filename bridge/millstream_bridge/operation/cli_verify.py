@@ -36,7 +36,7 @@ _APART = {
     "skipped": "skipped",
     "replayed": "replayed",
     "returned": "came back from NATS",
-    "expired": "removed by the stream's own limits",
+    "expired": "may have been removed by the stream's own limits",
 }
 
 
@@ -255,6 +255,7 @@ def proof_summary(proof: Proof) -> dict[str, Any]:
                 "equal": partition.is_equal,
                 "kafka": _side(partition.kafka),
                 "nats": _side(partition.nats),
+                "expired": partition.expired,
             }
             for number, partition in sorted(proof.partitions.items())
         },
@@ -317,11 +318,13 @@ def _print_proof(proof: Proof) -> None:
                 str(kafka.count),
                 *("-" if it is None else str(it) for it in (kafka.first_offset, kafka.last_offset)),
                 str(nats.count),
+                *([str(partition.expired)] if proof.apart.expired else []),
                 kafka.digest[:16] or "-",
                 "yes" if partition.is_equal else "NO",
             )
         )
-    columns = ("PARTITION", "RECORDS", "FIRST", "LAST", "NATS RECORDS", "DIGEST", "EQUAL")
+    expired = ["EXPIRED"] if proof.apart.expired else []
+    columns = ("PARTITION", "RECORDS", "FIRST", "LAST", "NATS RECORDS", *expired, "DIGEST", "EQUAL")
     show_table(columns, rows)
     typer.echo(_verdict(proof))
     if (difference := proof.difference) is not None:

@@ -18,16 +18,17 @@ import asyncio
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping as AbcMapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ..errors import BridgeError, ConfigurationError
 from ..jetstream.connection import Delivery
 from ..jetstream.reader import sequence
 from ..jetstream.stream import GAPS
-from ..model import Record, Watermarks
+from ..model import Positions, Record, Watermarks
 from ..records.headers import ORIGIN_HEADER
 from ..records.mapping import Mapping
 from ..records.origin import Return, returned
@@ -55,26 +56,26 @@ class _Collected:
         self.records.append((sequence(place), record_of(self.kafka_partition, parts)))
 
 
-class _Read(NamedTuple):
-    """How far the rounds before have read a stream: each partition to ``to_seq``.
-
-    All of them have read what is before ``next_seq``.
-    """
-
-    next_seq: int
-    to_seq: AbcMapping[int, int]
-
-
 @dataclass(slots=True)
 class Seen:
     """What the rounds before have seen.
 
-    ``returned``: per partition the offset of the last record that came back from NATS, and from
-    where.
+    ``next_seqs``: per stream, before which sequence all is read. ``read_to``: per partition, to
+    which sequence, and below which offset all was compared. ``returned``: per partition the offset
+    of the last record that came back from NATS, and from where.
     """
 
-    streams: dict[str, _Read] = field(default_factory=dict)
+    next_seqs: dict[str, int] = field(default_factory=dict)
+    read_to: dict[int, tuple[int, int]] = field(default_factory=dict)
     returned: dict[int, tuple[int, Return]] = field(default_factory=dict)
+
+    def bounds(self, marks: Bounds, goal: Positions) -> Bounds:
+        """What is new up to the goal; of a partition it does not know, nothing."""
+        found = {}
+        for p, mark in marks.items():
+            low = max(mark.low, self.read_to[p][1] if p in self.read_to else 0)
+            found[p] = Watermarks(low, max(low, goal.get(p, low)))
+        return found
 
 
 class Check:
@@ -92,45 +93,41 @@ class Check:
         self._absent: set[tuple[int, int]] = set()
         self._reached: dict[int, int] = {}
         """One past what was stored of a partition before `_look`, where that may be gone."""
+        self._expired: Counter[int] = Counter()
         self._repeated: dict[int, Difference] = {}
+        self._never_stored: dict[int, Difference] = {}
 
     # the three modes
 
     async def full(self) -> Proof:
         """Everything between the marks."""
         marks = self.marks
-        parts = await self._look()
+        parts = await self._look(marks)
         if self._loses(parts):
             return await self._newest(marks, parts, is_compacted=await self._sides.is_compacted())
         proof = await self._all(marks, parts)
         if not proof.equal and await self._sides.is_compacted():
-            self._apart = Apart()
+            self._apart, self._expired = Apart(), Counter()
             return await self._newest(marks, parts, is_compacted=True)
         return proof
 
-    async def round(self, bounds: Bounds, seen: Seen) -> Proof:
-        """Everything between the bounds, but for what the rounds before have seen; noted there."""
+    async def round(self, goal: Positions, seen: Seen) -> Proof:
+        """Everything below the goal, but for what the rounds before have seen; noted there."""
         self._seen = seen
-        parts = await self._look()
+        bounds = seen.bounds(self.marks, goal)
+        parts = await self._look(bounds)
         self._refuse_loss(parts)
         proof = await self._all(bounds, parts, mode="online")
         await self._refuse_compacted(proof)
-        proof.apart.older = 0  # those of the rounds before, read again
         return proof
 
     async def sample(self, blocks_max: int, chance: random.Random) -> Proof:
         """Some blocks of each partition."""
         marks = self.marks
-        parts = await self._look()
+        parts = await self._look(marks)
         self._refuse_loss(parts)
         await self._read_marks(parts)
-        if any(part.expires for part in parts):
-            first = {
-                p: (await self._next(p, part.info.first_seq, part))[1]
-                for part in parts
-                for p in part.partitions
-            }
-            marks = await self._unexpired(marks, parts, first)
+        marks = await self._unexpired(marks, parts)
         chosen = {p: _choose(marks[p], blocks_max, chance) for p in sorted(marks)}
         kafka = {p: Ledger() for p in marks}
         nats = {p: Ledger() for p in marks}
@@ -151,8 +148,8 @@ class Check:
                     differences[p] = difference
         sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
         for p in sides.keys() - differences.keys():
-            sides[p] = self._without_removed(*sides[p])
-        proof = self._proof(sides, self._repeated | differences, "sample")
+            sides[p] = self._without_removed(p, *sides[p])
+        proof = self._proof(sides, differences, "sample")
         await self._refuse_compacted(proof)
         return proof
 
@@ -177,19 +174,19 @@ class Check:
 
     # reading
 
-    async def _look(self) -> list[Part]:
+    async def _look(self, bounds: Bounds) -> list[Part]:
         """The streams as they are now.
 
         Where their limits remove records, how far each partition was is asked before: of one of
         which nothing is left, what is stored later is not taken for removed.
         """
-        parts = await self._sides.parts()
+        parts = await self._sides.parts(bounds)
         removing = [part for part in parts if part.expires or self._ttl_s is not None]
         for part in removing:
             for p in part.partitions:
                 with suppress(ConfigurationError):  # asked again, should it matter
                     self._reached[p] = await self._sides.reached(part, p) or 0
-        return await self._sides.parts() if removing else parts
+        return await self._sides.parts(bounds) if removing else parts
 
     async def _stored_below(self, part: Part, partition: int) -> int:
         """One past what was stored of a partition when the streams were looked at."""
@@ -204,11 +201,11 @@ class Check:
         _, first = await self._next(partition, part.info.first_seq, part)
         return await self._stored_below(part, partition) if first is None else first
 
-    def _without_removed(self, kafka: Side, nats: Side) -> tuple[Side, Side]:
+    def _without_removed(self, partition: int, kafka: Side, nats: Side) -> tuple[Side, Side]:
         """Both sides of an equal partition, and what only Kafka still has counted as removed."""
         if kafka == nats:
             return kafka, nats
-        self._apart.expired += kafka.count - nats.count
+        self._expired[partition] += kafka.count - nats.count
         return replace(kafka, digest=""), nats
 
     async def _all(
@@ -218,33 +215,23 @@ class Check:
         mode: str = "full",
     ) -> Proof:
         await self._read_marks(parts)
+        bounds = await self._unexpired(bounds, parts)
         kafka = {p: Ledger() for p in bounds}
         nats = {p: Ledger() for p in bounds}
-        seen = self._seen.streams
+        seen = self._seen
         sides = [
-            self._side(
-                part,
-                {p: bounds[p] for p in part.partitions},
-                nats,
-                seen_to=seen[part.stream].to_seq if part.stream in seen else None,
-            )
+            self._side(part, {p: bounds[p] for p in part.partitions}, nats, seen=seen.read_to)
             for part in parts
         ]
         streams = self._read_streams(zip(parts, sides, strict=True), nats)
-        if any(part.expires for part in parts):
-            await streams
-            first = {p: ledger.first_offset for p, ledger in nats.items()}
-            bounds = await self._unexpired(bounds, parts, first)
-            await self._read_kafka(bounds, kafka)
-        else:
-            await _both(streams, self._read_kafka(bounds, kafka))
+        await _both(streams, self._read_kafka(bounds, kafka))
         differences: dict[int, Difference] = {}
         for part, side in zip(parts, sides, strict=True):
             self._apart.add(side.apart)
             differences |= side.differences
             last_seq = part.info.last_seq
-            to_seq = dict.fromkeys(part.partitions, last_seq)
-            seen[part.stream] = _Read(side.first_beyond or last_seq + 1, to_seq)
+            seen.next_seqs[part.stream] = side.first_beyond or last_seq + 1
+            seen.read_to |= {p: (last_seq, bounds[p].high) for p in part.partitions}
         of = {p: part for part in parts for p in part.partitions}
         finished = {p: (kafka[p].side(), nats[p].side()) for p in sorted(bounds)}
         for p, (ours, theirs) in finished.items():
@@ -255,12 +242,13 @@ class Check:
                 if found is not None:
                     differences[p] = found
                 else:
-                    finished[p] = self._without_removed(ours, theirs)
-        differences = await self._behind_the_end(sides) | self._repeated | differences
+                    finished[p] = self._without_removed(p, ours, theirs)
+        differences = await self._behind_the_end(sides) | differences
         return self._proof(finished, differences, mode)
 
     async def _newest(self, marks: Bounds, parts: Sequence[Part], *, is_compacted: bool) -> Proof:
         await self._read_marks(parts)
+        marks = await self._unexpired(marks, parts)
         others: dict[str, list[int]] = {}
         books = {
             p: Newest(part.keeps, is_compacted, others) for part in parts for p in part.partitions
@@ -282,8 +270,6 @@ class Check:
         now = [await self._sides.again(part) for part in parts]
         for part in now:
             await self._note_removed(part, books)
-        first = {p: it.first_offset for p, it in stored.items()}
-        marks = await self._unexpired(marks, now, first)
         async for records in self._sides.records(marks):
             for record in self._of_kafka(records):
                 books[record.kafka_partition].compare(record, self._mapping.subject(record))
@@ -295,7 +281,7 @@ class Check:
         for p, book in sorted(books.items()):
             found = book.difference(p)
             self._apart.older += book.compacted
-            self._apart.expired += book.expired
+            self._expired[p] += book.expired
             if book.differs_at is not None and p not in differences:
                 offset, seq = book.differs_at
                 found = await self._pair(p, offset, seq, of[p])
@@ -304,7 +290,7 @@ class Check:
             if found is not None:
                 differences[p] = found if found.kafka else await self._with_kafka(found)
             finished[p] = book.kafka_side(), stored[p]
-        differences = await self._behind_the_end(sides) | self._repeated | differences
+        differences = await self._behind_the_end(sides) | differences
         return self._proof(finished, differences, "full")
 
     async def _look_for_newer(
@@ -337,7 +323,7 @@ class Check:
     def _side(
         self, part: Part, bounds: Bounds, books: AbcMapping[int, Book], **more: Any
     ) -> StreamSide:
-        """``more``: ``seen_to``, ``others``."""
+        """``more``: ``seen``, ``others``."""
         has_gaps = GAPS in (part.info.config.get("metadata") or {})
         is_dense = self._is_dense and not has_gaps
         return StreamSide(self._mapping, bounds, books, is_dense=is_dense, **more)
@@ -371,8 +357,7 @@ class Check:
         """One after the other: each has megabytes on their way."""
         for part, side in sides:
             own = [ledgers[p] for p in part.partitions]
-            seen = self._seen.streams.get(part.stream)
-            await self._read_stream(part, side, 1 if seen is None else seen.next_seq, own)
+            await self._read_stream(part, side, self._seen.next_seqs.get(part.stream, 1), own)
 
     async def _read_stream(
         self, part: Part, side: StreamSide, first_seq: int, ledgers: Iterable[Ledger] = ()
@@ -460,23 +445,47 @@ class Check:
             )
         self._seen.returned[p] = offset, origin._replace(seq=max(origin.seq, last_seq))
 
-    async def _unexpired(
-        self, bounds: Bounds, parts: Sequence[Part], first: AbcMapping[int, int | None]
-    ) -> Bounds:
-        """The bounds without what the streams' own limits removed, which is counted.
+    async def _unexpired(self, bounds: Bounds, parts: Sequence[Part]) -> Bounds:
+        """The bounds without what the streams' own limits have removed by now, which is counted.
 
         Of a partition of which nothing is left, that is all that was stored, and no more.
         """
         kept = dict(bounds)
         for part in parts:
+            gone = {}
             for p in part.partitions if part.expires else ():
-                mark, at = bounds[p], first[p]
-                if at is None and mark.low < mark.high:
-                    at = await self._stored_below(part, p)
-                low = min(max(at or 0, mark.low), mark.high)
-                self._apart.expired += low - mark.low
-                kept[p] = Watermarks(low, mark.high)
+                low, high = bounds[p]
+                low = min(max(await self._removed_below(part, p), low), high)
+                gone[p] = Watermarks(bounds[p].low, low)
+                kept[p] = Watermarks(low, high)
+            await self._note_expired(part, gone)
         return kept
+
+    async def _note_expired(self, part: Part, gone: Bounds) -> None:
+        """Count what a stream's limits may have removed: each record was a message that is gone.
+
+        If there are more of them than such messages, some were never stored.
+        """
+        counts = {p: it.high - it.low for p, it in gone.items()}
+        newest: dict[int, Record] = {}
+        if sum(counts.values()) > part.gone:
+            counts = dict.fromkeys(gone, 0)
+            async for records in self._sides.records(gone):
+                for record in self._of_kafka(records):
+                    counts[record.kafka_partition] += 1
+                    newest[record.kafka_partition] = record
+            part = await self._sides.again(part)
+        self._expired.update(counts)
+        if sum(counts.values()) > part.gone:
+            p = max(newest, key=lambda p: counts[p])
+            self._never_stored[p] = Difference(
+                kafka_partition=p,
+                offset=newest[p].offset,
+                seq=None,
+                what=f"the stream lacks {sum(counts.values())} records before its first ones, this"
+                f" among them, and only {part.gone} messages were ever removed from it",
+                kafka=newest[p],
+            )
 
     # the closer look
 
@@ -621,9 +630,13 @@ class Check:
         mode: str,
     ) -> Proof:
         partitions = {}
+        differences = {**self._repeated, **differences, **self._never_stored}
         for p in sorted(sides.keys() | differences.keys()):
             kafka, nats = sides.get(p, (Side(), Side()))
-            partitions[p] = PartitionProof(kafka=kafka, nats=nats, difference=differences.get(p))
+            partitions[p] = PartitionProof(
+                kafka=kafka, nats=nats, expired=self._expired[p], difference=differences.get(p)
+            )
+        self._apart.expired = self._expired.total()
         return Proof(
             topic=self._mapping.route.topic,
             stream=self._mapping.route.stream,

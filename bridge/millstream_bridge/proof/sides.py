@@ -35,14 +35,24 @@ class Part:
         return self.info.limit("max_msgs_per_subject")
 
     @property
+    def first_seq(self) -> int:
+        """The sequence with which it began."""
+        return max(1, int(self.info.config.get("first_seq", 0)))
+
+    @property
+    def gone(self) -> int:
+        """How many sequences that had a message have none any more, whyever."""
+        return self.info.last_seq - self.first_seq + 1 - self.info.messages
+
+    @property
     def expires(self) -> bool:
         """Whether its own limits may have removed its oldest messages by now."""
         info = self.info
         max_age_ns = info.limit("max_age")
         if max_age_ns is not None and max_age_ns < info.age_s * 1e9:
-            return True  # what came first need not be gone: a checkpoint outlives it
+            return self.gone > 0  # what came first need not be gone: a checkpoint outlives it
         drops_oldest = info.config.get("discard", "old") == "old"
-        has_begun = info.first_seq > max(1, int(info.config.get("first_seq", 0)))
+        has_begun = info.first_seq > self.first_seq
         return drops_oldest and has_begun and any(map(info.limit, ("max_bytes", "max_msgs")))
 
 
@@ -58,8 +68,11 @@ class Sides(Protocol):
         """The same, now."""
         ...
 
-    async def parts(self) -> list[Part]:
-        """The route's streams; ConfigurationError: one is not there."""
+    async def parts(self, bounds: Bounds) -> list[Part]:
+        """The route's streams; ConfigurationError: one is not there.
+
+        Of a dense route all but one may be missing, where there is nothing between the bounds.
+        """
         ...
 
     async def again(self, part: Part) -> Part:
@@ -122,21 +135,22 @@ class LiveSides:
     async def marks_now(self) -> Bounds:
         return await self._source.watermarks()
 
-    async def parts(self) -> list[Part]:
+    async def parts(self, bounds: Bounds) -> list[Part]:
         """The one stream, or of a dense route that of each partition."""
         mapping, route = self._mapping, self._mapping.route
-        wanted: list[tuple[str, str, Sequence[int]]]
-        if route.mode == "dense":
-            wanted = [
-                (mapping.stream_name(p), mapping.partition_filter(p), [p])
-                for p in sorted(self._marks)
-            ]
-        else:
-            wanted = [(route.stream, mapping.route_filter, sorted(self._marks))]
-        return [
-            Part(stream=stream, filter=it, partitions=partitions, info=await self._info(stream))
-            for stream, it, partitions in wanted
-        ]
+        if route.mode != "dense":
+            stream, it = route.stream, mapping.route_filter
+            info = await self._info(stream)
+            return [Part(stream=stream, filter=it, partitions=sorted(bounds), info=info)]
+        found: list[Part] = []
+        for p in sorted(bounds, key=lambda p: (bounds[p].high <= bounds[p].low, p)):
+            stream, it = mapping.stream_name(p), mapping.partition_filter(p)
+            is_new = found and bounds[p].high <= bounds[p].low
+            if is_new and await stream_info(self._connection, stream) is None:
+                continue  # a bridge makes it when it hears of the partition
+            info = await self._info(stream)
+            found.append(Part(stream=stream, filter=it, partitions=[p], info=info))
+        return found
 
     async def again(self, part: Part) -> Part:
         return replace(part, info=await self._info(part.stream))

@@ -41,6 +41,7 @@ class _Lane:
     high: int
     book: Book
     seen_to: float
+    seen_below: int
     last: int = -1
 
 
@@ -48,8 +49,8 @@ class StreamSide:
     """Feeds the records of the stream, in the stream's order, to a book for each partition.
 
     The order is checked on the way: offsets must rise within a partition, so a repeated record is
-    found as one that does not. ``is_dense``: sequences must be offset + 1. ``seen_to``: of these
-    partitions nothing behind this sequence was read before, and no record is older than the marks.
+    found as one that does not. ``is_dense``: sequences must be offset + 1. ``seen``: the sequence
+    to which a partition was read before, and the offset below which all of it was compared then.
     ``others`` gets the sequences of messages that are in no book, by subject: those without a
     source, and records above the marks.
     """
@@ -61,16 +62,16 @@ class StreamSide:
         books: AbcMapping[int, Book],
         *,
         is_dense: bool = False,
-        seen_to: AbcMapping[int, int] | None = None,
+        seen: AbcMapping[int, tuple[int, int]] | None = None,
         others: dict[str, list[int]] | None = None,
     ) -> None:
         self._mapping = mapping
         self._is_dense = is_dense
         self._others = others
         self._decoder = Decoder(mapping)
-        seen_to = seen_to or {}
+        seen, unseen = seen or {}, (math.inf, 0)
         self._lanes = {
-            p: _Lane(it.low, it.high, books[p], seen_to.get(p, math.inf)) for p, it in marks.items()
+            p: _Lane(it.low, it.high, books[p], *seen.get(p, unseen)) for p, it in marks.items()
         }
         self.apart = Apart()
         self.differences: dict[int, Difference] = {}
@@ -137,8 +138,9 @@ class StreamSide:
         lane.last = offset
         if offset >= lane.high:
             self._note_beyond(partition, offset, ack, subject)
-        elif offset < lane.low and sequence(ack) > lane.seen_to:
-            self._differ(partition, offset, ack, "it is stored again", parts)
+        elif offset < lane.seen_below:
+            if sequence(ack) > lane.seen_to:
+                self._differ(partition, offset, ack, "it is stored again", parts)
         elif offset < lane.low:
             self.apart.older += 1
         elif isinstance(parts, str):

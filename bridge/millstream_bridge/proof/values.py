@@ -33,10 +33,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionProof:
-    """Both sides of one partition, up to the high watermark noted when the check began."""
+    """Both sides of one partition, up to the high watermark noted when the check began.
+
+    ``expired``: records that are in neither, because the stream's own limits may have removed them:
+    that each of them was stored can no longer be told.
+    """
 
     kafka: Side
     nats: Side
+    expired: int = 0
     difference: Difference | None = None
 
     @property
@@ -53,7 +58,7 @@ class Apart:
     Kafka no longer has, from before its log's beginning or compacted since. ``parked`` and
     ``skipped``: records the bridge could not move, as their marks say. ``replayed``: parked ones
     that were stored later, and dead letters that were published again. ``returned``: records that
-    came to Kafka from NATS. ``expired``: records the stream's own limits have removed.
+    came to Kafka from NATS. ``expired``: records the stream's own limits may have removed.
     """
 
     foreign: int = 0

@@ -15,7 +15,7 @@ from ..errors import ConnectionLost, Unreachable
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from ..kafka.source import source_of
-from ..model import Route, Watermarks
+from ..model import Route
 from ..moving.barrier import barrier
 from ..ports import Source
 from ..records.mapping import Mapping
@@ -63,17 +63,13 @@ async def verify_online(
     Each round waits until the bridge has stored what is in Kafka by then. TimeoutError: it did not
     within ``timeout_s``. ConfigurationError too: a stream that keeps only the newest messages.
     """
-    start: dict[int, int] = {}
     seen = Seen()
     while True:
         goal = await barrier(
             kafka=kafka, nats=nats, route=route, timeout_s=timeout_s, kafka_options=kafka_options
         )
         async with _check(None, kafka, nats, route, kafka_options) as check:
-            marks = check.marks
-            bounds = {p: Watermarks(start.get(p, marks[p].low), goal[p]) for p in goal}
-            yield await check.round(bounds, seen)
-            start = dict(goal)
+            yield await check.round(goal, seen)
         await asyncio.sleep(round_s)
 
 
