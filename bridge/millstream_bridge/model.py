@@ -138,7 +138,7 @@ class Route:
         if not 1 <= self.replicas <= _REPLICAS_MAX:
             raise self._wrong("replicas", f"is not between 1 and {_REPLICAS_MAX}")
         if self.mode == "dense":
-            return  # the last sequence, which is the position, outlives the messages
+            return  # its place is written down, and outlives the messages
         if self.max_bytes is not None:
             raise self._wrong("max_bytes", "needs a dense route: it could remove the position")
         if self.shared:
@@ -174,11 +174,10 @@ class BridgeReport:
     """What one run did. ``records`` and ``payload_bytes`` count what the server acknowledged to it.
 
     A record whose acknowledgement was lost with a connection is stored but not counted here:
-    ``positions``, read from the stream, is the truth. ``refusals`` counts sessions that the server
-    refused to go on with, mostly because somebody else wrote, ``foreign_seqs`` the first hundred
-    stray messages met, ``stood_back`` the times a rival bridge was given way to. ``parked`` and
-    ``skipped`` are among ``records``, ``missed_offsets`` those that Kafka no longer had and the
-    route goes on without.
+    ``positions``, read from the stream, is the truth. ``refusals`` counts sessions that ended
+    because somebody else wrote, ``foreign_seqs`` has the first hundred stray messages met,
+    ``stood_back`` the times a rival bridge was given way to. ``parked`` and ``skipped`` are among
+    ``records``, ``missed_offsets`` those that Kafka no longer had and the route goes on without.
     """
 
     topic: str

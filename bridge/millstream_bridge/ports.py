@@ -111,8 +111,11 @@ class Publisher(Protocol):
         """Forget the session and what it has not stored; may be called twice."""
         ...
 
-    async def met_rival(self) -> bool:
-        """After a refusal: whether another bridge of this route ended the session."""
+    async def met_rival(self) -> bool | None:
+        """After a refusal: whether another bridge of this route ended the session.
+
+        None: nobody wrote; the server refused a record, and did not say so.
+        """
         ...
 
     async def progress_mark(self) -> int:

@@ -9,7 +9,8 @@ import pytest
 
 from millstream_bridge import Bridge, ConfigurationError, verify
 from millstream_bridge.jetstream.connection import Connection
-from millstream_bridge.jetstream.stream import GAPS, Stream
+from millstream_bridge.jetstream.stream import GAPS, POSITION, Stream
+from millstream_bridge.moving.dense import DensePublisher
 from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import (
     a_route,
@@ -42,6 +43,20 @@ async def api(url: str, verb: str, **body: Any) -> dict[str, Any]:
         return found
     finally:
         await connection.close()
+
+
+STRAYS = 3
+
+
+async def publish_strays(url: str, partition: int = 2) -> None:
+    client = await nats_py.connect(url)
+    for _ in range(STRAYS):
+        await client.jetstream().publish(f"flights.{partition}.stray", b"stray")
+    await client.close()
+
+
+async def purge(url: str, partition: int) -> None:
+    assert "error" not in await api(url, f"STREAM.PURGE.FLIGHTS-{partition}")
 
 
 async def test_a_sequence_is_the_offset_plus_one(
@@ -141,84 +156,125 @@ async def test_a_stray_message_shifts_what_follows_and_the_stream_says_so(
 async def test_a_stream_whose_limits_removed_everything_still_tells_the_position(
     nats_server: Server, mock: Kafka, topic: str, has_gaps: bool
 ) -> None:
-    """And says that it cannot when offsets had gaps: nothing is stored twice on a guess."""
+    """Whether its sequences are offsets + 1 or not: the bridge has written it down."""
     fill(mock, topic, 40)
     route = a_route(topic, **DENSE, max_age_s=3_600)
     await move_all(mock.bootstrap, nats_server.url, route)
+    if has_gaps:
+        await publish_strays(nats_server.url)
+        await move_all(mock.bootstrap, nats_server.url, route)
     for partition in range(PARTITIONS):
-        name = f"FLIGHTS-{partition}"
-        config = (await api(nats_server.url, f"STREAM.INFO.{name}"))["config"]
-        if has_gaps:
-            config["metadata"] = {**(config.get("metadata") or {}), GAPS: "yes"}
-            assert "error" not in await api(nats_server.url, f"STREAM.UPDATE.{name}", **config)
-        await api(nats_server.url, f"STREAM.PURGE.{name}")  # as max_age would
+        await purge(nats_server.url, partition)  # as max_age would
     mock.produce(topic, some_records(40, PARTITIONS))
 
-    if has_gaps:
-        with pytest.raises(ConfigurationError, match="where to go on cannot be known"):
-            await move_all(mock.bootstrap, nats_server.url, route)
-        return
     report = await move_all(mock.bootstrap, nats_server.url, route)
 
     stored = await stored_messages(nats_server.url, route, dense_partitions=PARTITIONS)
+    strays = [0, 0, STRAYS if has_gaps else 0, 0]
     assert report.records == 40
     assert [(seq, record.offset) for seq, record in stored] == [
-        (offset + 1, offset) for offset in range(10, 20)
-    ] * PARTITIONS
+        (offset + 1 + shift, offset) for shift in strays for offset in range(10, 20)
+    ]
+
+
+async def test_what_came_and_went_while_no_bridge_ran_is_not_taken_for_records(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Nothing is stored on a guess; who knows what it was says it, and the bridge goes on."""
+    fill(mock, topic, 40)
+    route = a_route(topic, **DENSE, max_age_s=3_600)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    await publish_strays(nats_server.url)
+    await purge(nats_server.url, 2)
+    mock.produce(topic, some_records(40, PARTITIONS))
+
+    with pytest.raises(ConfigurationError, match="what was stored after seq 10 is gone") as refused:
+        await move_all(mock.bootstrap, nats_server.url, route)
+    assert 'millstream.position to "13 N"' in str(refused.value)
+    config = (await api(nats_server.url, "STREAM.INFO.FLIGHTS-2"))["config"]
+    config["metadata"][POSITION] = "13 10"
+    assert "error" not in await api(nats_server.url, "STREAM.UPDATE.FLIGHTS-2", **config)
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    stored = await stored_records(nats_server.url, route, dense_partitions=PARTITIONS)
+    assert offsets(stored)[2] == [*range(10, 20)]
+    assert offsets(stored)[0] == [*range(20)]
 
 
 @pytest.mark.parametrize("is_removed", [False, True])
 async def test_stray_messages_alone_are_not_counted_as_records(
     nats_server: Server, mock: Kafka, topic: str, is_removed: bool
 ) -> None:
-    """Where records may have been before them, nobody knows how many."""
+    """The records that were before them, when they are removed, still are."""
     fill(mock, topic, 40 if is_removed else 0)
     route = a_route(topic, **DENSE, max_age_s=3_600)
     await move_all(mock.bootstrap, nats_server.url, route)
     if is_removed:
-        await api(nats_server.url, "STREAM.PURGE.FLIGHTS-2")
-    client = await nats_py.connect(nats_server.url)
-    for _ in range(3):
-        await client.jetstream().publish("flights.2.stray", b"stray")
-    await client.close()
+        await purge(nats_server.url, 2)
+    await publish_strays(nats_server.url)
     mock.produce(topic, some_records(40, PARTITIONS))
 
-    if is_removed:
-        with pytest.raises(ConfigurationError, match="only messages of others are left"):
-            await move_all(mock.bootstrap, nats_server.url, route)
-        return
     report = await move_all(mock.bootstrap, nats_server.url, route)
 
     stored = await stored_records(nats_server.url, route, dense_partitions=PARTITIONS)
+    first = 10 if is_removed else 0
     assert report.records == 40
-    assert offsets(stored) == {partition: [*range(10)] for partition in range(PARTITIONS)}
+    assert offsets(stored)[2] == [*range(first, first + 10)]
 
 
-@pytest.mark.parametrize("does_run", [True, False])
-async def test_a_stray_message_that_is_gone_again_with_all_records_was_none(
-    nats_server: Server, mock: Kafka, topic: str, *, does_run: bool
+async def test_a_killed_bridge_has_written_down_where_its_newest_records_were_at_rest(
+    nats_server: Server, mock: Kafka, topic: str
 ) -> None:
-    """The last sequence is not the position then; a bridge met it, at work or at a start."""
+    """Before their time ran out."""
+    fill(mock, topic, 40)
+    route = a_route(topic, **DENSE, max_age_s=2)
+    connections: list[Connection] = []
+
+    def cut_off(connection: Connection, mapping: Mapping) -> DensePublisher:
+        connections.append(connection)
+        return DensePublisher(connection, mapping)
+
+    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route, make_publisher=cut_off)
+
+    async def are_gone() -> bool:
+        states = [
+            (await api(nats_server.url, f"STREAM.INFO.FLIGHTS-{p}"))["state"]
+            for p in range(PARTITIONS)
+        ]
+        return not any(it["messages"] for it in states)
+
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(bridge.run(), name="bridge")
+        await until_moved([bridge], PARTITIONS, 10)
+        while not await are_gone():  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.1)
+        connections[0]._abort()  # so that its end writes nothing
+        bridge.stop()
+        await running
+    mock.produce(topic, some_records(40, PARTITIONS))
+    report = await move_all(mock.bootstrap, nats_server.url, route)
+
+    assert report.records == 40
+    assert report.positions == dict.fromkeys(range(PARTITIONS), 20)
+
+
+async def test_a_running_bridge_stops_where_what_another_stored_is_gone(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """It may have been a record of a second bridge."""
     mock.create_topic(topic, 1)
     mock.produce(topic, some_records(10, 1))
     route = a_route(topic, **DENSE, max_age_s=3_600)
-    client = await nats_py.connect(nats_server.url)
     bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
     async with asyncio.timeout(60):
         running = asyncio.create_task(bridge.run(), name="bridge")
         await until_moved([bridge], 1, 10)
-        if not does_run:
-            bridge.stop()
-            await running
-        await client.jetstream().publish("flights.0.stray", b"stray")
-        if not does_run:
-            await move_all(mock.bootstrap, nats_server.url, route)
-        await api(nats_server.url, "STREAM.PURGE.FLIGHTS-0")
+        await publish_strays(nats_server.url, partition=0)
+        await purge(nats_server.url, 0)
         mock.produce(topic, some_records(3, 1))
-        await client.close()
 
-        with pytest.raises(ConfigurationError, match="where to go on cannot be known"):
-            await (running if does_run else move_all(mock.bootstrap, nats_server.url, route))
+        with pytest.raises(ConfigurationError, match="what was stored after seq 10 is gone"):
+            await running
 
 
 async def test_a_newest_record_that_ran_out_is_not_stored_again(

@@ -40,7 +40,10 @@ async def test_a_full_server_is_waited_for(
         bridge = Bridge(kafka=mock.bootstrap, nats=server.url, route=route, make_publisher=shared)
         running = asyncio.create_task(bridge.run(stop_at_end=True), name="bridge")
         await until(lambda: "takes nothing now" in caplog.text or running.done())
-        before = bridge.progress.records
+        before, refusals = bridge.progress.records, bridge.progress.refusals
+        room_for = sum(
+            map(len, (await stored_records(server.url, route, dense_partitions=1)).values())
+        )
         config = tmp_path / "server.conf"
         config.write_text(config.read_text().replace("2MB", "20MB"))
         await server.restart()
@@ -49,6 +52,8 @@ async def test_a_full_server_is_waited_for(
 
         stored = await stored_records(server.url, route, dense_partitions=1)
     assert 0 < before < RECORDS
+    if not route.shared:
+        assert (before, refusals) == (room_for, 0)
     assert re.search("takes nothing now: .*insufficient resources", caplog.text)
     assert "somebody else" not in caplog.text
     assert offsets(stored) == {0: [*range(RECORDS)]}

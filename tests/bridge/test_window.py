@@ -254,6 +254,7 @@ def test_what_the_stream_has_of_a_session_that_is_over_is_counted() -> None:
     assert unknown == range(3, 6)
     assert (window.stored_records, window.stored_bytes) == (4, 4)
     assert window.stored_seq == 14
+    assert window.positions == {0: 2, 1: 2}
     assert window.unknown == range(5, 6)
 
 

@@ -5,6 +5,13 @@ partition's position is one past the offset of its newest message, found by the 
 subject. A newest message without a source of this route is somebody else's: the position is then
 found by walking back from there, message by message, to the last one that has a source.
 
+**A dense stream** may lose its newest record: its limits, or a lifetime, remove messages. What it
+ends at does not tell how many records that were, for a message of another may have been among them.
+So the bridge writes a place into the stream's metadata (`POSITION`) when it ends, and before what
+is stored last may run out. From the last place that is known, the newest record's or the one
+written down, every message up to the stream's end has to be there: none of them is a record then.
+Where one is missing, nobody knows what it was, and the bridge says so instead of a position.
+
 All reads go to the stream's leader (``STREAM.MSG.GET``): direct get may be answered by a replica
 that lags, and an old position under a right last sequence would store records twice.
 """
@@ -36,6 +43,10 @@ FIRST_SEQ_API_LEVEL = 1
 
 GAPS: Final = "millstream.gaps"
 """In the metadata of a dense route's stream: a sequence is no longer its record's offset + 1."""
+
+POSITION: Final = "millstream.position"
+"""In the metadata of a dense route's stream, ``<seq> <offset>``: when the stream ended at this
+sequence, all records below the offset had been stored. Always true, but not always the latest."""
 
 TOPIC_ID: Final = "millstream.topic-id."
 """Before the topic's name, in the metadata of a stream made for it: Kafka's id of the topic."""
@@ -139,7 +150,7 @@ class Stream:
 
     async def last_seq(self) -> int:
         """The sequence of the last message ever stored, 0 in a new stream."""
-        return int((await self._state())["last_seq"])
+        return int((await self._info())["state"]["last_seq"])
 
     async def message(self, seq: int) -> StoredMessage | None:
         """The message at a sequence, None if there is none (any more)."""
@@ -157,27 +168,50 @@ class Stream:
         """One past the offset of the partition's newest record in the stream, None without one.
 
         A record that was parked or skipped counts: a mark stands for it. ConfigurationError: the
-        record was stored under another template.
+        record was stored under another template, or what a dense stream had behind it is gone.
         """
+        # Asked for first: what is stored meanwhile then is behind the end, not before it.
+        info = None if self.kafka_partition is None else await self._info()
         messages = await asyncio.gather(
             self._newest_record(kafka_partition),
             self.last_of(f"{self.mapping.poison_subject(kafka_partition)}.*"),
         )
         found = [it for it in map(self._stored, messages) if it is not None]
-        if found:
-            newest = max(found, key=lambda it: it.source.offset)
+        newest = max(found, key=lambda it: it.source.offset, default=None)
+        if newest is not None:
             self._newest[kafka_partition] = newest
-            return max(newest.source.offset + 1, await self._beyond_expired())
-        return None if self.kafka_partition is None else await self._position_by_sequence()
+        if info is not None:
+            return await self._dense_position(info, newest)
+        return None if newest is None else newest.source.offset + 1
 
-    async def _beyond_expired(self) -> int:
-        """Where a dense stream goes on whose newest records may be tombstones that ran out."""
-        if self.kafka_partition is None or self.mapping.route.tombstone_ttl_s is None:
-            return 0
-        last_seq = await self.last_seq()
-        if self.has_gaps or await self.message(last_seq) is not None:  # no record, or the newest
-            return 0
-        return last_seq
+    async def _dense_position(
+        self, info: AbcMapping[str, Any], newest: Stored | None
+    ) -> int | None:
+        """From the last place that is known, if no message behind it is gone."""
+        last_seq = int(info["state"]["last_seq"])
+        seq, position = max(int(info["config"].get("first_seq", 0)), 1) - 1, None
+        if newest is not None:
+            seq, position = newest.seq, newest.source.offset + 1
+        place = _place(info["config"])
+        if place is not None and seq < place[0] <= last_seq:
+            seq, position = place
+        if await self._is_all_there(seq + 1, last_seq):
+            return position
+        known = "where the partition began" if position is None else position
+        guess = last_seq if position is None else position + last_seq - seq
+        raise ConfigurationError(
+            f"stream {self.name} ends at seq {last_seq}, what was stored after seq {seq} is gone,"
+            " and whether it was records is not known. Set its metadata"
+            f' {POSITION} to "{last_seq} N" to go on at offset N: that is {guess} if all of it was'
+            f" records without gaps, {known} if none was"
+        )
+
+    async def _is_all_there(self, first_seq: int, last_seq: int) -> bool:
+        for start in range(first_seq, last_seq + 1, _WALK_AT_ONCE):
+            seqs = range(start, min(start + _WALK_AT_ONCE, last_seq + 1))
+            if None in await asyncio.gather(*map(self.message, seqs)):
+                return False
+        return True
 
     async def note_before(self, checkpoint_seq: int, kafka_partition: int, offset: int) -> None:
         """Look whether the message before a checkpoint is the record that it was written after.
@@ -224,35 +258,45 @@ class Stream:
         """Whether this dense stream's sequences are no longer offsets + 1."""
         return GAPS in (self.config.get("metadata") or {})
 
+    @property
+    def place(self) -> tuple[int, int] | None:
+        """The sequence and position that are written down in this dense stream, if any are."""
+        return _place(self.config)
+
+    @property
+    def lifetime_s(self) -> float | None:
+        """After which time a newest record may be gone by itself; None: it stays."""
+        age_s = int(self.config.get("max_age") or 0) / 1e9
+        found = [it for it in (age_s, self.mapping.route.tombstone_ttl_s) if it]
+        return min(found, default=None)
+
     async def mark_gaps(self) -> None:
         """Write down that offsets have gaps, before the first message behind one is sent."""
-        metadata = {**(self.config.get("metadata") or {}), GAPS: "yes"}
-        try:
-            info = await self._api(
-                f"STREAM.UPDATE.{self.name}", {**self.config, "metadata": metadata}
-            )
-        except ApiError as error:
-            raise ConfigurationError(f"stream {self.name}: {error}") from error
-        self.config = info["config"]
+        await self._write_down({GAPS: "yes"})
 
-    async def _position_by_sequence(self) -> int | None:
-        """A dense stream's position when its limits have removed all records, None if it had none.
+    async def mark_position(self, seq: int, position: int) -> None:
+        """Write down a place (see `POSITION`), unless a later one is."""
+        await self._write_down({POSITION: f"{seq} {position}"})
 
-        ConfigurationError: the sequence does not tell, because offsets had gaps, or a stray message
-        came after the records.
+    async def _write_down(self, news: AbcMapping[str, str]) -> None:
+        """Put into the metadata; everything else stays as it is at this moment.
+
+        A place beyond the end is one that the server has lost since.
         """
-        state = await self._state()
-        begin = max(int(self.config.get("first_seq", 0)), 1)
-        last_seq, strays = int(state["last_seq"]), int(state["messages"])
-        if strays >= last_seq - begin + 1:
-            return None  # whatever was stored is there, and none of it is a record
-        if self.has_gaps or strays:
-            reason = "only messages of others are left" if strays else "its offsets have gaps"
-            raise ConfigurationError(
-                f"stream {self.name} has lost its newest record (it ends at seq {last_seq}), and"
-                f" {reason}: where to go on cannot be known"
-            )
-        return last_seq
+        info = await self._info()
+        config = info["config"]
+        before, after = _place(config), _place({"metadata": news})
+        is_lost = before is not None and before[0] > info["state"]["last_seq"]
+        if before is None or after is None or before < after or is_lost:
+            metadata = {**(config.get("metadata") or {}), **news}
+            try:
+                info = await self._api(
+                    f"STREAM.UPDATE.{self.name}", {**config, "metadata": metadata}
+                )
+            except ApiError as error:
+                raise ConfigurationError(f"stream {self.name}: {error}") from error
+            config = info["config"]
+        self.config = config
 
     async def _newest_record(self, kafka_partition: int) -> StoredMessage | None:
         def is_record(message: StoredMessage) -> bool:
@@ -406,13 +450,11 @@ class Stream:
             raise ConfigurationError(f"JetStream at {self.connection.url}: {error}") from error
         return int(info.get("api", {}).get("level", 0))
 
-    async def _state(self) -> AbcMapping[str, Any]:
+    async def _info(self) -> AbcMapping[str, Any]:
         try:
-            info = await self._api(f"STREAM.INFO.{self.name}")
+            return await self._api(f"STREAM.INFO.{self.name}")
         except ApiError as error:
             raise ConfigurationError(f"stream {self.name}: {error}") from error
-        found: AbcMapping[str, Any] = info["state"]
-        return found
 
     async def _get(self, **which: Any) -> StoredMessage | None:
         try:
@@ -432,6 +474,14 @@ def _subjects(mapping: Mapping, kafka_partition: int | None) -> list[str]:
         mapping.partition_filter(kafka_partition),
         f"{mapping.poison_subject(kafka_partition)}.*",
     ]
+
+
+def _place(config: AbcMapping[str, Any]) -> tuple[int, int] | None:
+    """The place written down in a stream's metadata; None: there is none, or none to be read."""
+    words = str((config.get("metadata") or {}).get(POSITION, "")).split()
+    if len(words) != 2 or not all(it.isdecimal() for it in words):
+        return None
+    return int(words[0]), int(words[1])
 
 
 _ALLOW = (

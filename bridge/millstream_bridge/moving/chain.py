@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 STALL_S = 5.0
 """Frames are out and no acknowledgement came for so long: the session is over."""
 
+END_S = 1.0
+"""So long a session may take, when it ends, to look at and write down what it has stored."""
+
 BATCH_MESSAGES_MAX = 1_000
 """The server's limit for one atomic batch."""
 
@@ -104,7 +107,6 @@ class ChainPublisher:
         last_seq = await self._stream.last_seq()
         await self._stream.refuse_other_form(last_seq)
         await self._stream.refuse_other_topic()
-        await self._note_strays(last_seq)
         found = await asyncio.gather(*map(self._stream.position, partitions))
         positions = {p: at for p, at in zip(partitions, found, strict=True) if at is not None}
         if not positions:
@@ -113,6 +115,8 @@ class ChainPublisher:
         self._stored_before = self.stored
         self._window = self._window_type(secrets.token_hex(6), last_seq)
         self._reply = self._connection.new_ack_subject(AckSink(self._on_acks, self._on_other))
+        if self._stream.lifetime_s is not None:
+            await self._mark_position()  # how old the newest record is by now, nobody knows
         return positions
 
     def check_same(self, record: Record) -> None:
@@ -160,22 +164,6 @@ class ChainPublisher:
         first, last = records[0].offset, records[-1].offset
         next_seq = window.last_seq + window.sent_count + 1
         if first + 1 != next_seq or last - first + 1 != len(records):
-            await self._mark_gaps()
-
-    async def _note_strays(self, last_seq: int) -> None:
-        """Say it also where a dense stream ends in a message that is no record, or ended in one.
-
-        Once its limits have removed all, the last sequence must not pass for the position.
-        """
-        if self._stream.kafka_partition is None or self._stream.has_gaps:
-            return
-        begin = max(int(self._stream.config.get("first_seq", 0)), 1)
-        newest = await self._stream.message(last_seq) if last_seq >= begin else None
-        is_stray = newest is not None and self._mapping.source_in(newest.headers) is None
-        window = self._window
-        if window is not None and self.is_refused and last_seq > window.stored_seq:
-            is_stray = is_stray or await self._stream.message(window.stored_seq + 1) is None
-        if is_stray:
             await self._mark_gaps()
 
     async def _mark_gaps(self) -> None:
@@ -290,12 +278,15 @@ class ChainPublisher:
         self._connection.drop_ack_subject(self._reply)
         self._reply = ""
         window = self._window
-        if window is None or window.state is SessionState.OPEN:
+        if window is None:
             return
-        if window.state is not SessionState.BROKEN and not self.is_replicated:
-            with suppress(SessionLost, ConfigurationError):
-                await self._find_last_stored(window)
-        if window.state is SessionState.UNSTORABLE or not self.is_replicated:
+        with suppress(SessionLost, ConfigurationError, TimeoutError):
+            async with asyncio.timeout(END_S):
+                if window.was_refused and not self.is_replicated:
+                    await self._find_last_stored(window)
+                await self._mark_position()
+        is_heard = window.state is SessionState.UNSTORABLE or not self.is_replicated
+        if window.state is not SessionState.OPEN and is_heard:
             self._alone = window.in_flight
 
     async def _find_last_stored(self, window: Window) -> None:
@@ -313,9 +304,28 @@ class ChainPublisher:
             else:
                 window.on_found(frame)
                 left = range(frame + 1, left.stop)
+        self._positions.update(window.positions)
 
-    async def met_rival(self) -> bool:
-        """Look at the message that came after the session's last: a bridge's, or a stray one.
+    async def mark_at_rest(self) -> None:
+        """Write down where a dense stream stands before its newest record may run out."""
+        window, lifetime_s = self._window, self._stream.lifetime_s
+        if window is None or window.in_flight or lifetime_s is None:
+            return
+        if asyncio.get_running_loop().time() - self._moved_at >= lifetime_s / 2:
+            await self._mark_position()
+
+    async def _mark_position(self) -> None:
+        """Write down where a dense stream stands, as far as this session knows."""
+        window, partition = self._window, self._stream.kafka_partition
+        position = None if partition is None else self.positions.get(partition)
+        if window is None or position is None:
+            return
+        place = self._stream.place
+        if place is None or place[0] < window.stored_seq:
+            await self._stream.mark_position(window.stored_seq, position)
+
+    async def met_rival(self) -> bool | None:
+        """Look at the message that came after the session's last; see `Publisher`.
 
         A stray message is logged with its sequence.
         """
@@ -323,8 +333,10 @@ class ChainPublisher:
         assert window is not None
         seq = window.stored_seq + 1
         culprit = await self._stream.message(seq)
-        if culprit is None or self._mapping.source_in(culprit.headers) is not None:
-            return culprit is not None
+        if culprit is None:
+            return None if await self._stream.last_seq() < seq else False
+        if self._mapping.source_in(culprit.headers) is not None:
+            return True
         if seq not in self.foreign_seqs and len(self.foreign_seqs) < _FOREIGN_SEQS_MAX:
             self.foreign_seqs.append(seq)
         logger.warning(

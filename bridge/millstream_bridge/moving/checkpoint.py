@@ -127,7 +127,7 @@ class CheckpointPublisher:
         self._failures.clear()
         self._waiting_count = self._waiting_bytes = 0
 
-    async def met_rival(self) -> bool:
+    async def met_rival(self) -> bool | None:
         """Always: nobody but a bridge of this route writes its checkpoints."""
         return True
 

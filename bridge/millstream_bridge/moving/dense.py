@@ -21,6 +21,7 @@ from .chain import STALL_S, ChainPublisher
 
 OUT_BYTES_MAX = 8 << 20
 _OPEN_AT_ONCE = 32
+_LOOK_S = 0.25
 
 
 class DensePublisher:
@@ -42,6 +43,7 @@ class DensePublisher:
         self._chains: dict[int, ChainPublisher] = {}
         self._current: dict[int, ChainPublisher] = {}
         """Those of the session; it need not have all partitions."""
+        self._resting: asyncio.Task[None] | None = None
         self.foreign_seqs: list[int] = []
 
     async def open(self, marks: AbcMapping[int, Watermarks], *, known: Positions) -> dict[int, int]:
@@ -63,6 +65,7 @@ class DensePublisher:
             for task in opening:
                 task.cancel()
             await asyncio.wait(opening)
+        self._resting = asyncio.create_task(self._mark_at_rest(), name="positions at rest")
         return {partition: at for positions in found for partition, at in positions.items()}
 
     def check_same(self, record: Record) -> None:
@@ -88,6 +91,8 @@ class DensePublisher:
 
     def check(self) -> None:
         """Raise what any of the chains has to say."""
+        if self._resting is not None and self._resting.done():
+            self._resting.result()
         for chain in self._current.values():
             chain.check()
 
@@ -98,13 +103,17 @@ class DensePublisher:
 
     async def end(self) -> None:
         """End the session in every stream."""
-        for chain in self._current.values():
-            await chain.end()
+        if self._resting is not None:
+            self._resting.cancel()
+            await asyncio.wait({self._resting})
+            self._resting = None
+        await asyncio.gather(*[chain.end() for chain in self._current.values()])
 
-    async def met_rival(self) -> bool:
+    async def met_rival(self) -> bool | None:
         """Look at every stream whose session was refused; see `ChainPublisher.met_rival`."""
         refused = [chain for chain in self._current.values() if chain.is_refused]
-        return any(await asyncio.gather(*[chain.met_rival() for chain in refused]))
+        found = await asyncio.gather(*[chain.met_rival() for chain in refused])
+        return max([it for it in found if it is not None], default=None)
 
     async def progress_mark(self) -> int:
         """The sum of the streams' last sequences."""
@@ -135,6 +144,12 @@ class DensePublisher:
             chain.foreign_seqs = self.foreign_seqs
             self._chains[partition] = chain
         return chain
+
+    async def _mark_at_rest(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for chain in self._current.values():
+                await chain.mark_at_rest()
 
     async def _one_more_answer(self) -> None:
         self._moved.clear()

@@ -273,7 +273,6 @@ class Bridge:
                     connection = None
                 except SessionLost as lost:
                     logger.info("session over: %s", lost, extra={"event": "session_over"})
-                    self._progress.refusals += lost.is_refused
                     connection = await self._give_way(lost, publisher, connection, fruitless)
                 finally:
                     fruitless = 0 if self.progress.records > before else fruitless + 1
@@ -478,14 +477,15 @@ class Bridge:
         if lost.is_not_now:
             await self._wait_for_better(lost, fruitless)
             return connection
-        if self._share is not None and not isinstance(lost, ConnectionLost):
-            # The slots say who is to write. Another writer can only be one that does not know yet.
-            if lost.is_refused or fruitless:
-                await self._sleep(min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), _AGAIN_MOST_S))
-            return connection
         try:
-            is_rival = lost.is_refused and await publisher.met_rival()
-            if is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
+            is_rival = await publisher.met_rival() if lost.is_refused else None
+            self._progress.refusals += is_rival is not None
+            if self._share is not None:
+                # The slots say who is to write. Another can only be one that does not know yet.
+                if lost.is_refused or fruitless:
+                    pause_s = RECONNECT_FIRST_S * 2 ** min(fruitless, 10)
+                    await self._sleep(min(pause_s, _AGAIN_MOST_S))
+            elif is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
                 await self._stand_back(publisher)
         except SessionLost:
             await connection.close()

@@ -84,6 +84,8 @@ class Window:
         self.bytes_max = bytes_max
         self.state = SessionState.OPEN
         self.reason = ""
+        self.was_refused = False
+        """The server refused a frame; those before it are stored by now, or will never be."""
         self.sent_count = 0
         self.stored_count = 0
         self.positions: dict[int, int] = {}
@@ -192,10 +194,12 @@ class Window:
     def on_found(self, frame: int) -> None:
         """The stream has this frame and so all before it; of a session that is over."""
         self.stored_count = max(self.stored_count, frame)
+        self.positions.update([(it.kafka_partition, it.offset + 1) for it in self._begun])
 
     def on_refusal(self, code: int, description: str) -> None:
         """The server refused the next frame that asked, if not one before; the session is over."""
         if self.state is SessionState.OPEN:
+            self.was_refused = True
             state = SessionState.UNSTORABLE
             if code in CHAIN_REFUSALS:
                 state = SessionState.REFUSED
