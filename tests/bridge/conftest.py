@@ -3,18 +3,49 @@
 import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 
+from tests.bridge.elsewhere import CLUSTER, RealInstead, a_node, add_options, is_for
 from tests.bridge.rights import permit_nothing
+from tests.helpers.cluster import NatsCluster
 from tests.helpers.empty_servers import EmptyServers
 from tests.helpers.kafka import MOCK, REAL as REAL_KAFKA, Kafka, KafkaNode, mock_kafka, real_kafka
+from tests.helpers.kafka_cluster import KafkaCluster
 from tests.helpers.registry import SchemaRegistry, real_registry, stand_in_registry
 from tests.helpers.require import need
 from tests.helpers.servers import EMBEDDED, REAL, Server
 
 _numbers = itertools.count()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    add_options(parser)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if is_for(config, item)]
+
+
+@pytest.fixture(scope="session")
+def _nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    need("nats")
+    with NatsCluster(tmp_path_factory.mktemp("nats-cluster")) as cluster:
+        yield cluster
+
+
+@asynccontextmanager
+async def _a_server(
+    request: pytest.FixtureRequest, servers: EmptyServers, kind: str
+) -> AsyncIterator[Server]:
+    """One of that kind, or what is in its place."""
+    if request.config.getoption("--nats", None):
+        async with a_node(request.getfixturevalue("_nats_cluster")) as node:
+            yield node
+    else:
+        async with servers.one(kind) as server:
+            yield server
 
 
 @pytest.fixture(scope="session")
@@ -30,31 +61,42 @@ async def nats_server(
     """A server with JetStream on file storage, empty; the test may do to it what it likes."""
     if request.param == REAL:
         need("nats")
-    async with _empty_servers.one(request.param) as server:
+    async with _a_server(request, _empty_servers, request.param) as server:
         yield server
 
 
 @pytest.fixture
-async def server(_empty_servers: EmptyServers) -> AsyncIterator[Server]:
+async def server(
+    request: pytest.FixtureRequest, _empty_servers: EmptyServers
+) -> AsyncIterator[Server]:
     """The embedded broker, where the server does not matter."""
-    async with _empty_servers.one(EMBEDDED) as server:
+    async with _a_server(request, _empty_servers, EMBEDDED) as server:
         yield server
 
 
 @pytest.fixture
-async def real_nats_server(_empty_servers: EmptyServers) -> AsyncIterator[Server]:
+async def real_nats_server(
+    request: pytest.FixtureRequest, _empty_servers: EmptyServers
+) -> AsyncIterator[Server]:
     """The real nats-server, likewise."""
     need("nats")
-    async with _empty_servers.one(REAL) as server:
+    async with _a_server(request, _empty_servers, REAL) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def _real_kafka_node() -> Iterator[Kafka]:
+def _real_kafka_node(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Kafka]:
     """One real Kafka for the whole session: it takes seconds to start."""
     need("kafka")
+    chosen = request.config.getoption("--kafka", None)
+    if chosen == CLUSTER:
+        with KafkaCluster(tmp_path_factory.mktemp("kafka-cluster")) as cluster:
+            yield RealInstead(kind=REAL_KAFKA, bootstrap=cluster.bootstrap, replicas=3)
+        return
     with real_kafka() as kafka:
-        yield kafka
+        yield kafka if not chosen else RealInstead(kind=REAL_KAFKA, bootstrap=kafka.bootstrap)
 
 
 @pytest.fixture(scope="session")
@@ -87,8 +129,13 @@ def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
 
 
 @pytest.fixture
-def mock() -> Iterator[Kafka]:
-    """librdkafka's mock, where the Kafka side does not matter."""
+def mock(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """librdkafka's mock, where the Kafka side does not matter; or what is in its place."""
+    if request.config.getoption("--kafka", None):
+        node: RealInstead = request.getfixturevalue("_real_kafka_node")
+        yield node
+        node.delete_topics()  # a mock's go with it
+        return
     with mock_kafka() as kafka:
         yield kafka
 
