@@ -76,9 +76,10 @@ chaos: $(VENV)/.test ## the long forms of the kill -9 tests
 rehearsal: $(VENV)/.test ## a migration from Kafka and back on the flights, by the commands a team would type (needs `make kafka`)
 	$(BIN)/python -m tests.chaos.rehearsal $(ARGS)
 
-compat: $(VENV)/.test ## coordinator and bridge on every nats-server in the field, and the bridge on the oldest Kafka (fetches them into .cache)
+compat: $(VENV)/.test ## coordinator and bridge on every nats-server in the field, the bridge on the oldest Kafka and on clusters (fetches them into .cache)
 	$(BIN)/python -m tests.compat $(ARGS)
 	$(BIN)/python -m tests.compat.kafka
+	$(BIN)/python -m tests.compat.clusters
 
 reference: $(VENV)/.test ## write the generated parts of coordinator/docs and bridge/docs anew
 	$(BIN)/python -m tests.docs.reference $(ARGS)
