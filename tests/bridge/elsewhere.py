@@ -77,19 +77,22 @@ class RealInstead(Kafka):
         self, topic: str, partitions: int, config: Mapping[str, str] | None = None
     ) -> None:
         new = NewTopic(topic, partitions, self.replicas, config={**AS_A_MOCK, **(config or {})})
-        self._admin().create_topics([new])[topic].result(timeout=60)
+        admin = self._admin()
+        admin.create_topics([new])[topic].result(timeout=60)
         await_true(lambda: topic in self._topics())
 
     def delete_topics(self) -> None:
         """Delete all topics but Kafka's own, and return when they are gone."""
         if topics := self._topics():
-            for deleted in self._admin().delete_topics(topics).values():
+            admin = self._admin()
+            for deleted in admin.delete_topics(topics).values():
                 deleted.result(timeout=60)
         await_true(lambda: not self._topics())
 
     def _topics(self) -> list[str]:
         """Those that have leaders."""
-        topics = self._admin().list_topics(timeout=20).topics
+        admin = self._admin()
+        topics = admin.list_topics(timeout=20).topics
         return [
             name
             for name, it in topics.items()
