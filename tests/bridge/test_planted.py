@@ -6,6 +6,7 @@ More than a thousand cases of either kind, each from its own seed.
 import copy
 import random
 from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,10 +20,11 @@ from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.proof.check import Check, Seen
 from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
-from millstream_bridge.proof.sides import Part
+from millstream_bridge.proof.sides import Bounds, Part
 from millstream_bridge.proof.values import Proof
 from millstream_bridge.records.mapping import Mapping, any_source
 from millstream_bridge.records.origin import Return, marks
+from millstream_bridge.records.poison import mark
 from tests.bridge.moves import a_route
 from tests.bridge.planted import (
     FOREIGN,
@@ -473,6 +475,151 @@ async def test_what_kafka_compacted_since_is_counted_and_what_it_has_must_be_the
         assert plain.equal is False
         assert spoiled.difference is not None, seed
         assert spoiled.difference.offset == lost.offset
+
+
+def compacted(records: list[Record], chance: random.Random) -> list[Record]:
+    """What Kafka's cleaner leaves of a closed log, but for each partition's ends."""
+    newest = {(it.kafka_partition, it.key): it for it in records}
+    of_partition: dict[int, list[Record]] = {}
+    for it in records:
+        of_partition.setdefault(it.kafka_partition, []).append(it)
+    ends = [end for it in of_partition.values() for end in (it[0], it[-1])]
+    return [
+        it
+        for it in records
+        if it in ends
+        or (
+            it.key is not None
+            and newest[it.kafka_partition, it.key] is it
+            and (it.value is not None or chance.random() < 0.5)
+        )
+    ]
+
+
+async def test_a_record_that_compaction_would_not_have_removed_is_found() -> None:
+    """Of what only the stream has: the newest of its key, and no tombstone behind it."""
+    found = 0
+    for seed in ALL:
+        chance = random.Random(f"invented {seed}")
+        records = some_kafka(chance, each=60)
+        kafka = compacted(records, chance)
+        limit = chance.choice([{}, {"max_msgs_per_subject": 100}])
+        lost = chance.choice([it for it in records if it.value is not None and it not in kafka])
+        key = chance.choice([b"N%d" % chance.randrange(9), b"unheard", lost.key])
+        changed = lost._replace(key=key, value=chance.choice([b"", b"v"]))
+        if MAPPING.subject(changed) == FOREIGN:
+            continue  # a native tombstone may be behind it
+        spoiled = [changed if it is lost else it for it in records]
+        behind = [
+            it
+            for it in spoiled
+            if it.kafka_partition == lost.kafka_partition
+            and it.key == key
+            and it.offset > lost.offset
+        ]
+        explained = (
+            key is None
+            or any(it in kafka for it in behind)
+            or (any(it.value is None for it in behind))
+        )
+
+        clean = await proof_of(MemorySides(kafka, stored_of(records, chance), limit, True))
+        proof = await proof_of(MemorySides(kafka, stored_of(spoiled, chance), limit, True))
+
+        assert clean.equal, (seed, clean.difference)
+        assert clean.older == len(records) - len(kafka)
+        assert proof.equal is explained, (seed, proof.difference)
+        if proof.difference is not None:
+            found += 1
+            assert (proof.difference.kafka_partition, proof.difference.offset) == lost[:2]
+            assert "nor a newer one of its key" in proof.difference.what
+    assert found > CASES // 4
+
+
+@pytest.mark.parametrize(
+    ("newer", "is_equal"),
+    [
+        ([], False),
+        ([Record(0, 6, 0, TimestampType.CREATE, b"other", b"v")], False),
+        ([Record(0, 6, 0, TimestampType.CREATE, b"k1", b"v")], True),
+        ([Record(1, 6, 0, TimestampType.CREATE, b"k1", b"v")], False),
+        (
+            [
+                Record(
+                    0,
+                    6,
+                    0,
+                    TimestampType.CREATE,
+                    b"k1",
+                    b"v",
+                    marks("flights", Return("FLIGHTS", 99)),
+                )
+            ],
+            True,
+        ),
+    ],
+)
+async def test_a_record_may_be_compacted_for_one_that_came_since(
+    newer: list[Record], is_equal: bool
+) -> None:
+    """Also for one that came from NATS."""
+    records = plain_records(range(6))
+    kafka = [*records[:1], *records[2:]]
+
+    class Grown(MemorySides):
+        async def records(self, bounds: Bounds) -> AsyncIterator[Sequence[Record]]:
+            self.kafka = [*kafka, *newer]
+            async for it in super().records(bounds):
+                yield it
+
+    sides = Grown(kafka, numbered(records), is_compact=True)
+    sides.ends = dict.fromkeys((0, 1), Watermarks(0, 7))
+
+    proof = await proof_of(sides)
+
+    assert proof.equal is is_equal, proof.difference
+
+
+@pytest.mark.parametrize(
+    ("behind", "is_equal"),
+    [
+        ("nothing", False),
+        ("a mark", True),
+        ("a mark of a record that is there", False),
+        ("a native message", True),
+        ("a native message of another subject", False),
+        ("a tombstone that expired", True),
+        ("a tombstone that would have expired before", False),
+    ],
+)
+async def test_a_tombstone_that_the_stream_does_not_have_may_explain_what_is_before_it(
+    behind: str, is_equal: bool
+) -> None:
+    """Kafka has removed 2, the newest of its key that is stored, and 3; the stream never had 3."""
+    records = plain_records(range(6))
+    kafka = [*records[:2], *records[4:]]
+    stored = numbered(records)
+    mapping, reached_to = MAPPING, {0: 6}
+    there: list[Stored] = []
+    if behind.startswith("a mark"):
+        of = records[1] if "is there" in behind else records[3]
+        piece = mark(MAPPING, of, "skipped", "")
+        block = f"NATS/1.0\r\n{piece.lines}\r\n".encode()
+        there = [(4, Message(piece.subject, "", block, b""))]
+    if behind.startswith("a native"):
+        of = records[5] if "another" in behind else records[2]
+        there = [(4, Message(MAPPING.subject(of), "", b"", b""))]
+    if behind.startswith("a tombstone"):
+        mapping = Mapping(a_route("flights", shared=True, tombstone_ttl_s=60))
+        reached_to = {0: 3 if "before" in behind else 6}
+    stored = [*stored[:3], *there, *stored[4:]]
+    sides = MemorySides(kafka, stored, is_compact=True, reached_to=reached_to)
+
+    proof = await Check(sides, mapping).full()
+
+    assert proof.equal is is_equal, proof.difference
+    if proof.difference is not None and "there" not in behind:
+        assert (proof.difference.offset, proof.difference.seq) == (2, 3)
 
 
 async def test_what_a_streams_own_limits_removed_is_counted() -> None:

@@ -5,6 +5,10 @@ Kafka has, but for those that other messages of the subject pushed out, native o
 compaction may since have removed some that the stream still holds. Every record
 that is on both sides must be the same. Unlike a `Ledger` this remembers a digest for each stored
 record: about 170 bytes each.
+
+Compaction leaves the newest record of each key, but for a tombstone, which goes in the end. So what
+only the stream has must have a newer one of its key in Kafka, or be, or be followed by, a tombstone
+that only the stream has. Records without a key are removed, too.
 """
 
 import bisect
@@ -12,11 +16,16 @@ import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from ..jetstream.consumer import place_of
 from ..model import Record
+from ..records.headers import NULL_KEY, NULL_VALUE
 from .parts import Parts, joined, parts_of
 from .values import Difference, Side
+
+_NO_KEY: Final = -1
+"""No key has this hash: Python keeps it for itself."""
 
 
 @dataclass(slots=True)
@@ -26,12 +35,14 @@ class Newest:
     ``keeps``: how many messages per subject the stream holds, None for all. ``is_compacted``: Kafka
     removes records of keys that have a newer one. ``removed_below``: the stream's other limits may
     have removed records below this offset. ``others`` are the sequences of messages that are no
-    records, or were behind Kafka's end when the proof began, in their order, by subject.
+    records, or were behind Kafka's end when the proof began, in their order, by subject. ``marked``
+    are the offsets of records that the bridge did not move.
     """
 
     keeps: int | None
     is_compacted: bool
     others: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    marked: set[int] = field(default_factory=set)
     removed_below: int = 0
     expired: int = 0
     _kafka_count: int = 0
@@ -43,6 +54,11 @@ class Newest:
     _seqs: "array[int]" = field(default_factory=lambda: array("q"))
     _times_ns: "array[int]" = field(default_factory=lambda: array("q"))
     """Where and when the record of the same place in ``_offsets`` was stored; neither falls."""
+    _keys: "array[int]" = field(default_factory=lambda: array("q"))
+    _tombstones: bytearray = field(default_factory=bytearray)
+    """Hashes of the keys of the records in ``_offsets``, and whether they have no value."""
+    _kafka_keys: dict[int, int] = field(default_factory=dict)
+    """The newest offset of each key in Kafka, by the key's hash."""
     _tombstones_below: int = 0
     _found: dict[str, list[int]] = field(default_factory=dict)
     _missing: dict[str, list[int]] = field(default_factory=dict)
@@ -51,6 +67,8 @@ class Newest:
     _last: int | None = None
     differs_at: tuple[int, int] | None = None
     """Offset and sequence of the first record that is not the same on both sides."""
+    invented_at: tuple[int, int] | None = None
+    """Those of the first that only the stream has, and that compaction does not explain."""
 
     def add(self, offset: int, parts: Parts, place: bytes) -> None:
         """The stream's next record."""
@@ -60,6 +78,11 @@ class Newest:
         self._offsets.append(offset)
         self._seqs.append(at.seq)
         self._times_ns.append(max(at.time_ns, self._times_ns[-1]) if self._times_ns else at.time_ns)
+        if self.is_compacted:
+            flags = parts[0].rpartition(b" ")[2].decode()
+            is_null = flags in (NULL_KEY, NULL_VALUE + NULL_KEY)
+            self._keys.append(_NO_KEY if is_null else hash(parts[1]))
+            self._tombstones.append(flags.startswith(NULL_VALUE))
         self._whole.update(digest)
         self._first = offset if self._first is None else self._first
         self._last = offset
@@ -81,6 +104,12 @@ class Newest:
         place = bisect.bisect_left(self._times_ns, before_ns)
         later = self._offsets[place] if place < len(self._offsets) else below
         self._tombstones_below = min(below, later)
+
+    def note(self, record: Record) -> None:
+        """Any record of Kafka's, also one that does not go to the stream, in its order."""
+        if self.is_compacted and record.key is not None:
+            self._kafka_keys[hash(record.key)] = record.offset
+        self.marked.discard(record.offset)
 
     def compare(self, record: Record, subject: str) -> None:
         """Kafka's next record, which goes under ``subject``."""
@@ -117,15 +146,40 @@ class Newest:
         found: list[tuple[int, int | None, str]] = []
         what = "the stream does not have this record"
         found += [(offset, None, what) for offset, _ in self.unexplained()]
+        what = "the stream has a record that Kafka does not have"
         if self.is_compacted:
             self.compacted = len(self._stored)
+            if self.invented_at is not None:
+                what += ", nor a newer one of its key, as compaction leaves"
+                found.append((*self.invented_at, what))
         else:
-            what = "the stream has a record that Kafka does not have"
             found += [(offset, seq, what) for offset, (seq, _) in self._stored.items()]
         if not found:
             return None
         offset, seq, what = min(found, key=lambda it: it[0])
         return Difference(kafka_partition=kafka_partition, offset=offset, seq=seq, what=what)
+
+    def not_compacted(self) -> list[tuple[int, int]]:
+        """Offset and sequence of each record that only the stream has, and compaction leaves.
+
+        Which key a record had that was not moved, or a tombstone that expired, is not known: it may
+        have been any.
+        """
+        if not self.is_compacted:
+            return []
+        unknown_below = max(self._tombstones_below - 1, max(self.marked, default=0))
+        found: list[tuple[int, int]] = []
+        gone: set[int] = set()
+        for place in reversed(range(len(self._offsets))):
+            offset, key = self._offsets[place], self._keys[place]
+            if offset not in self._stored:
+                continue
+            if self._tombstones[place]:
+                gone.add(key)
+            is_known = key != _NO_KEY and offset >= unknown_below
+            if is_known and key not in gone and self._kafka_keys.get(key, -1) < offset:
+                found.append((offset, self._stored[offset][0]))
+        return found[::-1]
 
     def unexplained(self) -> list[tuple[int, str]]:
         """Per subject the first missing offset that `first_unexplained` gives, if any."""
