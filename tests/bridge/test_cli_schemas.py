@@ -26,6 +26,10 @@ async def test_schemas_are_copied_and_followed(
         assert report["schema"] == "millstream.bridge.schemas/1"
         assert (report["subjects"], report["written"]) == (1, 1)
         assert "0 new in bucket" in run("schemas", *options).stdout
+        registry.register("deleted", ADDRESS)
+        registry.delete("deleted")
+        registry.shows_deleted = False
+        assert "; 1 deleted and not shown" in run("schemas", *options).stdout
 
         with started("schemas", *options, "--follow", "--every", "0.1") as process:
             asked = len(registry.asked)

@@ -6,18 +6,20 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
+from joserfc import jwt
+from joserfc.jwk import RSAKey
 
-from millstream_bridge import BridgeError, verify
+from millstream_bridge import Bridge, BridgeError, ConfigurationError, verify
 from millstream_bridge.back.runner import BackBridge
 from millstream_bridge.project.assess import assess
-from tests.bridge.moves import a_route, move_all
+from tests.bridge.moves import a_route, move_all, until
 from tests.bridge.test_back import publish
 from tests.bridge.test_cli import SUBJECT, run
 from tests.helpers.kafka import REAL, Kafka, KafkaNode, free_ports
@@ -34,7 +36,11 @@ PASSWORD = "scram-secret"
 CLIENT_SECRET = "oidc-secret"
 WRONG = "not-the-secret"
 SECRETS = (KEY_PASSWORD, PASSWORD, CLIENT_SECRET)
+HEAD_OF_TOKENS = "eyJ"
 SCOPE = "flights"
+ISSUER, AUDIENCE = "https://login.example", "kafka"
+SHORT_S = 5
+"""A token's life that ends while a test runs."""
 LISTENERS = {
     "TLS": "SSL",
     "MUTUAL": "SSL",
@@ -42,6 +48,7 @@ LISTENERS = {
     "SCRAM": "SASL_SSL",
     "PLAIN": "SASL_PLAINTEXT",
     "TOKEN": "SASL_SSL",
+    "SIGNED": "SASL_SSL",
 }
 
 _SETTINGS = f"""ssl.keystore.type=PEM
@@ -61,7 +68,94 @@ listener.name.token.sasl.enabled.mechanisms=OAUTHBEARER
 listener.name.token.oauthbearer.sasl.jaas.config=\
   org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
   unsecuredLoginStringClaim_sub="broker" unsecuredValidatorRequiredScope="{SCOPE}";
+listener.name.signed.sasl.enabled.mechanisms=OAUTHBEARER
+listener.name.signed.oauthbearer.sasl.jaas.config=\
+  org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required;
+listener.name.signed.oauthbearer.sasl.server.callback.handler.class=\
+  org.apache.kafka.common.security.oauthbearer.OAuthBearerValidatorCallbackHandler
+listener.name.signed.oauthbearer.connections.max.reauth.ms=3600000
+sasl.oauthbearer.expected.issuer={ISSUER}
+sasl.oauthbearer.expected.audience={AUDIENCE}
+sasl.oauthbearer.clock.skew.seconds=1
 """
+
+
+class Provider:
+    """An OpenID provider on this machine: its keys, and tokens for who has the client's secret.
+
+    What kind of token is asked for is the endpoint's path: `GOOD`, or one that is wrong in a way.
+    """
+
+    GOOD = "/token"
+    SHORT = "/short"
+    CLAIMS: Mapping[str, Mapping[str, Any]] = {
+        GOOD: {},
+        SHORT: {},
+        "/another-audience": {"aud": "fares"},
+        "/another-issuer": {"iss": "https://elsewhere.example"},
+        "/expired": {"exp": 1_000_000_000},
+        "/another-key": {},
+    }
+
+    def __init__(self) -> None:
+        self.short_until = 0
+        self._key = RSAKey.generate_key(2048, {"kid": "one"})
+        self._another_key = RSAKey.generate_key(2048, {"kid": "one"})
+        self._server = HTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def token(self, path: str, scope: str) -> str:
+        """A signed token; KeyError: there are none of this kind."""
+        now = int(time.time())
+        ends = now + (SHORT_S if path == self.SHORT else 300)
+        claims = {"sub": "bridge", "iss": ISSUER, "aud": AUDIENCE, "iat": now, "scope": scope}
+        claims |= {"exp": ends, **self.CLAIMS[path]}
+        if path == self.SHORT:
+            self.short_until = ends
+        key = self._another_key if path == "/another-key" else self._key
+        return jwt.encode({"alg": "RS256", "kid": "one"}, claims, key)
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        provider = self
+        login = "Basic " + base64.b64encode(f"bridge:{CLIENT_SECRET}".encode()).decode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer(200, {"keys": [provider._key.as_dict(private=False)]})
+
+            def do_POST(self) -> None:
+                asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                if self.headers["Authorization"] != login:
+                    self._answer(401, {"error": "invalid_client"})
+                    return
+                self._answer(200, {"access_token": provider.token(self.path, asked["scope"][0])})
+
+            def _answer(self, status: int, answer: Mapping[str, Any]) -> None:
+                body = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Provider]:
+    provider = Provider()
+    try:
+        yield provider
+    finally:
+        provider.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +171,16 @@ class SecureKafka:
     def fill(self, topic: str) -> None:
         plain = Kafka(kind=REAL, bootstrap=self.node.bootstrap)
         plain.create_topic(topic, 2)
+        self.produce(topic)
+
+    def produce(self, topic: str) -> None:
+        """Six records."""
+        plain = Kafka(kind=REAL, bootstrap=self.node.bootstrap)
         plain.produce(topic, [{"partition": n % 2, "value": b"leg %d" % n} for n in range(6)])
 
 
 @pytest.fixture(scope="module")
-def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
+def secure(tmp_path_factory: pytest.TempPathFactory, provider: Provider) -> Iterator[SecureKafka]:
     need("kafka")
     ports = dict(zip(LISTENERS, free_ports(len(LISTENERS)), strict=True))
     places = "".join(f",{name}://127.0.0.1:{port}" for name, port in ports.items())
@@ -93,58 +192,15 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureKafka]:
     )
     node = KafkaNode(
         tmp_path_factory.mktemp("kafka"),
-        settings=settings + _SETTINGS,
+        settings=f"{settings}{_SETTINGS}sasl.oauthbearer.jwks.endpoint.url={provider.url}/keys\n",
         scram=[f"SCRAM-SHA-512=[name=bridge,password={PASSWORD}]"],
+        properties={"org.apache.kafka.sasl.oauthbearer.allowed.urls": f"{provider.url}/keys"},
     )
     node.start()
     try:
         yield SecureKafka(node, ports)
     finally:
         node.kill()
-
-
-def a_token(scope: str) -> str:
-    """A JWT without a signature, as the broker's own validator for tests takes it."""
-    claims = {"sub": "bridge", "iat": time.time(), "exp": time.time() + 300, "scope": [scope]}
-    parts = ({"alg": "none"}, claims)
-    coded = [base64.urlsafe_b64encode(json.dumps(it).encode()).rstrip(b"=") for it in parts]
-    return b".".join([*coded, b""]).decode()
-
-
-@contextmanager
-def token_endpoint() -> Iterator[str]:
-    """An OpenID provider's token endpoint; gives the scope to who has the client's secret."""
-    expected = b"Basic " + base64.b64encode(f"bridge:{CLIENT_SECRET}".encode())
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            is_known = self.headers["Authorization"] == expected.decode()
-            asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-            answer = {"error": "invalid_client"}
-            if is_known:
-                answer = {"access_token": a_token(asked["scope"][0])}
-            body = json.dumps(answer).encode()
-            self.send_response(200 if is_known else 401)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/token"
-        finally:
-            server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with token_endpoint() as url:
-        yield url
 
 
 BY_TLS = {"security.protocol": "SSL", "ssl.ca.location": str(TLS / "ca.pem")}
@@ -175,6 +231,7 @@ BY_TOKEN = {
     "enable.sasl.oauthbearer.unsecure.jwt": "true",
     "sasl.oauthbearer.config": f"principal=bridge scope={SCOPE}",
 }
+ENDPOINT = "sasl.oauthbearer.token.endpoint.url"
 BY_OPENID = {
     **BY_TLS,
     "security.protocol": "SASL_SSL",
@@ -183,14 +240,14 @@ BY_OPENID = {
     "sasl.oauthbearer.client.id": "bridge",
     "sasl.oauthbearer.client.secret": CLIENT_SECRET,
     "sasl.oauthbearer.scope": SCOPE,
+    ENDPOINT: Provider.GOOD,
 }
 
 
-def with_endpoint(options: Mapping[str, str], url: str) -> dict[str, str]:
-    """The options with the address of the token endpoint, where they ask for one."""
-    if "sasl.oauthbearer.method" not in options:
-        return dict(options)
-    return {**options, "sasl.oauthbearer.token.endpoint.url": url}
+def at(provider: Provider, options: Mapping[str, str]) -> dict[str, str]:
+    """The options with the whole address of the token endpoint, where they have its path."""
+    path = options.get(ENDPOINT)
+    return {**options, **({} if path is None else {ENDPOINT: provider.url + path})}
 
 
 @pytest.mark.parametrize(
@@ -201,12 +258,12 @@ def with_endpoint(options: Mapping[str, str], url: str) -> dict[str, str]:
         pytest.param("MUTUAL", BY_CERTIFICATE, id="certificate"),
         pytest.param("SCRAM", BY_PASSWORD, id="scram"),
         pytest.param("TOKEN", BY_TOKEN, id="oauthbearer"),
-        pytest.param("TOKEN", BY_OPENID, id="openid"),
+        pytest.param("SIGNED", BY_OPENID, id="openid"),
     ],
 )
 async def test_records_go_there_and_back_and_are_verified(
     secure: SecureKafka,
-    endpoint: str,
+    provider: Provider,
     real_nats_server: Server,
     topic: str,
     caplog: pytest.LogCaptureFixture,
@@ -216,7 +273,7 @@ async def test_records_go_there_and_back_and_are_verified(
     caplog.set_level("DEBUG")
     secure.fill(topic)
     kafka, url, route = secure.at(listener), real_nats_server.url, a_route(topic, shared=True)
-    options = with_endpoint(options, endpoint)
+    options = at(provider, options)
 
     async with asyncio.timeout(120):
         moved = await move_all(kafka, url, route, kafka_options=options)
@@ -228,7 +285,30 @@ async def test_records_go_there_and_back_and_are_verified(
 
     assert (moved.records, returned.records) == (6, 3)
     assert proof.equal, proof.difference
-    assert not [it for it in SECRETS if it in caplog.text]
+    assert not [it for it in (HEAD_OF_TOKENS, *SECRETS) if it in caplog.text]
+
+
+async def test_a_bridge_goes_on_when_its_token_has_run_out(
+    secure: SecureKafka, provider: Provider, real_nats_server: Server, topic: str
+) -> None:
+    secure.fill(topic)
+    options = at(provider, {**BY_OPENID, ENDPOINT: Provider.SHORT})
+    bridge = Bridge(
+        kafka=secure.at("SIGNED"),
+        nats=real_nats_server.url,
+        route=a_route(topic),
+        kafka_options=options,
+    )
+    running = asyncio.create_task(bridge.run())
+    await until(lambda: bridge.progress.records == 6 or running.done())
+
+    last = provider.short_until
+    await until(lambda: time.time() > last or running.done())
+    secure.produce(topic)
+    await until(lambda: bridge.progress.records == 12 or running.done())
+
+    bridge.stop()
+    assert (await running).records == 12
 
 
 REFUSED = {
@@ -248,15 +328,24 @@ REFUSED = {
         "insufficient_scope",
     ),
     "a client's secret": (
-        "TOKEN",
+        "SIGNED",
         {**BY_OPENID, "sasl.oauthbearer.client.secret": WRONG},
         "invalid_client",
     ),
+    **{
+        f"a token of {path}": ("SIGNED", {**BY_OPENID, ENDPOINT: path}, said)
+        for path, said in {
+            "/another-audience": "invalid_token",
+            "/another-issuer": "invalid_token",
+            "/another-key": "invalid_token",
+            "/expired": "unexpired token",
+        }.items()
+    },
 }
 
 
 async def test_who_is_not_let_in_reads_why_in_one_line_without_the_secret(
-    secure: SecureKafka, endpoint: str, topic: str
+    secure: SecureKafka, provider: Provider, topic: str
 ) -> None:
     secure.fill(topic)
 
@@ -265,7 +354,7 @@ async def test_who_is_not_let_in_reads_why_in_one_line_without_the_secret(
             await assess(
                 kafka=secure.at(listener),
                 topics=topic,
-                kafka_options=with_endpoint(options, endpoint),
+                kafka_options=at(provider, options),
             )
         return str(error.value)
 
@@ -276,7 +365,39 @@ async def test_who_is_not_let_in_reads_why_in_one_line_without_the_secret(
     for name, (_, _, said) in REFUSED.items():
         assert said in found[name], name
         assert "\n" not in found[name], name
-        assert not [it for it in (WRONG, *SECRETS) if it in found[name]], name
+        assert not [it for it in (WRONG, HEAD_OF_TOKENS, *SECRETS) if it in found[name]], name
+
+
+async def test_a_command_has_its_secret_from_the_environment_and_shows_it_nowhere(
+    secure: SecureKafka,
+    provider: Provider,
+    real_nats_server: Server,
+    topic: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secure.fill(topic)
+    options = at(provider, BY_OPENID).items()
+    project = tmp_path / "millstream.toml"
+    project.write_text(
+        f'[kafka]\nbootstrap = "{secure.at("SIGNED")}"\n[kafka.options]\n'
+        + "".join(f'"{name}" = "{value}"\n' for name, value in options if value != CLIENT_SECRET)
+        + '"sasl.oauthbearer.client.secret" = { env = "KAFKA_CLIENT_SECRET" }\n'
+        f'[nats]\nurl = "{real_nats_server.url}"\n'
+        f'[[route]]\ntopic = "{topic}"\nstream = "FLIGHTS"\nsubject = "{SUBJECT}"\n'
+    )
+    command = ("run", "--project", str(project), "--stop-at-end", "--log-json", "--json")
+
+    monkeypatch.setenv("KAFKA_CLIENT_SECRET", CLIENT_SECRET)
+    done = await asyncio.to_thread(run, *command)
+    monkeypatch.setenv("KAFKA_CLIENT_SECRET", WRONG)
+    refused = await asyncio.to_thread(run, *command)
+
+    assert (done.returncode, refused.returncode) == (0, 3)
+    assert f'"records": {6}' in done.stdout
+    assert "invalid_client" in refused.stderr
+    for said in (done.stdout, done.stderr, refused.stdout, refused.stderr):
+        assert not [it for it in (WRONG, CLIENT_SECRET, HEAD_OF_TOKENS) if it in said]
 
 
 async def test_a_command_that_is_not_let_in_ends_with_one_line(
@@ -299,3 +420,15 @@ async def test_a_command_that_is_not_let_in_ends_with_one_line(
         assert "certificate verify failed" in said
         assert said.count("\n") == 1
         assert PASSWORD not in said
+
+
+@pytest.mark.parametrize("named", [{"sasl.mechanism": "GSSAPI"}, {}])  # it is also the default
+async def test_kerberos_is_refused_in_one_line_by_a_client_that_was_built_without(
+    named: Mapping[str, str],
+) -> None:
+    options = {"security.protocol": "SASL_SSL", **named}
+
+    with pytest.raises(ConfigurationError, match=r"GSSAPI.*libsasl2") as error:
+        await assess(kafka="127.0.0.1:1", topics="flights", kafka_options=options)
+
+    assert "\n" not in str(error.value)

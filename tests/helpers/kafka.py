@@ -185,7 +185,7 @@ class KafkaNode:
     ``secured``: its users are `ADMIN` and `BRIDGE` by SASL, and only ADMIN may do what no rule
     permits; ``options`` are then ADMIN's for a client. ``settings`` are more lines of its
     configuration, with {port} and {controller} to be filled in; ``scram`` the users it is made
-    with, as its storage tool wants them.
+    with, as its storage tool wants them; ``properties`` are Java's.
     """
 
     ADMIN, BRIDGE = "admin", "bridge"
@@ -197,8 +197,10 @@ class KafkaNode:
         secured: bool = False,
         settings: str = "",
         scram: Sequence[str] = (),
+        properties: Mapping[str, str] | None = None,
     ) -> None:
         self.options = self.options_of(self.ADMIN) if secured else {}
+        self._java = [f"-D{name}={value}" for name, value in (properties or {}).items()]
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._port, controller = free_ports(2)
@@ -229,7 +231,7 @@ class KafkaNode:
 
     def start(self) -> None:
         """Start and wait until it answers."""
-        options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", *self._java]
         properties = str(self._properties)
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -101,5 +101,5 @@ def _line(copied: Copied) -> str:
     return (
         f"schemas: {copied.subjects} subjects, {copied.versions} versions; {copied.written} new in"
         f" bucket {BUCKET}, {copied.configs} compatibility settings new"
-        + (f"; {copied.withheld} deleted ones are not shown" if copied.withheld else "")
+        + (f"; {copied.withheld} deleted and not shown" if copied.withheld else "")
     )
