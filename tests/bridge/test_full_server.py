@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 
-from millstream_bridge import Bridge
+from millstream_bridge import Bridge, Record
+from millstream_bridge.jetstream.api import call
+from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.jetstream.stream import Stream
+from millstream_bridge.model import TimestampType
 from millstream_bridge.moving.checkpoint import CheckpointPublisher
-from tests.bridge.moves import a_route, offsets, stored_records, until
+from millstream_bridge.records.frames import encode
+from millstream_bridge.records.mapping import Mapping
+from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.coordinator.test_connections import configured
 from tests.helpers.kafka import Kafka
+from tests.helpers.servers import Server
 
 RECORDS = 3_000
 
@@ -52,8 +59,86 @@ async def test_a_full_server_is_waited_for(
 
         stored = await stored_records(server.url, route, dense_partitions=1)
     assert 0 < before < RECORDS
-    if not route.shared:
+    if not route.shared:  # whose records count once their checkpoint is stored
         assert (before, refusals) == (room_for, 0)
     assert re.search("takes nothing now: .*insufficient resources", caplog.text)
     assert "somebody else" not in caplog.text
     assert offsets(stored) == {0: [*range(RECORDS)]}
+
+
+@pytest.mark.real_server
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_what_a_server_without_room_has_stored_of_a_batch_is_not_stored_again(
+    tmp_path: Path,
+    mock: Kafka,
+    topic: str,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_killed: bool,
+) -> None:
+    """All of a batch or nothing does not hold for it; somebody else makes room."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"x" * 1_000}] * RECORDS)
+    route = a_route(topic, shared=True)
+    caplog.set_level(logging.WARNING, "millstream_bridge")
+
+    async with configured(tmp_path, "", jetstream="max_file: 6MB") as server:
+        connection = await Connection.open(server.url, name="test")
+        ballast = {"name": "BALLAST", "subjects": ["ballast"], "storage": "file"}
+        await call(connection, "STREAM.CREATE.BALLAST", ballast)
+        for _ in range(40):
+            await connection.request("ballast", b"y" * 100_000)
+        make = partial(CheckpointPublisher, stall_s=1.0)
+        bridge = Bridge(kafka=mock.bootstrap, nats=server.url, route=route, make_publisher=make)
+        async with asyncio.timeout(60):
+            running = asyncio.create_task(bridge.run(stop_at_end=True), name="bridge")
+            await until(lambda: "takes nothing now" in caplog.text or running.done())
+            if is_killed:
+                running.cancel()
+                await asyncio.wait({running})
+            torn = len((await stored_records(server.url, route))[0])
+            await call(connection, "STREAM.DELETE.BALLAST")
+            await connection.request("flights.0.native", b"from another")
+            if is_killed:
+                await move_all(mock.bootstrap, server.url, route)
+            else:
+                await running
+        stored = await stored_records(server.url, route)
+        reached = await Stream(connection, Mapping(route)).reached(0)
+        await connection.close()
+
+    assert torn > bridge.progress.positions[0] or not is_killed, "no batch was torn"
+    assert offsets(stored) == {0: [*range(RECORDS)]}
+    assert reached == RECORDS
+
+
+async def test_where_all_that_is_left_was_in_a_torn_batch_its_checkpoint_is_made_up_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    records = [
+        Record(0, n, 1_700_000_000_000 + n, TimestampType.CREATE, b"k", b"%d" % n) for n in range(8)
+    ]
+    produced = [
+        {"partition": 0, "key": it.key, "value": it.value, "timestamp": it.timestamp_ms}
+        for it in records
+    ]
+    mock.produce(topic, produced[:5])
+    route = a_route(topic, shared=True)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    mock.produce(topic, produced[5:])
+    mapping = Mapping(route)
+    connection = await Connection.open(nats_server.url, name="test")
+    try:
+        stream = Stream(connection, mapping)
+        await connection.request(stream.batch_subject(0))
+        for record in records[5:]:
+            block = f"NATS/1.0\r\n{mapping.header_lines(record)}\r\n"
+            subject, value = mapping.subject(record), record.value or b""
+            await connection.publish_and_wait(partial(encode, subject, block=block, payload=value))
+        report = await move_all(mock.bootstrap, nats_server.url, route)
+        reached = await stream.reached(0)
+    finally:
+        await connection.close()
+
+    assert (report.records, reached) == (0, 8)

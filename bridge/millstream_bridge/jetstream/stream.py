@@ -51,6 +51,9 @@ sequence, all records below the offset had been stored. Always true, but not alw
 TOPIC_ID: Final = "millstream.topic-id."
 """Before the topic's name, in the metadata of a stream made for it: Kafka's id of the topic."""
 
+BATCH_MESSAGES_MAX: Final = 1_000
+"""The server's limit for one atomic batch."""
+
 _WALK_AT_ONCE = 64
 _LOOK_FOR_FORM = 1 + _WALK_AT_ONCE
 """Among so many messages at the end there is a record, if the route has stored any; mostly."""
@@ -341,6 +344,32 @@ class Stream:
             raise ConfigurationError(
                 f"stream {self.name} seq {message.seq}: {message.subject} is no checkpoint: {error}"
             ) from error
+
+    def batch_subject(self, kafka_partition: int) -> str:
+        """Where a shared route's batches begin (see `torn_batch`)."""
+        return self.mapping.checkpoint_subject(f"{kafka_partition}-batch")
+
+    async def torn_batch(self, kafka_partition: int, checkpoint_seq: int) -> int | None:
+        """One past the newest record that is behind the checkpoint, where a batch was torn.
+
+        A server without room may store a batch's first messages and refuse the rest (seen on
+        2.15.1). The newest mark of a batch's beginning is before the checkpoint that ended it, if
+        that was stored.
+        """
+        mark = await self.last_of(self.batch_subject(kafka_partition))
+        if mark is None or mark.seq < checkpoint_seq:
+            return None
+
+        def is_record(message: StoredMessage) -> bool:
+            source = self.mapping.source_in(message.headers)
+            return source is not None and source.kafka_partition == kafka_partition
+
+        newest = await self._walk_back(mark.seq + BATCH_MESSAGES_MAX, is_record, mark.seq)
+        stored = self._stored(newest)
+        if stored is None:
+            return None
+        self._newest[kafka_partition] = stored
+        return stored.source.offset + 1
 
     async def refuse_other_form(self, last_seq: int) -> None:
         """ConfigurationError if the route was run differently before: shared, or another template.

@@ -24,7 +24,7 @@ from contextlib import suppress
 
 from ..errors import ConfigurationError, ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import AckSink, Connection, Message, parse_answer
-from ..jetstream.stream import Stream
+from ..jetstream.stream import BATCH_MESSAGES_MAX, Stream
 from ..model import KafkaHeader, Positions, Record, Watermarks
 from ..records.frames import Frames
 from ..records.mapping import Mapping
@@ -39,9 +39,6 @@ STALL_S = 5.0
 
 END_S = 1.0
 """So long a session may take, when it ends, to look at and write down what it has stored."""
-
-BATCH_MESSAGES_MAX = 1_000
-"""The server's limit for one atomic batch."""
 
 _CHUNK_RECORDS = 100
 _CHUNK_BYTES = 1 << 16

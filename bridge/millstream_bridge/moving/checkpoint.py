@@ -1,13 +1,17 @@
 """Publishing a route that native producers write too: atomic batches that end in a checkpoint.
 
-Up to 999 records of one partition and, as the last message, the partition's checkpoint with
-``Nats-Expected-Last-Subject-Sequence``: the server stores all or nothing, and nothing at all when
-another bridge has moved the checkpoint. Whoever else publishes to the stream is not disturbed and
-does not disturb. Batches of a partition follow one another (two in flight could leave a hole where
-the first is refused); batches of different partitions overlap.
+A mark that a batch begins, up to 998 records of one partition and, as the last message, the
+partition's checkpoint with ``Nats-Expected-Last-Subject-Sequence``: the server stores all or
+nothing, and nothing at all when another bridge has moved the checkpoint. Whoever else publishes to
+the stream is not disturbed and does not disturb. Batches of a partition follow one another (two in
+flight could leave a hole where the first is refused); batches of different partitions overlap.
 
-The checkpoint replaces the one before it (``Nats-Rollup: sub``) and outlives ``max_age``
+Checkpoint and mark replace those before them (``Nats-Rollup: sub``) and outlive ``max_age``
 (``Nats-TTL: never``).
+
+**A torn batch.** All or nothing does not hold for a server that is out of room (see
+`Stream.torn_batch`). The mark then is behind the checkpoint, and the records behind it say where to
+go on; a checkpoint of that place is stored before anything else.
 
 **Becoming shared.** A route may have run under the chain before. The first thing a shared session
 stores is a claim, a checkpoint without a position. It breaks the chain of a bridge that is still at
@@ -24,12 +28,11 @@ import msgspec
 
 from ..errors import ConnectionLost, RecordError, SessionLost
 from ..jetstream.connection import Connection, parse_answer
-from ..jetstream.stream import Checkpoint, Stream
+from ..jetstream.stream import BATCH_MESSAGES_MAX, Checkpoint, Stream
 from ..model import Positions, Record, Watermarks
 from ..records.frames import Frames, encode
 from ..records.mapping import Mapping
 from ..records.origin import without_returned
-from .chain import BATCH_MESSAGES_MAX
 from .stand_in import StandIn
 from .window import CHAIN_REFUSALS, TEMPORARY_REFUSALS
 
@@ -37,6 +40,7 @@ END_S = 0.3
 STALL_S = 10.0
 """A batch without an answer for so long ends the session; without room the server gives none."""
 
+_BATCH_RECORDS_MAX = BATCH_MESSAGES_MAX - 2
 _BATCH_BYTES = 4 << 20
 _BATCHES_AT_ONCE = 4
 _WAITING_MAX = 16_000
@@ -162,7 +166,10 @@ class CheckpointPublisher:
         else:
             await self._stream.note_before(seq, partition, position - 1)
         self._checkpoint_seqs[partition] = seq
-        if position is not None:
+        torn_at = await self._stream.torn_batch(partition, seq) if checkpoint else None
+        if torn_at is not None and torn_at > (position or 0):
+            await self._commit(partition, [], (), torn_at)
+        elif position is not None:
             self._positions[partition] = position
 
     async def _claim(self, partition: int) -> int:
@@ -198,7 +205,7 @@ class CheckpointPublisher:
         """What fits one atomic batch, by messages and, but for one larger record, by bytes."""
         batch: list[Record] = []
         size = 0
-        while waiting and len(batch) < BATCH_MESSAGES_MAX - 1:
+        while waiting and len(batch) < _BATCH_RECORDS_MAX:
             length = len(waiting[0].value or b"")
             if batch and size + length > _BATCH_BYTES:
                 break
@@ -217,9 +224,9 @@ class CheckpointPublisher:
         left: Sequence[Record] = without_returned(records, self._mapping.route.name)
         while left:
             trouble = None
-            batch, parts = secrets.token_hex(8), []
+            batch, parts = secrets.token_hex(8), list[bytes]()
             assert self._frames is not None
-            for place, record in enumerate(left, 1):
+            for place, record in enumerate(left, _FIRST_RECORD):
                 try:
                     parts.append(self._frames.plain(record, _member(batch, place)))
                 except RecordError as error:
@@ -227,14 +234,14 @@ class CheckpointPublisher:
                     break
             if parts:
                 moved = left[: len(parts)]
-                await self._commit(batch, parts, moved, moved[-1].offset + 1)
+                await self._commit(partition, parts, moved, moved[-1].offset + 1, batch=batch)
             left = left[len(parts) :]
             if trouble is not None:
                 await self._store_instead(left[0], trouble)
                 left = left[1:]
         if self._positions.get(partition, 0) < end:
             # The last ones came back from here: only the position moves past them.
-            await self._commit(secrets.token_hex(8), [], records[-1:], end)
+            await self._commit(partition, [], (), end)
 
     async def _store_instead(self, record: Record, trouble: RecordError) -> None:
         assert self._frames is not None
@@ -242,16 +249,30 @@ class CheckpointPublisher:
         batch = secrets.token_hex(8)
         parts = [
             self._frames.piece(piece, _member(batch, place))
-            for place, piece in enumerate(pieces, 1)
+            for place, piece in enumerate(pieces, _FIRST_RECORD)
         ]
-        await self._commit(batch, parts, [record], record.offset + 1)
+        partition, end = record.kafka_partition, record.offset + 1
+        await self._commit(partition, parts, [record], end, batch=batch)
 
     async def _commit(
-        self, batch: str, parts: list[bytes], moved: Sequence[Record], position: int
+        self,
+        partition: int,
+        parts: Sequence[bytes],
+        moved: Sequence[Record],
+        position: int,
+        *,
+        batch: str = "",
     ) -> None:
-        partition = moved[-1].kafka_partition
-        block = (
-            f"NATS/1.0\r\n{_member(batch, len(parts) + 1)}Nats-Batch-Commit: 1\r\n"
+        """Store a batch: its ``parts``, which stand for ``moved``, and the position after them.
+
+        Without parts it is the checkpoint alone.
+        """
+        block = "NATS/1.0\r\n"
+        begin: list[bytes] = []
+        if parts:
+            begin.append(self._begin(partition, batch))
+            block += f"{_member(batch, len(parts) + _FIRST_RECORD)}Nats-Batch-Commit: 1\r\n"
+        block += (
             f"Nats-Expected-Last-Subject-Sequence: {self._checkpoint_seqs[partition]}\r\n"
             f"Nats-Rollup: sub\r\n{self._keep()}\r\n"
         )
@@ -259,16 +280,20 @@ class CheckpointPublisher:
         payload = self._mark(partition, position)
         answer = parse_answer(
             await self._connection.publish_and_wait(
-                lambda reply: b"".join([*parts, encode(subject, reply, block, payload)]),
+                lambda reply: b"".join([*begin, *parts, encode(subject, reply, block, payload)]),
                 timeout_s=self._stall_s,
             )
         )
-        self._raise_refusal(answer.get("error"), partition, moved[0].offset)
+        offset = moved[0].offset if moved else position
+        self._raise_refusal(answer.get("error"), partition, offset)
         self._checkpoint_seqs[partition] = int(answer["seq"])
         self._positions[partition] = position
-        if parts:
-            size = sum([len(record.value or b"") for record in moved])
-            self._stored = (self._stored[0] + len(moved), self._stored[1] + size)
+        size = sum([len(record.value or b"") for record in moved])
+        self._stored = (self._stored[0] + len(moved), self._stored[1] + size)
+
+    def _begin(self, partition: int, batch: str) -> bytes:
+        block = f"NATS/1.0\r\n{_member(batch, 1)}Nats-Rollup: sub\r\n{self._keep()}\r\n"
+        return encode(self._stream.batch_subject(partition), "", block, b"")
 
     def _raise_refusal(self, error: dict[str, object] | None, partition: int, offset: int) -> None:
         if not error:
@@ -292,6 +317,10 @@ class CheckpointPublisher:
         return msgspec.json.encode(
             Checkpoint(topic=topic, kafka_partition=partition, next_offset=position)
         )
+
+
+_FIRST_RECORD = 2
+"""Its place in a batch, behind the mark."""
 
 
 def _member(batch: str, place: int) -> str:

@@ -24,8 +24,8 @@ from .mapping import Mapping
 CHUNK_HEADER: Final = "Millstream-Chunk"
 HEADER_BYTES_RESERVED: Final = 1_024
 """What a chunk's headers, and the guard of any message, may take of it."""
-CHUNKS_MAX: Final = 998
-"""With the record's message and a checkpoint: what one atomic batch takes."""
+CHUNKS_MAX: Final = 997
+"""With a batch's mark, the record's message and a checkpoint: what one atomic batch takes."""
 
 _REFERENCE = re.compile(
     r"chunks (?P<count>[1-9]\d{0,4}) (?P<cbytes>\d{1,12}) (?P<chash>[0-9a-f]{32})"
