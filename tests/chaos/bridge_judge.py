@@ -94,7 +94,7 @@ async def judge(
     client = await nats.connect(list(urls))
     try:
         for stream in streams:
-            async for messages in _messages(client, stream):
+            async for messages in messages_of(client, stream):
                 for message in messages:
                     _look(message, prefix, found, seen, highest)
     finally:
@@ -138,7 +138,7 @@ def _look(
     highest[partition] = max(highest[partition], number)
 
 
-async def _messages(client: Client, stream: str) -> AsyncIterator[list[Msg]]:
+async def messages_of(client: Client, stream: str) -> AsyncIterator[list[Msg]]:
     """All messages of a stream in its order, by a consumer without acknowledgements."""
     config = {"ack_policy": "none", "mem_storage": True, "inactive_threshold": 60_000_000_000}
     body = json.dumps({"stream_name": stream, "config": config}).encode()
