@@ -2,19 +2,18 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
 
 from millstream_bridge import ConfigurationError, Route
-from millstream_bridge.cutover.cutover import WhenRead
+from millstream_bridge.cutover.cutover import MayApply, WhenRead
 from millstream_bridge.cutover.proof import CutProof
-from millstream_bridge.operation.group_moves import move_groups
+from millstream_bridge.operation.group_moves import READ_AT_ONCE, Move, move_groups
 from millstream_bridge.project.file import GroupMove, load_project
-
-Move = Callable[[Route, GroupMove, WhenRead], Awaitable[CutProof]]
 
 
 def move_all(folder: Path, groups: Sequence[GroupMove], move: Move) -> None:
@@ -55,7 +54,9 @@ def proof_of(route: Route, groups: GroupMove, *obstacles: str) -> CutProof:
 def test_nobody_is_told_to_stop_before_all_topics_are_read(tmp_path: Path) -> None:
     events: list[str] = []
 
-    async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
         for _ in range({"a": 1, "b": 30, "c": 5}[route.topic]):
             await asyncio.sleep(0)
         events.append(f"read {route.topic}")
@@ -71,7 +72,9 @@ def test_nobody_is_told_to_stop_before_all_topics_are_read(tmp_path: Path) -> No
 
 
 def test_a_topic_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
-    async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
         if route.topic == "a":
             raise ConfigurationError("stream a: stream not found")
         await when_read()
@@ -86,7 +89,9 @@ def test_a_topic_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path)
 def test_of_several_errors_the_first_ends_it_and_each_other_is_told_with_its_route(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
         raise ConfigurationError(f"stream {route.stream}: stream not found")
 
     with pytest.raises(ConfigurationError, match="stream b"):
@@ -102,7 +107,9 @@ def test_the_groups_of_one_route_follow_each_other(tmp_path: Path) -> None:
     """Two at a time would both bring back the same, and one of them would be thrown out."""
     busy: list[str] = []
 
-    async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
         assert not busy
         busy.append(groups.group)
         await when_read()
@@ -118,7 +125,9 @@ def test_the_groups_of_one_route_follow_each_other(tmp_path: Path) -> None:
 
 
 def test_one_that_is_not_exact_makes_it_exit_code_1(tmp_path: Path) -> None:
-    async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
         await when_read()
         return proof_of(route, groups, *(["it is at work"] if route.topic == "a" else []))
 
@@ -127,3 +136,105 @@ def test_one_that_is_not_exact_makes_it_exit_code_1(tmp_path: Path) -> None:
 
     assert end.value.exit_code == 1
     assert told(tmp_path) == ["billing-a", "billing-b"]
+
+
+def test_nothing_is_done_of_a_kafka_group_before_all_of_it_is_proven(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
+        await when_read()
+        for _ in range({"a": 1, "b": 30, "c": 5}[route.topic]):
+            await asyncio.sleep(0)
+        events.append(f"proven {route.topic}")
+        proof = proof_of(route, groups)
+        assert await may_apply(proof)
+        events.append(f"done {route.topic}")
+        return replace(proof, applied=True)
+
+    move_all(tmp_path, groups_of("b", "a", "c"), move)
+
+    assert sorted(events[:3]) == ["proven a", "proven b", "proven c"]
+    assert sorted(events[3:]) == ["done a", "done b", "done c"]
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+def test_where_one_topic_of_a_kafka_group_is_refused_none_is_moved_but_other_groups_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_error: bool
+) -> None:
+    """Half a group on each side would be two."""
+
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
+        if is_error and route.topic == "b":
+            raise ConfigurationError("stream b: stream not found")
+        await when_read()
+        proof = proof_of(route, groups, *(["it is at work"] if route.topic == "b" else []))
+        return replace(proof, applied=await may_apply(proof))
+
+    other = GroupMove(kafka="audit", group="audit", routes=("d",))
+    with pytest.raises(ConfigurationError if is_error else typer.Exit):
+        move_all(tmp_path, [*groups_of("a", "b", "c"), other], move)
+
+    report = json.loads((tmp_path / "report.json").read_text())["routes"]
+    assert {it["group"]: it["applied"] for it in report if it["topic"] != "b"} == {
+        "billing-a": False,
+        "billing-c": False,
+        "audit": True,
+    }
+    assert "as another topic of the Kafka group was refused" in capsys.readouterr().out
+
+
+def test_only_a_few_topics_are_read_at_a_time(tmp_path: Path) -> None:
+    """However many a Kafka group has; and all of them are read before it has to stop."""
+    reading: set[str] = set()
+    most: list[int] = []
+    read: list[str] = []
+
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
+        reading.add(route.topic)
+        most.append(len(reading))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        reading.remove(route.topic)
+        read.append(route.topic)
+        if route.topic != "t0":  # as where nobody has to be waited for
+            await when_read()
+            assert len(read) == 10
+        proof = proof_of(route, groups)
+        return replace(proof, applied=await may_apply(proof))
+
+    move_all(tmp_path, groups_of(*(f"t{n}" for n in range(10))), move)
+
+    assert max(most) == READ_AT_ONCE
+
+
+def test_kafka_groups_that_share_routes_follow_each_other_whatever_their_order(
+    tmp_path: Path,
+) -> None:
+    busy: set[str] = set()
+
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
+        assert route.topic not in busy
+        busy.add(route.topic)
+        await when_read()
+        proof = proof_of(route, groups)
+        assert await may_apply(proof)
+        busy.remove(route.topic)
+        return proof
+
+    order = [("one", "a"), ("one", "b"), ("other", "b"), ("other", "a"), ("one", "a")]
+    groups = [
+        GroupMove(kafka=kafka, group=f"{kafka}-{n}", routes=(route,))
+        for n, (kafka, route) in enumerate(order)
+    ]
+
+    move_all(tmp_path, groups, move)
+
+    assert told(tmp_path) == ["one-0", "one-1", "other-2", "other-3", "one-4"]

@@ -1,5 +1,6 @@
 """A group is switched where the stream's own limits have removed records: exact, or refused."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -7,18 +8,22 @@ import pytest
 
 from millstream_bridge.cutover.index import StreamIndex
 from millstream_bridge.cutover.proof import CutProof
+from millstream_bridge.cutover.takeover import Handled, Progress, TakeOver
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import Route
 from millstream_bridge.records.mapping import Mapping
-from tests.bridge.moves import a_route, move_all
-from tests.bridge.test_back import PARTITIONS, back, publish
+from tests.bridge.moves import a_route, move_all, stored_messages
+from tests.bridge.test_back import PARTITIONS, back, forget_position, publish
 from tests.bridge.test_cutover import commit, cut, handled_by
 from tests.bridge.test_poison import TOO_MANY_HEADERS
 from tests.bridge.test_rollback import rest_of, roll
-from tests.helpers.kafka import Kafka
+from tests.bridge.topics import all_records
+from tests.helpers.kafka import REAL, Kafka
 from tests.helpers.servers import Server
 
 ALL_AT = {at: dict.fromkeys(range(PARTITIONS), at) for at in range(6)}
+OF_NATIVES = range(2)
+"""The partitions of the keys of `publish`."""
 SHARED = {"shared": True}
 DENSE = {"mode": "dense", "stream": "FLIGHTS-{partition}"}
 
@@ -58,11 +63,17 @@ async def expire(server: Server, route: Route, **which: Any) -> None:
         await connection.close()
 
 
-def assert_refused(proof: CutProof, why: str) -> None:
-    """Nothing was switched, and each partition is a reason."""
+async def expire_natives(server: Server, route: Route) -> None:
+    """Those of `publish`."""
+    for n in range(5):
+        await expire(server, route, filter=f"flights.*.N{n}")
+
+
+def assert_refused(proof: CutProof, why: str, of: range = range(PARTITIONS)) -> None:
+    """Nothing was switched, and each of the partitions is a reason."""
     assert not proof.applied
     places = [it.partition(":")[0] for it in proof.problems]
-    assert places == [f"partition {number}" for number in range(PARTITIONS)]
+    assert places == [f"partition {number}" for number in of]
     assert all(why in it for it in proof.problems)
 
 
@@ -255,12 +266,13 @@ async def test_a_message_of_nats_tells_nothing_of_tombstones_with_a_lifetime_of_
     assert_refused(refused, "removed the record of offset 5,")
 
 
+@pytest.mark.parametrize("at", [2, 4], ids=["behind-others", "next"])
 async def test_a_tombstone_removed_before_the_group_handled_it_in_kafka_refuses_the_cut_over(
-    nats_server: Server, mock: Kafka, topic: str
+    nats_server: Server, mock: Kafka, topic: str, at: int
 ) -> None:
     route = await fill_beside_tombstones(mock, nats_server, topic, last=True)
     await expire(nats_server, route, filter="flights.*.K")
-    commit(mock, topic, topic, ALL_AT[4])
+    commit(mock, topic, topic, ALL_AT[at])
 
     refused = await cut(mock, nats_server, route, topic, apply=True)
     commit(mock, topic, topic, ALL_AT[5])
@@ -268,6 +280,92 @@ async def test_a_tombstone_removed_before_the_group_handled_it_in_kafka_refuses_
 
     assert_refused(refused, "removed the record of offset 4,")
     assert done.problems == []
+
+
+async def keyed(
+    kafka: Kafka, server: Server, topic: str, *values: bytes | None, **more: Any
+) -> Route:
+    """In each partition records of key K, tombstones among them that may expire, all of them moved.
+
+    Nothing else removes any, unless there are ``more`` limits.
+    """
+    kafka.create_topic(topic, PARTITIONS)
+    route = a_route(topic, tombstone_ttl_s=86_400, shared=True, **more)
+    for value in values:
+        records = [{"partition": n, "key": b"K", "value": value} for n in range(PARTITIONS)]
+        kafka.produce(topic, records)
+    await move_all(kafka.bootstrap, server.url, route)
+    return route
+
+
+async def expire_at(server: Server, route: Route, offset: int) -> None:
+    """Remove the record of an offset in each partition, as its own lifetime would."""
+    connection = await Connection.open(server.url, name="age")
+    try:
+        for seq, record in await stored_messages(server.url, route):
+            if record.offset == offset:
+                body = json.dumps({"seq": seq}).encode()
+                await connection.request(f"$JS.API.STREAM.MSG.DELETE.{route.stream}", body)
+    finally:
+        await connection.close()
+
+
+async def test_a_tombstone_that_ran_out_is_missed_where_nothing_else_is_removed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await keyed(mock, nats_server, topic, b"v", None, b"v")
+    await expire_at(nats_server, route, 1)
+    commit(mock, topic, topic, ALL_AT[1])
+
+    refused = await cut(mock, nats_server, route, topic, apply=True)
+    commit(mock, topic, topic, ALL_AT[2])
+    done = await cut(mock, nats_server, route, topic, apply=True)
+
+    assert_refused(refused, "removed the record of offset 1,")
+    assert done.problems == []
+    assert len(await handled_by(nats_server, route, topic, PARTITIONS)) == PARTITIONS
+
+
+async def test_a_tombstone_that_a_newer_record_of_its_subject_replaced_is_not_missed(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Where the stream keeps the newest of each, as the topic does."""
+    route = await keyed(mock, nats_server, topic, b"v", None, b"v", None, max_msgs_per_subject=1)
+    commit(mock, topic, topic, ALL_AT[0])
+
+    done = await cut(mock, nats_server, route, topic, apply=True)
+    await expire_at(nats_server, route, 3)
+    refused = await cut(mock, nats_server, route, topic, apply=True)
+
+    assert done.problems == []
+    assert_refused(refused, "removed the record of offset 1,")
+
+
+async def test_a_tombstone_that_ran_out_between_handled_records_may_not_be_handled(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its key was waited for, while those of others were handled beyond it."""
+    route = await keyed(mock, nats_server, topic, b"v", b"v", None, b"v")
+    commit(mock, topic, topic, ALL_AT[1])
+    await cut(mock, nats_server, route, topic, apply=True)
+    handled = {}
+    for partition in range(PARTITIONS):
+        seqs = [
+            seq
+            for seq, record in await stored_messages(nats_server.url, route)
+            if record.kafka_partition == partition
+        ]
+        handled[partition] = Handled(seqs[1], ((seqs[3], seqs[3]),))
+
+    async def progress(_: TakeOver) -> Progress:
+        return Progress(handled, [])
+
+    await expire_at(nats_server, route, 2)
+    monkeypatch.setattr(TakeOver, "progress", progress)
+
+    refused = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert_refused(refused, "removed the record of offset 2,")
 
 
 @pytest.mark.parametrize("more", [SHARED, DENSE], ids=["shared", "dense"])
@@ -305,3 +403,95 @@ async def test_a_record_that_is_only_marked_was_not_removed(
 
     assert proof.problems == []
     assert len(await handled_by(nats_server, route, topic, 1)) == 1
+
+
+@pytest.mark.kafka
+async def test_a_message_of_nats_removed_before_the_group_handled_it_in_kafka_refuses_the_cut_over(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """It is back in Kafka, behind the group's place there, and in the stream no more."""
+    kafka = a_real_kafka
+    route = await fill(kafka, nats_server, topic, **SHARED)
+    await publish(nats_server, range(10))
+    await go_back(kafka, nats_server, route)
+    await expire(nats_server, route)
+    commit(kafka, topic, topic, ALL_AT[4])
+
+    refused = await cut(kafka, nats_server, route, topic, apply=True)
+    had = await asyncio.to_thread(rest_of, kafka, topic, topic)
+    commit(kafka, topic, topic, {it.partition: it.high for it in refused.partitions})
+    done = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert_refused(refused, "let it catch up in Kafka first", OF_NATIVES)
+    assert len(had) == 10
+    assert done.problems == []
+
+
+async def test_a_message_of_nats_that_is_still_there_is_no_reason_for_one_that_is_not(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await fill(kafka, nats_server, topic, **SHARED)
+    await publish(nats_server, range(10))
+    await go_back(kafka, nats_server, route)
+    await expire(nats_server, route)
+    await publish(nats_server, range(10, 20))
+    await go_back(kafka, nats_server, route)
+    commit(kafka, topic, topic, ALL_AT[4])
+
+    refused = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert_refused(refused, "let it catch up in Kafka first", OF_NATIVES)
+
+
+async def test_a_message_of_nats_handled_and_removed_is_not_given_to_the_kafka_group_again(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    """Kafka has it behind a record that is not handled, as both bridges were at work."""
+    route = await switched(kafka, nats_server, topic, **SHARED)
+    await publish(nats_server, range(10))
+    kafka.produce(topic, [{"partition": p, "value": b"late"} for p in range(PARTITIONS)])
+    await back(kafka, nats_server, route)
+    assert len(await handled_by(nats_server, route, topic, 19)) == 19
+    await move_all(kafka.bootstrap, nats_server.url, route)
+    await expire_natives(nats_server, route)
+
+    refused = await roll(kafka, nats_server, route, topic, apply=True)
+
+    assert_refused(refused, "offset 4 is not handled, and offset ", OF_NATIVES)
+
+
+async def test_a_message_of_nats_removed_before_it_was_handled_is_left_to_the_kafka_group(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    route = await switched(kafka, nats_server, topic, **SHARED)
+    await handled_by(nats_server, route, topic, 9)
+    await publish(nats_server, range(10))
+    await go_back(kafka, nats_server, route)
+    await four_more(kafka, nats_server, route, count=1)
+    await expire_natives(nats_server, route)
+
+    proof = await roll(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    rest = await asyncio.to_thread(rest_of, kafka, topic, topic)
+    assert sorted(rest) == sorted([*(b"native %d" % n for n in range(10)), *[b"v"] * 3])
+
+
+async def test_what_is_back_in_kafka_is_known_where_kafka_has_forgotten_the_way_back(
+    nats_server: Server, kafka: Kafka, topic: str
+) -> None:
+    """As after a week without it: what it brought is not handled once more."""
+    route = await fill(kafka, nats_server, topic, **SHARED)
+    await publish(nats_server, range(10))
+    await go_back(kafka, nats_server, route)
+    ends = {it.kafka_partition: it.offset + 1 for it in all_records(kafka, topic)}
+    commit(kafka, topic, topic, ends)
+    if kafka.kind == REAL:  # the mock never knew it
+        forget_position(kafka, route)
+    await publish(nats_server, range(10, 13))
+
+    proof = await cut(kafka, nats_server, route, topic, apply=True)
+
+    assert proof.problems == []
+    seen = await handled_by(nats_server, route, topic, 3)
+    assert sorted(data for _, data in seen) == [b"native 10", b"native 11", b"native 12"]

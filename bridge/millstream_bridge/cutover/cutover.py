@@ -19,11 +19,20 @@ each side would be two groups.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
+
+from millstream_coordinator.operation.target import side_by_side
 
 from ..back.runner import way_back_name
 from ..errors import ConnectionLost, Unreachable
@@ -32,18 +41,26 @@ from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaAdmin, KafkaGroup
 from ..kafka.reading import records_between
 from ..kafka.source import KafkaSource
-from ..model import Route, Watermarks
+from ..model import Record, Route, Watermarks
 from ..moving.barrier import until_stored
 from ..records.mapping import Mapping as RouteMapping
 from ..records.origin import without_returned
 from .index import Partition, StreamIndex
-from .places import Edge, in_stream, letter_obstacle, removed_obstacle, replay_obstacle
+from .places import (
+    Edge,
+    in_stream,
+    letter_obstacle,
+    removed_obstacle,
+    replay_obstacle,
+    return_obstacle,
+)
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
 from .takeover import TakeOver, group_connection
 
 Uncommitted = Literal["earliest", "latest"]
 WhenRead = Callable[[], Awaitable[None]]
+MayApply = Callable[[CutProof], Awaitable[bool]]
 _LOOK_S = 0.2
 UNKNOWN = "Unknown"
 _HANDLE_AND_DELETE = "handle it by other means and delete it (`nats stream rmm`)"
@@ -85,41 +102,55 @@ class Sides:
                 return f"partition {late[0]} has a transaction that is still open: wait for its end"
             await asyncio.sleep(_LOOK_S)
 
-    async def first_removed(self, partition: int, start: int, records: Edge) -> int | None:
-        """The first record from offset ``start`` on that Kafka has and the stream had.
+    async def first_removed(
+        self, number: int, start: int, left: int | None, end: int | None = None
+    ) -> int | None:
+        """The first record from offset ``start`` on that Kafka has and the stream has no longer.
 
-        Its limits remove the oldest, so where a handled one is left (in ``records``) nothing behind
-        that is gone; unless tombstones have a lifetime of their own, with which they go before the
-        others, or stay behind them. A record that is only marked, as parked or skipped, never was
-        there.
+        ``left`` is the first that is still there; None: none is. Where tombstones have a lifetime
+        of their own, some up to ``end`` may be gone behind it, too; nothing else can be, as limits
+        remove the oldest. A record that is only marked, as parked or skipped, never was there, and
+        where each subject keeps its newest only, one that has a newer one is not missed.
         """
-        stream = self.index.partitions[partition].stream
-        drops_oldest = self.index.facts[stream].drops_oldest
-        if self.route.tombstone_ttl_s is None:
-            if records.last is not None or not drops_oldest:
-                return None
-        elif records.first is not None and not drops_oldest:
-            return None
-        elif records.last is not None and records.last[1] is not None:
-            start = max(start, records.last[1] + 1)
-        end = records.first[1] if records.first else None
-        if end is None and (moved := await self.index.moved(partition)) is not None:
-            end = moved.offset
-        bounds = Watermarks(max(start, self.marks[partition].low), end or 0)
-        async for batch in records_between(self.source, {partition: bounds}):
+        moved = await self.index.moved(number)
+        first = (moved.offset if moved else 0) if left is None else left
+        bounds = Watermarks(max(start, self.marks[number].low), max(first, end or 0))
+        drops_oldest = self.index.facts[self.index.partitions[number].stream].drops_oldest
+        behind: list[Record] = []
+        async for batch in records_between(self.source, {number: bounds}):
             for record in without_returned(batch, self.route.name):
-                if not await self.index.is_marked(partition, record.offset):
+                if record.value is not None and (record.offset >= first or not drops_oldest):
+                    continue
+                if record.offset > first:
+                    behind.append(record)
+                elif record.offset < first and await self._is_missed(record):
                     return record.offset
+        if not behind:
+            return None
+        there = await self.index.tombstones_left(number, first, bounds.high)
+        for record in behind:
+            if record.offset not in there and await self._is_missed(record):
+                return record.offset
         return None
 
-    async def way_back_seq(self, partition: int) -> int:
-        """Below it every message published straight to NATS is in Kafka; 0: there is no way back.
+    async def _is_missed(self, record: Record) -> bool:
+        """Whether nothing stands for a record that is not in the stream."""
+        if self.route.max_msgs_per_subject is not None and await self.index.is_superseded(record):
+            return False
+        return not await self.index.is_marked(record.kafka_partition, record.offset)
 
-        Where Kafka does not tell the state of a group, it is as if there were none.
+    async def way_back_seqs(self) -> dict[int, int]:
+        """Per partition, below it every message published straight to NATS is in Kafka.
+
+        0: there is no way back, or Kafka has forgotten where it stands. Where Kafka does not tell
+        the state of a group, it is as if there were none.
         """
-        slot = partition if self.route.mode == "dense" else 0
-        group = await self.admin.group(way_back_name(self.route), [(self.route.topic, slot)])
-        return group.of_topic(self.route.topic).get(slot, 0)
+        slots = {n: n if self.route.mode == "dense" else 0 for n in self.marks}
+        places = [(self.route.topic, slot) for slot in sorted(set(slots.values()))]
+        found = (await self.admin.group(way_back_name(self.route), places)).of_topic(
+            self.route.topic
+        )
+        return {number: found.get(slot, 0) for number, slot in slots.items()}
 
 
 @asynccontextmanager
@@ -160,6 +191,11 @@ async def at_once() -> None:
     """Nothing is waited for."""
 
 
+async def alone(proof: CutProof) -> bool:
+    """No other move has a say."""
+    return proof.is_exact
+
+
 async def cut_over(
     *,
     kafka: str,
@@ -175,6 +211,7 @@ async def cut_over(
     key_rule: str | None = None,
     kafka_options: Mapping[str, str] | None = None,
     when_read: WhenRead = at_once,
+    may_apply: MayApply = alone,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> CutProof:
     """Work out where ``group`` has to begin, and with ``apply`` write it, if it is exact.
@@ -182,8 +219,8 @@ async def cut_over(
     ``timeout_s`` bounds the wait for the forward bridge. ``is_stopped`` is the caller's word that
     nobody reads in the Kafka group's name, for a Kafka that cannot tell (the mock cluster).
     ``when_read`` is awaited when what takes long is done, before the end of the Kafka group's
-    members is. ``on_event`` is told what is being waited for. Unreachable, ConfigurationError,
-    OutOfOrder.
+    members is; ``may_apply`` with the proof, before anything is written, and has to agree.
+    ``on_event`` is told what is being waited for. Unreachable, ConfigurationError, OutOfOrder.
     """
     async with open_sides(
         kafka=kafka,
@@ -194,7 +231,13 @@ async def cut_over(
         kafka_options=kafka_options,
     ) as sides:
         work = _CutOver(sides, kafka_group, uncommitted, is_stopped=is_stopped, timeout_s=timeout_s)
-        return await work.run(apply=apply, wait_s=wait_s, when_read=when_read, on_event=on_event)
+        return await work.run(
+            apply=apply,
+            wait_s=wait_s,
+            when_read=when_read,
+            may_apply=may_apply,
+            on_event=on_event,
+        )
 
 
 class _CutOver:
@@ -220,6 +263,7 @@ class _CutOver:
         apply: bool,
         wait_s: float,
         when_read: WhenRead,
+        may_apply: MayApply,
         on_event: Callable[[str], None],
     ) -> CutProof:
         started = time.monotonic()
@@ -250,7 +294,7 @@ class _CutOver:
             obstacles=tuple(self._obstacles),
             made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        if apply and proof.is_exact:
+        if apply and await may_apply(proof) and proof.is_exact:
             await sides.takeover.place({it.partition: it.next_seq for it in cuts})
             proof = await self._read_back(proof, found)
             proof = replace(proof, standstill_s=time.monotonic() - empty_at)
@@ -318,12 +362,13 @@ class _CutOver:
         self, offsets: Mapping[int, int], before: Mapping[int, int]
     ) -> list[PartitionCut]:
         sides = self._sides
-        natives = await self._native_edges(offsets)
+        natives, gone_natives = await self._native_edges(offsets)
+        index = sides.index
+        edges = await side_by_side(index.edge_at_offset(*it) for it in offsets.items())
         cuts = []
-        for number, offset in offsets.items():
-            partition, mark = sides.index.partitions[number], sides.marks[number]
-            records = await sides.index.edge_at_offset(number, offset)
-            end = sides.index.read_to[partition.stream] + 1
+        for (number, offset), records in zip(offsets.items(), edges, strict=True):
+            partition, mark = index.partitions[number], sides.marks[number]
+            end = index.read_to[partition.stream] + 1
             place = in_stream(records, natives[number], end)
             others = [
                 replay_obstacle(seq, at, is_handled=at < offset, is_behind=seq >= place.at)
@@ -332,9 +377,10 @@ class _CutOver:
             letter = await self._open_letter(number, before.get(number), place.at)
             if letter is not None:
                 others.append(letter_obstacle(letter, _HANDLE_AND_DELETE))
-            gone = await sides.first_removed(number, offset, records)
-            if gone is not None:
+            if (gone := await self._first_removed(number, offset, records)) is not None:
                 others.append(removed_obstacle(gone, _CATCH_UP))
+            if (gone_native := gone_natives.get(number)) is not None:
+                others.append(return_obstacle(*gone_native))
             cuts.append(
                 PartitionCut(
                     partition=number,
@@ -378,22 +424,66 @@ class _CutOver:
             " before it was moved. Set the Kafka group's offset to where it is to begin"
         )
 
-    async def _native_edges(self, offsets: Mapping[int, int]) -> dict[int, Edge]:
-        """For each partition, the last native message the group has had in Kafka, and the next."""
+    async def _first_removed(self, number: int, offset: int, records: Edge) -> int | None:
+        """The first record that is not handled in Kafka and is no longer in the stream."""
         sides = self._sides
-        have = {n for n in offsets if sides.index.partitions[n].natives}
-        back_to = {n: await sides.way_back_seq(n) for n in have}
-        if have and (late := await sides.settle(self._timeout_s)):
-            # After the line above: all that it says is back is below these ends.
+        stream = sides.index.partitions[number].stream
+        left = None if records.first is None else records.first[1]
+        if sides.route.tombstone_ttl_s is not None:
+            moved = await sides.index.moved(number)
+            return await sides.first_removed(number, offset, left, moved.offset if moved else 0)
+        # Of the oldest, which the limits remove, one that is handled is left: so is what follows.
+        if records.last is not None or not sides.index.facts[stream].drops_oldest:
+            return None
+        return await sides.first_removed(number, offset, left)
+
+    async def _native_edges(
+        self, offsets: Mapping[int, int]
+    ) -> tuple[dict[int, Edge], dict[int, tuple[int | None, int]]]:
+        """Per partition, the last native message the group has had in Kafka, and the next.
+
+        And what came back to Kafka, is not handled there, and would be missed in the stream: its
+        sequence and its offset.
+        """
+        sides = self._sides
+        known = await sides.way_back_seqs()
+        returns: dict[int, Returns] = {}
+        for number, offset in offsets.items():
+            partition = sides.index.partitions[number]
+            if partition.natives and not known.get(number):
+                # Where the way back stood, if there was one, Kafka may have forgotten.
+                begin = min(offset, partition.offset_before(partition.natives[0]))
+            elif known.get(number):
+                begin = offset
+            else:
+                continue
+            begin = max(begin, sides.marks[number].low)
+            returns[number] = Returns(partition.stream, begin, sides.marks[number].high)
+        if returns and (late := await sides.settle(self._timeout_s)):
+            # After the way back was asked for: all that it says is back is below these ends.
             self._obstacles.append(late)
-        returns = {n: Returns(offsets[n], sides.marks[n].high) for n in have if back_to[n]}
         await read_on(sides.source, sides.route.name, returns, sides.marks)
         edges = dict.fromkeys(offsets, Edge(None, None))
-        for number in have:
-            open_back = returns[number].back if number in returns else {}
-            open_seq = min(open_back, default=back_to[number])
+        gone: dict[int, tuple[int | None, int]] = {}
+        for number, found in returns.items():
+            at = offsets[number]
+            open_back = {seq: back for seq, back in found.back.items() if back >= at}
+            had = max((seq for seq, back in found.back.items() if back < at), default=0)
+            open_seq = min(open_back, default=max(known.get(number, 0), had + 1))
             edges[number] = _edge(sides.index.partitions[number], open_seq, open_back)
-        return edges
+            strange = next((back for back in found.strange if back >= at), None)
+            if strange is not None:
+                gone[number] = None, strange
+            elif (seq := await self._first_gone(number, sorted(open_back))) is not None:
+                gone[number] = seq, open_back[seq]
+        return edges, gone
+
+    async def _first_gone(self, number: int, seqs: Sequence[int]) -> int | None:
+        """The first of some native messages that the stream has no longer."""
+        index = self._sides.index
+        if seqs and not await index.is_there(number, seqs[0]):
+            return seqs[0]
+        return next((it for it in seqs if not index.partitions[number].has_native(it)), None)
 
     async def _read_back(self, proof: CutProof, found: KafkaGroup) -> CutProof:
         """What the group's records say now, and whether the Kafka group was used meanwhile."""

@@ -27,7 +27,8 @@ from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection, Message
 from ..jetstream.reader import read_stream
 from ..jetstream.stream import Stream
-from ..records.headers import REPLAYED, SOURCE_HEADER
+from ..model import Record
+from ..records.headers import NULL_VALUE, REPLAYED, SOURCE_HEADER
 from ..records.mapping import Mapping
 from .places import Edge
 
@@ -96,6 +97,11 @@ class Partition:
         last = next((seq for seq in reversed(self.natives) if is_handled(seq)), None)
         first = next((seq for seq in self.natives if not is_handled(seq)), None)
         return last, first
+
+    def has_native(self, seq: int) -> bool:
+        """Whether a native message of this sequence was there when the stream was read."""
+        place = bisect.bisect_left(self.natives, seq)
+        return place < len(self.natives) and self.natives[place] == seq
 
     def newest_beside(self, seq: int) -> int:
         """The newest up to a sequence of what is no record in its order; 0: none."""
@@ -176,6 +182,29 @@ class StreamIndex:
         mark = await stream.last_of(f"{self._mapping.poison_subject(number)}.{offset}")
         return mark is not None
 
+    async def is_there(self, number: int, seq: int) -> bool:
+        """Whether the stream has a message of a partition now."""
+        stream = Stream.of_partition(self._connection, self._mapping, number)
+        return await stream.message(seq) is not None
+
+    async def is_superseded(self, record: Record) -> bool:
+        """Whether the stream has a newer message of a record's subject, in the place of it."""
+        number = record.kafka_partition
+        stream = Stream.of_partition(self._connection, self._mapping, number)
+        return await stream.last_of(self._mapping.subject(record)) is not None
+
+    async def tombstones_left(self, number: int, start: int, end: int) -> set[int]:
+        """The offsets from ``start`` up to ``end`` of the records without a value, as of now."""
+        found: set[int] = set()
+        first_seq = self.partitions[number].before_offset(start)
+        async with aclosing(self._records(number, first_seq)) as records:
+            async for _, offset, flags in records:
+                if offset >= end:
+                    break
+                if offset >= start and NULL_VALUE in flags:
+                    found.add(offset)
+        return found
+
     async def removed_none_behind(self, number: int, seq: int) -> bool:
         """Whether a message is in the stream still, so that its limits removed nothing behind it.
 
@@ -203,10 +232,25 @@ class StreamIndex:
 
         That is at the first record that is not, once the horizon is behind.
         """
-        partition = self.partitions[number]
-        end = self.read_to[partition.stream]
         last: tuple[int, int | None] | None = None
         first: tuple[int, int | None] | None = None
+        async with aclosing(self._records(number, first_seq)) as records:
+            async for seq, offset, _ in records:
+                if is_handled(seq, offset):
+                    last = seq, offset
+                elif first is None:
+                    first = seq, offset
+                if first is not None and seq >= horizon:
+                    break
+        return Edge(last, first)
+
+    async def _records(self, number: int, first_seq: int) -> AsyncGenerator[tuple[int, int, str]]:
+        """A partition's records in their order, as far as was read: sequence, offset, flags.
+
+        Native messages behind the newest record, of which there may be many, are not read again.
+        """
+        partition = self.partitions[number]
+        end = 0 if partition.last is None else partition.last[0]
         reading = read_stream(
             self._connection,
             partition.stream,
@@ -220,13 +264,7 @@ class StreamIndex:
                     match = self._source.search(message.block)
                     if match is None or seq > end or _is_replay(match) or self._is_letter(message):
                         continue
-                    if is_handled(seq, int(match[2])):
-                        last = seq, int(match[2])
-                    elif first is None:
-                        first = seq, int(match[2])
-                    if first is not None and seq >= horizon:
-                        return Edge(last, first)
-        return Edge(last, first)
+                    yield seq, int(match[2]), (match[3] or b"").decode("ascii")
 
     def _add(self, seq: int, message: Message) -> None:
         if self._mapping.is_beside(message.subject):

@@ -93,6 +93,18 @@ def removed_obstacle(offset: int, what: str) -> str:
     )
 
 
+def return_obstacle(seq: int | None, offset: int) -> str:
+    """A message that came back to Kafka, is not handled there, and is not in the stream any more.
+
+    ``seq`` is None where it came from another stream, which the route had before.
+    """
+    where = "in another stream than the route's" if seq is None else f"at sequence {seq}"
+    return (
+        f"the message published straight to NATS {where} is not in the stream, and back in Kafka at"
+        f" offset {offset}, before the group handled it: let it catch up in Kafka first"
+    )
+
+
 def replay_obstacle(seq: int, offset: int, *, is_handled: bool, is_behind: bool) -> str | None:
     """Why a record that was parked and replayed, and so is out of its order, is in the way.
 

@@ -14,14 +14,17 @@ from ..records.origin import returned
 class Returns:
     """What one partition of the topic holds from an offset on, read as far as ``read_to``.
 
-    ``back``: sequence to offset. ``own``: offsets of the records that did not come back; of those
-    below ``own_from``, which may rise, only a few.
+    ``stream`` is the partition's, ``back``: sequence in it to offset; ``strange``: offsets of what
+    came back from another stream, which the route had before. ``own``: offsets of the records that
+    did not come back; of those below ``own_from``, which may rise, only a few.
     """
 
+    stream: str
     begin: int
     own_from: int
     read_to: int = field(init=False)
     back: dict[int, int] = field(default_factory=dict)
+    strange: list[int] = field(default_factory=list)
     own: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -51,8 +54,10 @@ async def read_on(
         for record in records:
             found = returns[record.kafka_partition]
             back_from = returned(record.headers, route_name)
-            if back_from is not None:
+            if back_from is not None and back_from.stream == found.stream:
                 found.back[back_from.seq] = record.offset
+            elif back_from is not None:
+                found.strange.append(record.offset)
             elif record.offset >= found.own_from:
                 found.own.append(record.offset)
     for p, it in returns.items():

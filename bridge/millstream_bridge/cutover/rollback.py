@@ -25,12 +25,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from millstream_coordinator.operation.target import side_by_side
+
 from ..back.runner import BackBridge
 from ..errors import Unreachable
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaGroup
 from ..model import Route
-from .cutover import Sides, WhenRead, at_once, first_of, is_empty, open_sides, why_not_empty
+from .cutover import (
+    MayApply,
+    Sides,
+    WhenRead,
+    alone,
+    at_once,
+    first_of,
+    is_empty,
+    open_sides,
+    why_not_empty,
+)
 from .places import Edge, in_topic, letter_obstacle, removed_obstacle, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
@@ -40,6 +52,7 @@ _LOOK_S = 0.2
 _LOOK_BACK_S = 0.02
 _HANDLE_IT = "let the group handle it first"
 _UNSURE = "and whether it was handled is not known: let the group handle one more first"
+_NEVER = 1 << 64
 _READ_AHEAD = 1_000
 """So many offsets of the topic are left to be read when the group has left."""
 
@@ -59,13 +72,15 @@ async def roll_back(
     key_rule: str | None = None,
     kafka_options: Mapping[str, str] | None = None,
     when_read: WhenRead = at_once,
+    may_apply: MayApply = alone,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> CutProof:
     """Work out where ``kafka_group`` has to go on, and with ``apply`` write it, if it is exact.
 
     ``timeout_s`` bounds the wait for a running way back. ``is_stopped`` is the caller's word that
     nobody reads in the Kafka group's name, for a Kafka that cannot tell. ``when_read`` is awaited
-    when what takes long is done, before the end of the coordinator group's members is. Unreachable,
+    when what takes long is done, before the end of the coordinator group's members is;
+    ``may_apply`` with the proof, before anything is written, and has to agree. Unreachable,
     ConfigurationError, CannotReturn.
     """
     async with open_sides(
@@ -83,6 +98,7 @@ async def roll_back(
             wait_s=wait_s,
             bridge=bridge if bring_back and apply else None,
             when_read=when_read,
+            may_apply=may_apply,
             on_event=on_event,
         )
 
@@ -131,6 +147,7 @@ class _RollBack:
         wait_s: float,
         bridge: BackBridge | None,
         when_read: WhenRead,
+        may_apply: MayApply,
         on_event: Callable[[str], None],
     ) -> CutProof:
         started = time.monotonic()
@@ -164,7 +181,7 @@ class _RollBack:
             obstacles=tuple(obstacles),
             made_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        if apply and proof.is_exact:
+        if apply and await may_apply(proof) and proof.is_exact:
             places = {it.partition: it.offset for it in cuts}
             await sides.admin.set_positions(self._kafka_group, sides.route.topic, places)
             proof = await self._read_back(proof, progress)
@@ -223,21 +240,27 @@ class _RollBack:
         for number, progress in handled.items():
             if number not in self._returns:
                 natives = sides.index.partitions[number].natives_edge(progress.has)
-                await self._look_from(number, natives)
+                await self._look_from(number, progress, natives)
         left = sum(sides.marks[p].high - it.read_to for p, it in self._returns.items())
         if left > _READ_AHEAD:
             await read_on(sides.source, sides.route.name, self._returns, sides.marks)
 
-    async def _look_from(self, number: int, natives: tuple[int | None, int | None]) -> Returns:
-        """A partition's returns, to be read from below the edge of what is handled on."""
+    async def _look_from(
+        self, number: int, progress: Handled, natives: tuple[int | None, int | None]
+    ) -> Returns:
+        """A partition's returns, to be read from below the edge of what is handled on.
+
+        So all are read that are not handled, also of messages that are gone from the stream: a
+        message came to Kafka after what was in the stream before it.
+        """
         partition, low = self._sides.index.partitions[number], self._sides.marks[number].low
         found = await self._sides.index.moved(number)
         moved = low if found is None else found.offset
-        near = [seq for seq in natives if seq is not None]
+        near = [progress.floor, *(seq for seq in natives if seq is not None)]
         begin = max(low, min([moved, *(partition.offset_before(seq) for seq in near)]))
         returns = self._returns.get(number)
         if returns is None or begin < returns.begin:  # the group was set back meanwhile
-            returns = self._returns[number] = Returns(begin, moved)
+            returns = self._returns[number] = Returns(partition.stream, begin, moved)
         returns.own_from = moved
         return returns
 
@@ -265,22 +288,21 @@ class _RollBack:
         """Each partition's place, and whether one lacks a message that is not back in Kafka."""
         sides = self._sides
         late = await sides.settle(self._timeout_s)
-        records: dict[int, Edge] = {}
-        natives: dict[int, tuple[int | None, int | None]] = {}
+        numbers = sorted(handled)
+        edges = await side_by_side(self._edge(number, handled[number]) for number in numbers)
+        records = dict(zip(numbers, edges, strict=True))
         returns: dict[int, Returns] = {}
-        for number, progress in sorted(handled.items()):
-            partition = sides.index.partitions[number]
-            records[number] = await sides.index.edge_at_seq(
-                number, progress.has, progress.floor, progress.end
-            )
-            natives[number] = partition.natives_edge(progress.has)
-            returns[number] = await self._look_from(number, natives[number])
+        for number in numbers:
+            progress = handled[number]
+            natives = sides.index.partitions[number].natives_edge(progress.has)
+            returns[number] = await self._look_from(number, progress, natives)
         await read_on(sides.source, sides.route.name, returns, sides.marks)
         committed = found.of_topic(sides.route.topic)
         cuts, is_waiting = [], False
         for number, edge in records.items():
             back, mark = returns[number].back, sides.marks[number]
-            last, first = (None if seq is None else (seq, back.get(seq)) for seq in natives[number])
+            natives = self._natives_edge(number, handled[number], back)
+            last, first = (None if seq is None else (seq, back.get(seq)) for seq in natives)
             is_waiting |= any(it is not None and it[1] is None for it in (last, first))
             own = returns[number].first_own
             place = in_topic(edge, Edge(last, first), mark.high if own is None else own)
@@ -300,6 +322,21 @@ class _RollBack:
                 )
             )
         return cuts, is_waiting
+
+    async def _edge(self, number: int, progress: Handled) -> Edge:
+        """The edge of a partition's records."""
+        return await self._sides.index.edge_at_seq(
+            number, progress.has, progress.floor, progress.end
+        )
+
+    def _natives_edge(
+        self, number: int, progress: Handled, back: Mapping[int, int]
+    ) -> tuple[int | None, int | None]:
+        """The edge of native messages, those included that are in Kafka only by now."""
+        last, first = self._sides.index.partitions[number].natives_edge(progress.has)
+        had = [last or 0, *(seq for seq in back if progress.has(seq))]
+        to_come = [first or _NEVER, *(seq for seq in back if not progress.has(seq))]
+        return max(had) or None, None if min(to_come) == _NEVER else min(to_come)
 
     async def _others(
         self, number: int, records: Edge, offset: int, progress: Handled
@@ -324,22 +361,30 @@ class _RollBack:
         """The first record that is no longer in the stream, if not all such are surely handled.
 
         They are if none was removed behind the floor. What tells so is the first open record, or
-        else the newest, or a message of another kind that is handled and still there; that is
-        asked for now, when the open records have been read.
+        else the newest that was moved; that is asked for now, when the open records have been read.
+        Where limits alone remove messages, the oldest first, a message up to the floor that is
+        still there tells it, too. One that was handled beyond the floor does not.
         """
-        index = self._sides.index
+        sides, index = self._sides, self._sides.index
+        moved = await index.moved(number)
+        before = 0 if moved is None else moved.seq
         if records.first is not None:
             before = records.first[0] - 1
-        else:
-            moved = await index.moved(number)
-            before = 0 if moved is None else moved.seq
         if floor >= before:
             return None
-        beside = index.partitions[number].newest_beside(floor)
-        goes_by_age = self._sides.route.tombstone_ttl_s is None  # a tombstone may go before others
-        if beside and goes_by_age and await index.removed_none_behind(number, beside):
-            return None
-        return await self._sides.first_removed(number, 0, records)
+        at_floor = await index.edge_at_seq(number, lambda seq: seq <= floor, floor, floor)
+        left = None if at_floor.first is None else at_floor.first[1]
+        if sides.route.tombstone_ttl_s is None:
+            stream = index.partitions[number].stream
+            beside = index.partitions[number].newest_beside(floor)
+            if at_floor.last is not None or not index.facts[stream].drops_oldest:
+                return None
+            if beside and await index.removed_none_behind(number, beside):
+                return None
+            return await sides.first_removed(number, 0, left)
+        start = 0 if at_floor.last is None else (at_floor.last[1] or 0) + 1
+        end = records.first[1] if records.first else moved and moved.offset
+        return await sides.first_removed(number, start, left, end)
 
     async def _read_back(self, proof: CutProof, progress: Progress) -> CutProof:
         """What Kafka says of the group now, and whether the other group was used meanwhile."""

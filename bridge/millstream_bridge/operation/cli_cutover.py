@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..cutover.cutover import Uncommitted, WhenRead, cut_over
+from ..cutover.cutover import MayApply, Uncommitted, WhenRead, cut_over
 from ..cutover.proof import CutProof
 from ..model import Route
 from ..project.file import GroupMove, Project
@@ -50,7 +50,9 @@ def register(app: typer.Typer) -> None:
         proof says which partition and why.
         """
 
-        async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+        async def move(
+            route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+        ) -> CutProof:
             return await cut_over(
                 kafka=project.kafka,
                 nats=project.nats,
@@ -65,6 +67,7 @@ def register(app: typer.Typer) -> None:
                 key_rule=key_rule,
                 kafka_options=project.kafka_options,
                 when_read=when_read,
+                may_apply=may_apply,
                 on_event=lambda text: tell(f"cutover {route.topic}: {text}"),
             )
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ..cutover.cutover import WhenRead
+from ..cutover.cutover import MayApply, WhenRead
 from ..cutover.proof import CutProof
 from ..cutover.rollback import roll_back
 from ..model import Route
@@ -54,7 +54,9 @@ def register(app: typer.Typer) -> None:
         the proof says which partition and why.
         """
 
-        async def move(route: Route, groups: GroupMove, when_read: WhenRead) -> CutProof:
+        async def move(
+            route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+        ) -> CutProof:
             return await roll_back(
                 kafka=project.kafka,
                 nats=project.nats,
@@ -69,6 +71,7 @@ def register(app: typer.Typer) -> None:
                 key_rule=key_rule,
                 kafka_options=project.kafka_options,
                 when_read=when_read,
+                may_apply=may_apply,
                 on_event=lambda text: tell(f"rollback {route.topic}: {text}"),
             )
 

@@ -1,7 +1,8 @@
 """What cutover and rollback have in common: which groups move, their options, their proofs."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ import typer
 from millstream_coordinator.operation.process import CHECK_FAILED
 from millstream_coordinator.operation.texts import show_table
 
-from ..cutover.cutover import WhenRead
+from ..cutover.cutover import MayApply, WhenRead
 from ..cutover.proof import CutProof
 from ..errors import ConfigurationError
 from ..model import Route
@@ -44,30 +45,78 @@ Wait = Annotated[
 ]
 
 
-class _Reading:
-    """The routes whose moves still do what takes long, before anybody has to stop."""
+Move = Callable[[Route, GroupMove, WhenRead, MayApply], Awaitable[CutProof]]
+READ_AT_ONCE = 4
+"""So many routes are read at a time: each takes memory, and few keep the processors busy."""
 
-    def __init__(self, routes: Iterable[str]) -> None:
-        self._routes = set(routes)
-        self._is_over = asyncio.Event()
 
-    def end(self, route: str) -> None:
-        """One is done, or has failed."""
-        self._routes.discard(route)
-        if not self._routes:
-            self._is_over.set()
+class _Together:
+    """The moves of one Kafka group, each of another route: one pause, and all of them or none."""
 
-    async def until_all_end(self, route: str) -> None:
-        """One is done: wait for the others."""
-        self.end(route)
-        await self._is_over.wait()
+    def __init__(self, places: Sequence[int]) -> None:
+        self.places = places
+        self._reading, self._proving = len(places), len(places)
+        self.are_read, self.are_proven = asyncio.Event(), asyncio.Event()
+        self.are_exact = True
+
+    def one_is_read(self) -> None:
+        """What takes long is done for one, before anybody has to stop."""
+        self._reading -= 1
+        if not self._reading:
+            self.are_read.set()
+
+    def one_is_proven(self, *, is_exact: bool) -> None:
+        """One has its proof, or has failed."""
+        self._proving -= 1
+        self.are_exact = self.are_exact and is_exact
+        if not self._proving:
+            self.are_proven.set()
+
+
+class _One:
+    """One of them, from its reading, for which it waits its turn, to its end, however it comes."""
+
+    def __init__(self, together: _Together, turns: asyncio.Semaphore) -> None:
+        self._together, self._turns = together, turns
+        self._is_reading, self._is_proving = True, True
+
+    async def __aenter__(self) -> "_One":
+        await self._turns.acquire()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end_reading()
+        self._end_proving(is_exact=False)
+
+    async def when_read(self) -> None:
+        """Wait for the others."""
+        self._end_reading()
+        await self._together.are_read.wait()
+
+    async def may_apply(self, proof: CutProof) -> bool:
+        """Wait for the others; whether all are exact."""
+        self._end_reading()
+        self._end_proving(is_exact=proof.is_exact)
+        await self._together.are_proven.wait()
+        return self._together.are_exact
+
+    def _end_reading(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._turns.release()
+            self._together.one_is_read()
+
+    def _end_proving(self, *, is_exact: bool) -> None:
+        if self._is_proving:
+            self._is_proving = False
+            self._together.one_is_proven(is_exact=is_exact)
 
 
 def move_groups(
     project: Project,
     what: str,
     moves: Sequence[GroupMove],
-    move: Callable[[Route, GroupMove, WhenRead], Awaitable[CutProof]],
+    move: Move,
     report: Path | None,
     *,
     as_json: bool,
@@ -75,36 +124,41 @@ def move_groups(
 ) -> None:
     """Move the groups, write the proofs down, show them; exit 1 if one is not exact.
 
-    Routes are moved side by side: a Kafka group of several topics has one pause, which is as long
-    as its longest. The groups of one route follow each other. What was moved beside or before an
-    error is written down and shown too. Of several errors the first is raised, the others are told.
+    A Kafka group of several topics has one pause, which is as long as that of its slowest, and none
+    of it is moved unless all of it is exact. Kafka groups are moved beside each other, but those of
+    one route follow each other. What was moved beside or before an error is written down and shown
+    too. Of several errors the first is raised, the others are told.
     """
     proofs: dict[int, CutProof] = {}
-
-    async def all_of(route: Route, places: Sequence[int], reading: _Reading) -> None:
-        try:
-            for place in places:
-                when_read = partial(reading.until_all_end, route.name)
-                proofs[place] = await move(route, moves[place], when_read)
-        finally:
-            reading.end(route.name)
 
     async def each() -> None:
         known = await current_routes(project)
         routes = [_route_of(known, it) for it in moves]  # all are sound before one is moved
-        of_routes = {
-            route.name: (route, [n for n, it in enumerate(routes) if it.name == route.name])
-            for route in routes
-        }
-        reading = _Reading(of_routes)
-        work = (all_of(route, places, reading) for route, places in of_routes.values())
-        ended = await asyncio.gather(*work, return_exceptions=True)
-        moved = (route for route, _ in of_routes.values())
-        failed = [(route, it) for route, it in zip(moved, ended, strict=True) if it is not None]
-        for route, error in failed[1:]:
-            tell(f"{what} {route.topic} → {route.stream}: {error}")
+        turns = asyncio.Semaphore(READ_AT_ONCE)
+        locks = {route.name: asyncio.Lock() for route in routes}
+
+        async def one_move(place: int, together: _Together) -> None:
+            async with _One(together, turns) as one:
+                proofs[place] = await move(
+                    routes[place], moves[place], one.when_read, one.may_apply
+                )
+
+        async def all_of(together: _Together) -> None:
+            async with AsyncExitStack() as held:
+                for name in sorted(routes[place].name for place in together.places):
+                    await held.enter_async_context(locks[name])
+                work = (one_move(place, together) for place in together.places)
+                ended = await asyncio.gather(*work, return_exceptions=True)
+            outcomes = zip(together.places, ended, strict=True)
+            failed.update((place, error) for place, error in outcomes if error is not None)
+
+        failed: dict[int, BaseException] = {}
+        await asyncio.gather(*map(all_of, _by_kafka_group(moves, routes)))
+        for place in sorted(failed)[1:]:
+            route = routes[place]
+            tell(f"{what} {route.topic} → {route.stream}: {failed[place]}")
         if failed:
-            raise failed[0][1]  # which is told last
+            raise failed[min(failed)]  # which is told last
 
     try:
         run_loop(each())
@@ -116,6 +170,19 @@ def move_groups(
             give_report(project, what, documents, report, show, as_json=as_json)
     if not all(proof.is_exact for proof in proofs.values()):
         raise typer.Exit(CHECK_FAILED)
+
+
+def _by_kafka_group(moves: Sequence[GroupMove], routes: Sequence[Route]) -> list[_Together]:
+    """The places of moves that are done together: of one Kafka group, and of different routes."""
+    found: list[tuple[str, dict[str, int]]] = []
+    for place, (move, route) in enumerate(zip(moves, routes, strict=True)):
+        for name, of_route in found:
+            if name == move.kafka and route.name not in of_route:
+                of_route[route.name] = place
+                break
+        else:
+            found.append((move.kafka, {route.name: place}))
+    return [_Together(list(of_route.values())) for _, of_route in found]
 
 
 def _show(proofs: Sequence[CutProof], *, yes: bool) -> None:
@@ -148,8 +215,10 @@ def _show_one(proof: CutProof, *, yes: bool) -> None:
         typer.echo(f"not exact: {problem}")
     if proof.applied and proof.is_exact:
         typer.echo(f"done and read back; nobody read for {proof.standstill_s or 0:.1f} s")
+    elif proof.is_exact and yes:
+        typer.echo("exact; nothing was changed, as another topic of the Kafka group was refused")
     elif proof.is_exact:
-        typer.echo("exact; nothing was changed" + ("" if yes else ": --yes does it"))
+        typer.echo("exact; nothing was changed: --yes does it")
     else:
         typer.echo("something was in the way" if proof.applied else "refused; nothing was changed")
 
