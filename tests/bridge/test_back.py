@@ -9,6 +9,7 @@ from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from millstream_bridge import ConfigurationError, Route
+from millstream_bridge.back import runner
 from millstream_bridge.back.runner import BackBridge, BackReport, CannotReturn, way_back_name
 from millstream_bridge.kafka.sink import Fenced
 from millstream_bridge.model import Record
@@ -71,6 +72,15 @@ def forget_position(kafka: Kafka, route: Route) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     for gone in admin.delete_consumer_groups([f"millstream-back-{route.name}"]).values():
         gone.result(20)
+
+
+def committed(kafka: Kafka, route: Route) -> int:
+    """The position that Kafka keeps, below 0 if it has none."""
+    name = f"millstream-back-{route.name}"
+    consumer = Consumer({"bootstrap.servers": kafka.bootstrap, "group.id": name})
+    found = consumer.committed([TopicPartition(route.topic, 0)], 20)[0]
+    consumer.close()
+    return int(found.offset)
 
 
 def natives(records: list[Record], route: Route) -> list[Record]:
@@ -139,6 +149,19 @@ async def test_it_follows_what_comes_and_stops_when_told(
 
     assert running.result().ended == "stopped"
     assert len(natives(all_records(kafka, topic), route)) == 9
+
+
+async def test_where_nothing_is_left_to_be_read_nothing_is_waited_for(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream_bridge.back.runner._WAIT_S", 3_600)
+    route = await fill(mock, nats_server, topic)
+    await publish(nats_server, range(3))
+
+    async with asyncio.timeout(60):
+        reports = [await back(mock, nats_server, route) for _ in range(2)]
+
+    assert [report.records for report in reports] == [3, 0]
 
 
 async def test_a_server_that_restarts_costs_a_session_and_nothing_else(
@@ -330,12 +353,7 @@ async def test_the_position_is_committed_with_the_records(
 
     report = await back(a_real_kafka, nats_server, route)
 
-    consumer = Consumer(
-        {"bootstrap.servers": a_real_kafka.bootstrap, "group.id": f"millstream-back-{route.name}"}
-    )
-    committed = consumer.committed([TopicPartition(topic, 0)], 20)[0]
-    consumer.close()
-    assert committed.offset == report.positions["FLIGHTS"]
+    assert committed(a_real_kafka, route) == report.positions["FLIGHTS"]
 
 
 @pytest.mark.kafka
@@ -366,3 +384,25 @@ async def test_a_record_over_the_topics_limit_is_named_and_what_is_before_it_is_
     values = [r.value or b"" for r in natives(all_records(a_real_kafka, topic), route)]
     rest = [] if on_poison == "stop" else [b"after"]
     assert [value.strip() for value in values] == [*(b"%d" % n for n in range(20)), *rest]
+
+
+@pytest.mark.kafka
+async def test_a_position_is_written_again_before_kafka_forgets_it(
+    real_nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing comes for a week, and still there is a place to go on at."""
+    monkeypatch.setattr(runner, "RENEW_S", 0.1)
+    route = await fill(a_real_kafka, real_nats_server, topic)
+    await publish(real_nats_server, range(7))
+    bridge = BackBridge(kafka=a_real_kafka.bootstrap, nats=real_nats_server.url, route=route)
+    run = asyncio.create_task(bridge.run())
+    await until(lambda: bridge.progress.records == 7 or run.done())
+    await asyncio.to_thread(forget_position, a_real_kafka, route)
+
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(committed, a_real_kafka, route) < 0:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        bridge.stop()
+        report = await run
+
+    assert await asyncio.to_thread(committed, a_real_kafka, route) == report.positions["FLIGHTS"]
