@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from millstream_bridge import Route, Unreachable, barrier
-from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.errors import ConfigurationError, ConnectionLost
+from millstream_bridge.jetstream.api import call
 from millstream_bridge.jetstream.connection import Connection, Message
 from tests.bridge.moves import a_route, move_all, until
 from tests.helpers.kafka import Kafka
@@ -51,6 +52,26 @@ async def test_without_time_it_looks_once(nats_server: Server, mock: Kafka, topi
     goal = await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=route, timeout_s=0)
 
     assert goal == {0: 0, 1: 2}
+
+
+async def test_a_dense_partition_without_a_stream_yet_has_nothing_stored(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """As where it was added a moment ago; but some stream of the route has to be there."""
+    mock.create_topic(topic, 2)
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    mock.produce(topic, [{"partition": 0, "value": b"1"}])
+    await move_all(mock.bootstrap, nats_server.url, route)
+    connection = await Connection.open(nats_server.url, name="test")
+    await call(connection, "STREAM.DELETE.FLIGHTS-1")
+    mock.produce(topic, [{"partition": 1, "value": b"2"}])
+
+    with pytest.raises(TimeoutError, match=r"partition 1: 0 of 1"):
+        await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=route, timeout_s=0)
+    await call(connection, "STREAM.DELETE.FLIGHTS-0")
+    await connection.close()
+    with pytest.raises(ConfigurationError, match="FLIGHTS-0: stream not found"):
+        await barrier(kafka=mock.bootstrap, nats=nats_server.url, route=route, timeout_s=0)
 
 
 async def test_it_asks_again_while_the_stream_has_no_leader(

@@ -27,6 +27,7 @@ from typing import Final
 
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
 from ..jetstream import consumer
+from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaAdmin, TopicConfig
@@ -35,6 +36,7 @@ from ..kafka.source import KafkaSource
 from ..model import Record, Route
 from ..moving.runner import State, route_at_work
 from ..records.mapping import Mapping as RouteMapping
+from .growth import Growth
 from .position import StreamFacts, newest_returned
 from .returning import Delivered, NotReturnable, Returning
 from .tail import Tail
@@ -148,6 +150,7 @@ class BackBridge:
         self._stopping = asyncio.Event()
         self._skip: set[tuple[str, int]] = set()
         self._saved_at = 0.0
+        self._news = asyncio.Event()
 
     def stop(self) -> None:
         """Let the transaction under way end, then end the run."""
@@ -219,17 +222,20 @@ class BackBridge:
         connection = await Connection.open(self._nats, name=f"millstream {self.name}")
         tails: dict[int, Tail] = {}
         try:
-            facts = {
-                slot: await StreamFacts.read(connection, name) for slot, name in streams.items()
-            }
-            positions = await self._begin(sink, connection, facts)
+            facts = await self._facts(connection, streams)
+            missing = {slot: name for slot, name in streams.items() if slot not in facts}
+            positions = await self._begin(sink, connection, facts, missing)
             if goal is not None and not goal:
                 goal.update({slot: it.last_seq for slot, it in facts.items()})
             self.progress.positions = dict(positions)
             for slot, at in positions.items():
-                subject = self._subject(slot)
                 tails[slot] = await Tail.open(
-                    connection, at.stream, subject, at.next_seq, name=self.name
+                    connection,
+                    at.stream,
+                    self._subject(slot),
+                    at.next_seq,
+                    name=self.name,
+                    news=self._news,
                 )
             self.progress.sessions += 1
             self.progress.lag = sum([tail.lag for tail in tails.values()])
@@ -239,21 +245,44 @@ class BackBridge:
                 self._on_ready(positions)
                 self._on_ready = None
             returning = Returning(self._mapping, partitions, everything=self.everything)
-            return await self._move(sink, connection, tails, returning, goal)
+            growth = Growth(sink, connection, partitions, missing)
+            return await self._move(sink, connection, tails, returning, growth, goal)
         finally:
             for tail in tails.values():
                 tail.close()
             await connection.close()
 
+    async def _facts(
+        self, connection: Connection, streams: Mapping[int, str]
+    ) -> dict[int, StreamFacts]:
+        """Of the streams that are there: a partition that was added may have none yet.
+
+        ConfigurationError: none of them is there.
+        """
+        there = {
+            slot: name for slot, name in streams.items() if await stream_info(connection, name)
+        }
+        return {
+            slot: await StreamFacts.read(connection, name)
+            for slot, name in (there or streams).items()
+        }
+
     async def _begin(
-        self, sink: KafkaSink, connection: Connection, facts: Mapping[int, StreamFacts]
+        self,
+        sink: KafkaSink,
+        connection: Connection,
+        facts: Mapping[int, StreamFacts],
+        missing: Mapping[int, str],
     ) -> dict[int, Position]:
         """Where each stream is read from; fences, and writes down where a first run begins."""
         if self.progress.positions and sink.is_open:
             # Whoever took over may be why the session before ended. Taking over in turn would go on
             # for ever: the old client, fenced by then, is asked first.
             await sink.store([], self.progress.positions)
-        remembered = await sink.open(sorted(facts))
+        remembered = await sink.open(sorted([*facts, *missing]))
+        for slot, name in missing.items():
+            if slot in remembered or slot in self.progress.positions:
+                raise ConfigurationError(f"stream {name} is not there any more")
         start = self._from_seq
         if start is not None:
             positions = {slot: it.at(start) for slot, it in facts.items()}
@@ -313,11 +342,13 @@ class BackBridge:
         connection: Connection,
         tails: Mapping[int, Tail],
         returning: Returning,
+        growth: Growth,
         goal: dict[int, int] | None,
     ) -> str:
         unsaved: dict[int, Position] = {}
         while True:
-            arrived = await self._arrived(tails)
+            is_at_end = self._stopping.is_set() or self._has_reached(goal, tails, unsaved)
+            arrived = await self._arrived(tails, 0 if is_at_end else _WAIT_S)
             records: list[Record] = []
             trouble: NotReturnable | None = None
             for slot, messages in arrived.items():
@@ -338,18 +369,26 @@ class BackBridge:
                 await self._store(sink, records, unsaved)
                 unsaved = {}
             if trouble is not None:
+                await growth.check()  # that may be the trouble
                 raise self._cannot(trouble, tails[slot].stream)
+            await growth.check_in_time()
             if is_over:
                 return "stopped" if self._stopping.is_set() else "end"
             self.progress.lag = sum([tail.lag for tail in tails.values()])
 
-    async def _arrived(self, tails: Mapping[int, Tail]) -> dict[int, list[Delivered]]:
-        """What each stream has brought, after a short wait for the first."""
-        if len(tails) == 1:
-            slot, tail = next(iter(tails.items()))
-            return {slot: await tail.next(_WAIT_S)}
-        found = await asyncio.gather(*(tail.next(_WAIT_S) for tail in tails.values()))
-        return dict(zip(tails, found, strict=True))
+    async def _arrived(
+        self, tails: Mapping[int, Tail], wait_s: float
+    ) -> dict[int, list[Delivered]]:
+        """What the streams have brought, after a short wait for the first of them."""
+        arrived = {slot: await tail.next(0) for slot, tail in tails.items()}
+        if any(arrived.values()):
+            return arrived
+        self._news.clear()
+        if wait_s and not any(tail.has_some for tail in tails.values()):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._news.wait()
+        return {slot: await tail.next(0) for slot, tail in tails.items()}
 
     def _convert(
         self,
@@ -455,7 +494,7 @@ class BackBridge:
             return False
         for slot, tail in tails.items():
             at = unsaved.get(slot) or self.progress.positions[slot]
-            if at.next_seq <= goal[slot] and not tail.is_idle:
+            if at.next_seq <= goal.get(slot, 0) and not tail.is_idle:
                 return False
         return True
 

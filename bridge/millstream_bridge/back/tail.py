@@ -32,7 +32,10 @@ _NO_RESPONDERS = 503
 
 
 class Tail:
-    """Messages of one stream; made by `open`, ends with `close` or the connection."""
+    """Messages of one stream; made by `open`, ends with `close` or the connection.
+
+    ``news`` is set whenever something arrives, for who waits for several.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class Tail:
         name: str,
         pending: int,
         is_wanted: Callable[[bytes], object] | None = None,
+        news: asyncio.Event | None = None,
     ) -> None:
         self.stream = stream
         self.lag = pending
@@ -52,7 +56,7 @@ class Tail:
         self._inbox = connection.new_inbox()
         self._sid = connection.subscribe(f"{self._inbox}.*", self._take, self._take_run)
         self._waiting: list[Delivered] = []
-        self._arrived = asyncio.Event()
+        self._arrived = news or asyncio.Event()
         self._request = 0
         self._open = 0
         """Messages the request under way may still bring; 0: there is none."""
@@ -64,7 +68,14 @@ class Tail:
 
     @classmethod
     async def open(
-        cls, connection: Connection, stream: str, subject: str, first_seq: int, *, name: str
+        cls,
+        connection: Connection,
+        stream: str,
+        subject: str,
+        first_seq: int,
+        *,
+        name: str,
+        news: asyncio.Event | None = None,
     ) -> "Tail":
         """Read ``subject`` from ``first_seq`` on, by a consumer of this name, made anew.
 
@@ -79,9 +90,14 @@ class Tail:
         if pending > consumer.FEW:
             of_all = await made(consumer.ALL)
             if consumer.is_most(pending, of_all):
-                return cls(connection, stream, name, of_all, consumer.matcher(subject))
+                return cls(connection, stream, name, of_all, consumer.matcher(subject), news)
             pending = await made(subject)
-        return cls(connection, stream, name, pending)
+        return cls(connection, stream, name, pending, news=news)
+
+    @property
+    def has_some(self) -> bool:
+        """Whether something has arrived that `next` hands out at once."""
+        return bool(self._waiting)
 
     @property
     def is_idle(self) -> bool:

@@ -10,10 +10,11 @@ elected, it asks again until its time is up: both sides, or one partition, may b
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping as AbcMapping
+from collections.abc import AsyncIterator, Iterable, Mapping as AbcMapping
 from contextlib import asynccontextmanager
 
-from ..errors import ConnectionLost, Unreachable
+from ..errors import ConfigurationError, ConnectionLost, Unreachable
+from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection
 from ..jetstream.stream import Stream
 from ..jetstream.target import NatsTarget
@@ -202,8 +203,7 @@ async def _until_stored(
     while waiting:
         before = dict(stored)
         for partition in list(waiting):
-            stream = Stream.of_partition(connection, mapping, partition)
-            position = await stream.reached(partition)
+            position = await _reached(connection, mapping, partition, marks)
             stored[partition] = marks[partition].low if position is None else position
             if stored[partition] >= waiting[partition] or (
                 stored[partition] == before.get(partition)
@@ -218,6 +218,25 @@ async def _until_stored(
                 f"partition {p}: {stored[p]} of {high}" for p, high in sorted(waiting.items())
             )
             await wait.pause()
+
+
+async def _reached(
+    connection: Connection, mapping: Mapping, partition: int, partitions: Iterable[int]
+) -> int | None:
+    """A partition's position in the stream, None: nothing of it is stored.
+
+    A dense route has no stream yet of a partition that was added. ConfigurationError: it has none
+    at all.
+    """
+    stream = Stream.of_partition(connection, mapping, partition)
+    try:
+        return await stream.reached(partition)
+    except ConfigurationError:
+        names = [Stream.of_partition(connection, mapping, p).name for p in partitions]
+        there = {name for name in names if await stream_info(connection, name) is not None}
+        if stream.name in there or not there:
+            raise
+        return None
 
 
 async def _is_only_gap(
