@@ -173,8 +173,10 @@ class StreamIndex:
         reached = await stream.reached(number)
         if reached is None:
             return None
-        seq, _ = await stream.checkpoint(number)
-        return Moved(reached, seq - 1 if seq else self.facts[stream.name].last_seq)
+        seq, checkpoint = await stream.checkpoint(number)
+        if checkpoint is None:
+            return Moved(reached, self.facts[stream.name].last_seq)
+        return Moved(reached, checkpoint.newest_seq or seq - 1)
 
     async def is_marked(self, number: int, offset: int) -> bool:
         """Whether a record was parked or skipped: a mark stands for it."""

@@ -63,12 +63,14 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A shared route's position of one partition, the payload of its checkpoint message.
 
     ``next_offset`` is None in a claim: the mark with which a route becomes shared, before its
-    position is known.
+    position is known. ``newest_seq``: no record is behind this sequence; None: it is that before
+    the checkpoint's own, as of each that was stored together with records.
     """
 
     topic: str
     kafka_partition: int
     next_offset: int | None
+    newest_seq: int | None = None
     schema: str = "millstream.checkpoint/1"
 
 

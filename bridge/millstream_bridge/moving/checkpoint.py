@@ -62,6 +62,8 @@ class CheckpointPublisher:
         self._stand_in = StandIn(self._stream)
         self._frames: Frames | None = None
         self._checkpoint_seqs: dict[int, int] = {}
+        self._newest_seqs: dict[int, int] = {}
+        """Behind these the partitions have no record, whatever moved their checkpoints since."""
         self._positions: dict[int, int] = {}
         self._stored = (0, 0)
         self._partitions: Sequence[int] = ()
@@ -166,11 +168,13 @@ class CheckpointPublisher:
         else:
             await self._stream.note_before(seq, partition, position - 1)
         self._checkpoint_seqs[partition] = seq
+        self._newest_seqs.pop(partition, None)
         torn_at = await self._stream.torn_batch(partition, seq) if checkpoint else None
         if torn_at is not None and torn_at > (position or 0):
             await self._commit(partition, [], (), torn_at)
         elif position is not None:
             self._positions[partition] = position
+            self._newest_seqs[partition] = (checkpoint and checkpoint.newest_seq) or seq - 1
 
     async def _claim(self, partition: int) -> int:
         block = f"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: 0\r\n{self._keep()}\r\n"
@@ -277,7 +281,8 @@ class CheckpointPublisher:
             f"Nats-Rollup: sub\r\n{self._keep()}\r\n"
         )
         subject = self._mapping.checkpoint_subject(partition)
-        payload = self._mark(partition, position)
+        newest_seq = None if parts else self._newest_seqs.get(partition)
+        payload = self._mark(partition, position, newest_seq)
         answer = parse_answer(
             await self._connection.publish_and_wait(
                 lambda reply: b"".join([*begin, *parts, encode(subject, reply, block, payload)]),
@@ -288,6 +293,8 @@ class CheckpointPublisher:
         self._raise_refusal(answer.get("error"), partition, offset)
         self._checkpoint_seqs[partition] = int(answer["seq"])
         self._positions[partition] = position
+        if parts:
+            self._newest_seqs[partition] = self._checkpoint_seqs[partition] - 1
         size = sum([len(record.value or b"") for record in moved])
         self._stored = (self._stored[0] + len(moved), self._stored[1] + size)
 
@@ -312,10 +319,14 @@ class CheckpointPublisher:
     def _keep(self) -> str:
         return "Nats-TTL: never\r\n" if self._stream.config.get("allow_msg_ttl") else ""
 
-    def _mark(self, partition: int, position: int | None) -> bytes:
-        topic = self._mapping.route.topic
+    def _mark(self, partition: int, position: int | None, newest_seq: int | None = None) -> bytes:
         return msgspec.json.encode(
-            Checkpoint(topic=topic, kafka_partition=partition, next_offset=position)
+            Checkpoint(
+                topic=self._mapping.route.topic,
+                kafka_partition=partition,
+                next_offset=position,
+                newest_seq=newest_seq,
+            )
         )
 
 
