@@ -46,7 +46,7 @@ _POLL_S = 0.2
 class Outcome:
     """What a run came to; faults per side."""
 
-    kills: Counter[str] = field(default_factory=Counter)
+    kills: dict[str, int] = field(default_factory=dict)
     in_kafka: int = 0
     in_nats: int = 0
     written: int = 0
@@ -103,7 +103,7 @@ class BothWays:
             self._processes[direction] = await self._start(direction)
 
     async def _kill(self, victim: str) -> None:
-        self.outcome.kills[victim] += 1
+        self.outcome.kills[victim] = self.outcome.kills.get(victim, 0) + 1
         if victim == "server":
             await self._sides.kill_server(STREAM)
         elif victim == "kafka":
