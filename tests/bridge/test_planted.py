@@ -17,6 +17,7 @@ from millstream_bridge.jetstream.api import StreamInfo
 from millstream_bridge.jetstream.connection import Message
 from millstream_bridge.jetstream.stream import GAPS
 from millstream_bridge.model import TimestampType, Watermarks
+from millstream_bridge.proof import returns
 from millstream_bridge.proof.check import Check, Seen
 from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
@@ -747,73 +748,187 @@ def test_limits_may_have_removed_the_oldest_or_cannot_have(
     assert Part(stream="S", filter="s.>", partitions=[0], info=info).expires is expires
 
 
-async def test_records_that_came_from_nats_are_left_out_and_counted() -> None:
-    chance = random.Random(6)
-    kafka = some_kafka(chance)
-    back = kafka[7]
-    headers = (*marks(MAPPING.route.name, Return("FLIGHTS", 3)), *back.headers)
-    kafka[7] = back._replace(headers=headers)
-    stored = stored_of([it for n, it in enumerate(kafka) if n != 7], chance)
+def back_from(message: Message, seq: int, partition: int, offset: int) -> Record:
+    """What the way back makes of a plain native message that was stored at ``seq`` milliseconds."""
+    key = message.subject.rpartition(".")[2].encode()
+    own = tuple((name, value.encode()) for name, value in Decoder.lines(message.block))
+    headers = (*marks(MAPPING.route.name, Return("FLIGHTS", seq)), *own)
+    return Record(partition, offset, seq, TimestampType.CREATE, key, message.payload, headers)
 
-    proof = await proof_of(MemorySides(kafka, stored))
+
+def with_natives(
+    chance: random.Random, config: dict[str, Any], each: int = 30
+) -> tuple[MemorySides, list[Record]]:
+    """Two sides to which native messages have come, and the records that these are in Kafka."""
+    stored: list[Stored] = []
+    kafka: list[Record] = []
+    back: list[Record] = []
+    offsets = [chance.randrange(960, 1_000) for _ in range(2)]
+    own = iter(some_kafka(chance, each=each))
+    waiting: list[tuple[Message, int]] = []
+    for seq in range(1, 2 * each + 1):
+        p = chance.randrange(2)
+        offsets[p] += 1 + (chance.random() < 0.1)
+        if chance.random() < 0.5:
+            kafka.append(next(own)._replace(kafka_partition=p, offset=offsets[p]))
+            stored.append((seq, message_of(kafka[-1], seq)))
+            continue
+        block = chance.choice([b"", b"NATS/1.0\r\nNats-Msg-Id: a\r\ntrace: 1\r\n\r\n"])
+        message = Message(f"flights.{p}.n{seq % 9}", "", block, b"native %d" % seq)
+        stored.append((seq, message))
+        waiting.append((message, seq))
+        while waiting and chance.random() < 0.7:
+            native, at = waiting.pop(0)
+            of = int(native.subject.split(".")[1])
+            offsets[of] += 1
+            back.append(back_from(native, at, of, offsets[of]))
+            kafka.append(back[-1])
+    sides = MemorySides(kafka, stored, config)
+    sides.stored_ns = {seq: seq * 10**6 + 123 for seq, _ in stored}
+    return sides, back
+
+
+LIMITS: list[dict[str, int]] = [{}, {"max_msgs_per_subject": 1_000}]
+
+
+async def all_proofs(sides: MemorySides, chance: random.Random) -> list[Proof]:
+    """In full, of a sample, and of two rounds put together."""
+    proofs = [await proof_of(sides)]
+    if not sides.config.get("max_msgs_per_subject"):
+        proofs.append(await Check(sides, MAPPING).sample(0, chance))
+        seen = Seen()
+        for share in (2, 1):
+            goal = {p: it.low + (it.high - it.low) // share for p, it in sides.marks.items()}
+            proofs.append(await Check(sides, MAPPING).round(goal, seen))
+        if not proofs[-2].equal:
+            proofs.pop()
+        elif proofs[-1].mode == "online":
+            proofs[-1].apart.returned += proofs[-2].apart.returned
+            proofs[-1].apart.unpaired += proofs[-2].apart.unpaired
+            proofs.pop(-2)
+    return proofs
+
+
+@pytest.mark.parametrize("config", LIMITS)
+async def test_records_that_came_from_nats_are_their_messages_and_counted(
+    config: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(returns, "_RECORDS_MAX", 5)
+    for seed in SOME:
+        chance = random.Random(f"natives {seed}")
+        sides, back = with_natives(chance, config)
+
+        for proof in await all_proofs(sides, chance):
+            assert proof.equal, (seed, proof.difference)
+            assert (proof.apart.returned, proof.apart.unpaired) == (len(back), 0)
+
+
+@pytest.mark.parametrize("config", LIMITS)
+async def test_a_record_that_came_back_as_another_is_a_difference(config: dict[str, int]) -> None:
+    kinds = [it for it in PLANTS if it.startswith(("flipped", "changed header", "changed time"))]
+    planted = 0
+    for seed in SOME:
+        chance = random.Random(f"another {seed}")
+        sides, back = with_natives(chance, config)
+        kind = chance.choice([*kinds, "another seq", "another partition", "another's mark"])
+        victim = chance.choice(back)
+        at = sides.kafka.index(victim)
+        if kind in PLANTS:
+            bare = victim._replace(headers=victim.headers[2:])
+            [changed], _, _ = PLANTS[kind]([bare], chance)
+            changed = changed._replace(headers=victim.headers[:2] + changed.headers)
+        else:
+            seq = int((victim.headers[1][1] or b"").split()[1])
+            other = {"another seq": 10_000, "another's mark": seq - 1, "another partition": seq}
+            headers = (*marks("flights", Return("FLIGHTS", other[kind])), *victim.headers[2:])
+            changed = victim._replace(headers=headers)
+        if kind == "another partition":
+            number = int(victim.headers[1][1].split()[1])  # type: ignore[union-attr]
+            message = sides.stored[number - 1][1]
+            moved = message.subject.replace(".0.", ".2.").replace(".1.", ".2.")
+            sides.stored[number - 1] = number, message._replace(subject=moved)
+        if changed.timestamp_type is TimestampType.LOG_APPEND:
+            continue
+        sides.kafka = [*sides.kafka[:at], changed, *sides.kafka[at + 1 :]]
+
+        for proof in await all_proofs(sides, chance):
+            difference = proof.partitions[victim.kafka_partition].difference
+            assert difference is not None, (seed, kind)
+            assert difference.offset == victim.offset or kind == "another seq", (seed, kind)
+            assert "came back" in difference.what or "come back" in difference.what
+        planted += 1
+    assert planted > len(SOME) // 2
+
+
+async def test_the_time_of_a_returned_record_is_kafkas_where_the_topic_says_so() -> None:
+    sides, back = with_natives(random.Random(3), {})
+    kind = TimestampType.LOG_APPEND
+    sides.kafka = [
+        it._replace(timestamp_ms=7, timestamp_type=kind) if it in back else it for it in sides.kafka
+    ]
+
+    proof = await proof_of(sides)
 
     assert proof.equal, proof.difference
-    assert (proof.apart.returned, proof.records) == (1, len(kafka) - 1)
 
 
-@pytest.mark.parametrize("limit", [{}, {"max_msgs_per_subject": 100}])
-@pytest.mark.parametrize("seqs", [(3, 9), (9, 3), (3, 3)])
+async def test_returned_records_whose_messages_are_gone_are_counted() -> None:
+    """Removed by limits, pushed out, deleted; where no message ever went, they never were any."""
+    for seed in SOME:
+        chance = random.Random(f"natives gone {seed}")
+        sides, back = with_natives(chance, {})
+        own = [it for it in sides.stored if b"Millstream-Source" in it[1].block]
+        lost = chance.sample([it for it in sides.stored[:-1] if it not in own], 5)
+        gone = {seq for seq, _ in lost}
+        found = sum(int((it.headers[1][1] or b"").split()[1]) in gone for it in back)
+        sides.stored = [it for it in sides.stored if it not in lost]
+        others = [(seq, Message("others", "", b"", b"")) for seq in gone]
+        never = MemorySides(sides.kafka, sorted([*sides.stored, *others], key=lambda it: it[0]))
+        never.stored_ns = sides.stored_ns
+
+        proof = await proof_of(sides)
+        spoiled = await proof_of(never)
+
+        assert proof.equal, (seed, proof.difference)
+        assert (proof.apart.returned, proof.apart.unpaired) == (len(back), found)
+        assert (spoiled.equal, spoiled.apart.unpaired) == (found == 0, 0), seed
+
+
+@pytest.mark.parametrize("config", LIMITS)
 async def test_a_record_that_was_returned_is_in_kafka_once_and_in_its_order(
-    seqs: tuple[int, int], limit: dict[str, int]
+    config: dict[str, int],
 ) -> None:
     """A consumer that writes what it read, with its headers, makes records nobody moves."""
-    kafka = some_kafka(random.Random(6))
-    own = [n for n, it in enumerate(kafka) if it.kafka_partition == 1]
-    places = own[4], own[-4]
-    for n, seq in zip(places, seqs, strict=True):
-        headers = (*marks(MAPPING.route.name, Return("FLIGHTS", seq)), *kafka[n].headers)
-        kafka[n] = kafka[n]._replace(headers=headers)
-    chance = random.Random(7)
-    stored = stored_of([it for n, it in enumerate(kafka) if n not in places], chance)
-    sides = MemorySides(kafka, stored, limit)
+    for seed in SOME:
+        chance = random.Random(f"returned twice {seed}")
+        sides, back = with_natives(chance, config)
+        one = chance.choice(back)
+        p, end = one.kafka_partition, sides.marks[one.kafka_partition].high
+        sides.kafka = [*sides.kafka, one._replace(offset=end)]
 
-    proofs = [await proof_of(sides)]
-    if not limit:
-        seen, middle = Seen(), kafka[places[1]].offset
-        proofs.append(await Check(sides, MAPPING).sample(0, chance))
-        for high in (middle, 9_999):
-            goal = {p: min(high, it.high) for p, it in sides.marks.items()}
-            proofs.append(await Check(sides, MAPPING).round(goal, seen))
-        assert proofs.pop(-2).equal  # the first round's
-
-    for proof in proofs:
-        assert proof.equal is (seqs == (3, 9))
-        if proof.difference is not None:
-            assert proof.difference.kafka == kafka[places[1]]
+        for proof in await all_proofs(sides, chance):
+            difference = proof.partitions[p].difference
+            assert difference is not None, seed
+            assert (difference.offset, difference.kafka) == (end, sides.kafka[-1])
+            assert "written again by somebody" in difference.what
 
 
-@pytest.mark.parametrize(
-    ("returns", "is_equal"),
-    [
-        ([("OLD", 500), ("FLIGHTS", 3), ("FLIGHTS", 4)], True),
-        ([("OLD", 500), ("FLIGHTS", 3), ("FLIGHTS", 3)], False),
-    ],
-)
-async def test_returned_records_of_another_stream_than_before_begin_anew(
-    returns: list[tuple[str, int]], is_equal: bool
-) -> None:
-    kafka = some_kafka(random.Random(6), partitions=1)
-    stored = stored_of(kafka, random.Random(7))
-    kafka += [
-        kafka[-1]._replace(offset=2_000 + n, headers=marks(MAPPING.route.name, Return(*it)))
-        for n, it in enumerate(returns)
+@pytest.mark.parametrize("again", [False, True])
+async def test_returned_records_of_another_stream_than_before_begin_anew(again: bool) -> None:
+    sides, back = with_natives(random.Random(6), {})
+    p = back[0].kafka_partition
+    first, *_ = [n for n, it in enumerate(sides.kafka) if it.kafka_partition == p]
+    old = [
+        Record(
+            p, n, 0, TimestampType.CREATE, b"k", b"v", marks("flights", Return("OLD", 500 + seq))
+        )
+        for n, seq in enumerate([0, 0 if again else 1])
     ]
-    sides, seen = MemorySides(kafka, stored), Seen()
+    sides.kafka = [*sides.kafka[:first], *old, *sides.kafka[first:]]
 
-    whole = await proof_of(sides)
-    rounds = [await Check(sides, MAPPING).round({0: high}, seen) for high in (2_001, 2_003)]
-
-    assert [it.equal for it in (whole, *rounds)] == [is_equal, True, is_equal]
+    for proof in await all_proofs(sides, random.Random(6)):
+        assert proof.equal is not again, proof.difference
+        assert proof.apart.unpaired == 2 - again
 
 
 async def test_tombstones_may_expire_where_the_route_says_so() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from millstream_bridge import ConfigurationError, Record, verify, verify_online
-from millstream_bridge.jetstream.api import call
+from millstream_bridge.jetstream.api import call, stored_message
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.kafka.source import source_of
 from millstream_bridge.moving.chain import ChainPublisher
@@ -19,6 +19,7 @@ from millstream_bridge.proof.check import Check
 from millstream_bridge.proof.sides import Bounds, LiveSides, Part
 from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import a_route, move_all, until
+from tests.bridge.test_back import back, publish
 from tests.bridge.test_cli import arguments, run, started
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
@@ -129,6 +130,45 @@ async def test_a_partition_that_is_new_has_no_dense_stream_yet(
     await delete_stream(nats_server.url, "FLIGHTS-0")
     with pytest.raises(ConfigurationError, match="stream FLIGHTS-0: stream not found"):
         await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"shared": True}, {"mode": "dense", "stream": "FLIGHTS-{partition}", "name": "flights"}],
+)
+async def test_what_came_back_is_compared_with_its_messages(
+    nats_server: Server, kafka: Kafka, topic: str, more: dict[str, Any]
+) -> None:
+    fill(kafka, topic, 1, 5)
+    route = a_route(topic, **more)
+    stream = route.stream.replace("{partition}", "0")
+    await move_all(kafka.bootstrap, nats_server.url, route)
+    await publish(nats_server, range(20), partitions=1)
+    await back(kafka, nats_server, route)
+
+    whole = await verify(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+    rounds = verify_online(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+    async with aclosing(rounds) as proofs:
+        first = await anext(proofs)
+    await publish(nats_server, range(20, 22), partitions=1)
+    connection = await Connection.open(nats_server.url, name="test")
+    newest = await stored_message(connection, stream, last_of="flights.0.*")
+    assert newest is not None
+    await call(connection, f"STREAM.MSG.DELETE.{stream}", {"seq": newest.seq - 2})
+    await connection.close()
+    fewer = await verify(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+    headers = [("Millstream-Origin", route.name.encode())]
+    headers.append(("Millstream-Source", f"{stream} {newest.seq}".encode()))
+    kafka.produce(topic, [{"partition": 0, "key": b"N1", "value": b"other", "headers": headers}])
+    other = await verify(kafka=kafka.bootstrap, nats=nats_server.url, route=route)
+
+    for proof in (whole, first):
+        assert proof.equal, proof.difference
+        assert (proof.apart.returned, proof.apart.unpaired, proof.foreign) == (20, 0, 20)
+    assert (fewer.equal, fewer.apart.unpaired) == (True, 1), fewer.difference
+    assert other.difference is not None
+    assert (other.difference.seq, other.difference.nats is None) == (newest.seq, False)
+    assert "it came back from NATS with different value" in other.difference.what
 
 
 async def test_large_records_are_put_together_and_parked_ones_counted(

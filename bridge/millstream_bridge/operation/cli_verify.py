@@ -36,6 +36,7 @@ _APART = {
     "skipped": "skipped",
     "replayed": "replayed",
     "returned": "came back from NATS",
+    "unpaired": "of these could not be compared, for their message is gone",
     "expired": "may have been removed by the stream's own limits",
 }
 

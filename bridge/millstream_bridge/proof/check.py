@@ -31,12 +31,13 @@ from ..jetstream.stream import GAPS
 from ..model import Positions, Record, Watermarks
 from ..records.headers import ORIGIN_HEADER
 from ..records.mapping import Mapping
-from ..records.origin import Return, returned
+from ..records.origin import returned
 from ..records.poison import mark_in
 from .decode import Decoder
 from .ledger import BLOCK_OFFSETS, Ledger, compare, different, different_blocks
 from .newest import Newest
 from .parts import Parts, parts_of, record_of
+from .returns import Last, Returns
 from .sides import Bounds, Part, Sides
 from .stream_side import Book, StreamSide
 from .values import Apart, Difference, PartitionProof, Proof, Side
@@ -61,13 +62,13 @@ class Seen:
     """What the rounds before have seen.
 
     ``next_seqs``: per stream, before which sequence all is read. ``read_to``: per partition, to
-    which sequence, and below which offset all was compared. ``returned``: per partition the offset
-    of the last record that came back from NATS, and from where.
+    which sequence, and below which offset all was compared. ``returned``: per partition the last
+    record that came back from NATS.
     """
 
     next_seqs: dict[str, int] = field(default_factory=dict)
     read_to: dict[int, tuple[int, int]] = field(default_factory=dict)
-    returned: dict[int, tuple[int, Return]] = field(default_factory=dict)
+    returned: dict[int, Last] = field(default_factory=dict)
 
     def bounds(self, marks: Bounds, goal: Positions) -> Bounds:
         """What is new up to the goal; of a partition it does not know, nothing."""
@@ -94,7 +95,7 @@ class Check:
         self._reached: dict[int, int] = {}
         """One past what was stored of a partition before `_look`, where that may be gone."""
         self._expired: Counter[int] = Counter()
-        self._repeated: dict[int, Difference] = {}
+        self._returns = Returns(sides, mapping, self._seen.returned)
         self._never_stored: dict[int, Difference] = {}
 
     # the three modes
@@ -113,7 +114,7 @@ class Check:
 
     async def round(self, goal: Positions, seen: Seen) -> Proof:
         """Everything below the goal, but for what the rounds before have seen; noted there."""
-        self._seen = seen
+        self._seen, self._returns.last = seen, seen.returned
         bounds = seen.bounds(self.marks, goal)
         parts = await self._look(bounds)
         self._refuse_loss(parts)
@@ -149,7 +150,7 @@ class Check:
         sides = {p: (kafka[p].side(), nats[p].side()) for p in marks}
         for p in sides.keys() - differences.keys():
             sides[p] = self._without_removed(p, *sides[p])
-        proof = self._proof(sides, differences, "sample")
+        proof = await self._proof(sides, differences, "sample")
         await self._refuse_compacted(proof)
         return proof
 
@@ -186,7 +187,10 @@ class Check:
             for p in part.partitions:
                 with suppress(ConfigurationError):  # asked again, should it matter
                     self._reached[p] = await self._sides.reached(part, p) or 0
-        return await self._sides.parts(bounds) if removing else parts
+        if removing:
+            parts = await self._sides.parts(bounds)
+        self._returns.parts = {p: part for part in parts for p in part.partitions}
+        return parts
 
     async def _stored_below(self, part: Part, partition: int) -> int:
         """One past what was stored of a partition when the streams were looked at."""
@@ -244,7 +248,7 @@ class Check:
                 else:
                     finished[p] = self._without_removed(p, ours, theirs)
         differences = await self._behind_the_end(sides) | differences
-        return self._proof(finished, differences, mode)
+        return await self._proof(finished, differences, mode)
 
     async def _newest(self, marks: Bounds, parts: Sequence[Part], *, is_compacted: bool) -> Proof:
         await self._read_marks(parts)
@@ -275,6 +279,7 @@ class Check:
                 books[record.kafka_partition].note(record)
             for record in self._of_kafka(records):
                 books[record.kafka_partition].compare(record, self._mapping.subject(record))
+            await self._compare_returns()
         for part, last_seq in zip(now, read_to, strict=True):
             for p in part.partitions:
                 await self._look_for_newer(part, books[p], last_seq, others)
@@ -289,7 +294,7 @@ class Check:
                 differences[p] = found if found.kafka else await self._with_kafka(found)
             finished[p] = book.kafka_side(), stored[p]
         differences = await self._behind_the_end(sides) | differences
-        return self._proof(finished, differences, "full")
+        return await self._proof(finished, differences, "full")
 
     async def _first(self, partition: int, book: Newest, part: Part) -> Difference | None:
         """The first difference of a partition, with both records where one changed."""
@@ -444,6 +449,7 @@ class Check:
                 ledgers[record.kafka_partition].add(record.offset, parts_of(record))
             for ledger in ledgers.values():
                 ledger.settle()
+            await self._compare_returns()
 
     def _of_kafka(self, records: Sequence[Record]) -> Iterable[Record]:
         """Records that should be in the stream."""
@@ -452,32 +458,13 @@ class Check:
             headers = record.headers
             is_marked = headers and headers[0][0] == ORIGIN_HEADER
             if is_marked and (origin := returned(headers, name)) is not None:
-                self._apart.returned += 1
-                self._note_returned(record, origin)
+                self._returns.note(record, origin)
             elif not absent or (record.kafka_partition, record.offset) not in absent:
                 yield record
 
-    def _note_returned(self, record: Record, origin: Return) -> None:
-        """What came back from a stream did so once and in its order, so its sequences rise.
-
-        Another record with the marks of one was written by somebody else, and never moved. A route
-        that has got another stream begins anew.
-        """
-        p, offset = record.kafka_partition, record.offset
-        last_offset, last = self._seen.returned.get(p, (-1, origin._replace(seq=0)))
-        if offset <= last_offset:
-            return  # read again
-        last_seq = last.seq if last.stream == origin.stream else 0
-        if origin.seq <= last_seq and p not in self._repeated:
-            self._repeated[p] = Difference(
-                kafka_partition=p,
-                offset=offset,
-                seq=origin.seq,
-                what="it is marked as come back from NATS, and so is a record before it: it was"
-                " written again by somebody, and the stream does not have it",
-                kafka=record,
-            )
-        self._seen.returned[p] = offset, origin._replace(seq=max(origin.seq, last_seq))
+    async def _compare_returns(self) -> None:
+        if self._returns.is_full:
+            await self._returns.compare()
 
     async def _unexpired(self, bounds: Bounds, parts: Sequence[Part]) -> Bounds:
         """The bounds without what the streams' own limits have removed by now, which is counted.
@@ -500,7 +487,9 @@ class Check:
 
         If there are more of them than such messages, some were never stored.
         """
-        counts = {p: it.high - it.low for p, it in gone.items()}
+        counts = {p: it.high - it.low for p, it in gone.items() if it.high > it.low}
+        if not counts:
+            return
         newest: dict[int, Record] = {}
         if sum(counts.values()) > part.gone:
             counts = dict.fromkeys(gone, 0)
@@ -508,6 +497,7 @@ class Check:
                 for record in self._of_kafka(records):
                     counts[record.kafka_partition] += 1
                     newest[record.kafka_partition] = record
+                await self._compare_returns()
             part = await self._sides.again(part)
         self._expired.update(counts)
         if sum(counts.values()) > part.gone:
@@ -557,6 +547,7 @@ class Check:
             async for records in self._sides.records(bounds):
                 for record in self._of_kafka(records):
                     kafka[record.kafka_partition].append(record)
+                await self._compare_returns()
         finally:
             self._apart = apart
         found = {}
@@ -657,20 +648,22 @@ class Check:
         what = "the two records differed, and one is gone or no longer does"
         return Difference(kafka_partition=partition, offset=offset, seq=seq, what=what)
 
-    def _proof(
+    async def _proof(
         self,
         sides: AbcMapping[int, tuple[Side, Side]],
         differences: AbcMapping[int, Difference],
         mode: str,
     ) -> Proof:
+        await self._returns.compare()
         partitions = {}
-        differences = {**self._repeated, **differences, **self._never_stored}
+        differences = {**self._returns.differences, **differences, **self._never_stored}
         for p in sorted(sides.keys() | differences.keys()):
             kafka, nats = sides.get(p, (Side(), Side()))
             partitions[p] = PartitionProof(
                 kafka=kafka, nats=nats, expired=self._expired[p], difference=differences.get(p)
             )
         self._apart.expired = self._expired.total()
+        self._apart.returned, self._apart.unpaired = self._returns.count, self._returns.unpaired
         return Proof(
             topic=self._mapping.route.topic,
             stream=self._mapping.route.stream,

@@ -58,7 +58,9 @@ class Apart:
     Kafka no longer has, from before its log's beginning or compacted since. ``parked`` and
     ``skipped``: records the bridge could not move, as their marks say. ``replayed``: parked ones
     that were stored later, and dead letters that were published again. ``returned``: records that
-    came to Kafka from NATS. ``expired``: records the stream's own limits may have removed.
+    came to Kafka from NATS; ``unpaired``: those of them that cannot be compared, for their message
+    is gone, or in a stream the route had before. ``expired``: records the stream's own limits may
+    have removed.
     """
 
     foreign: int = 0
@@ -67,6 +69,7 @@ class Apart:
     skipped: int = 0
     replayed: int = 0
     returned: int = 0
+    unpaired: int = 0
     expired: int = 0
 
     def add(self, other: "Apart") -> None:
