@@ -192,3 +192,17 @@ async def test_two_processes_share_the_partitions(server: VersionServer, name: s
         proof = await verify(kafka=kafka.bootstrap, nats=url, route=route)
 
     assert (proof.equal, proof.records) == (True, 600), proof.difference
+
+
+async def test_a_replicated_stream_is_refused_in_one_line_where_it_cannot_be(
+    server: VersionServer, name: str
+) -> None:
+    """Without batches by the bridge, and by a server that is alone."""
+    reason = "cannot be made" if server.version.startswith(WITH_BATCHES) else r"2\.12 or later"
+    route = route_of(name, "chain", replicas=3)
+    with mock_kafka({name: 1}) as kafka:
+        bridge = Bridge(kafka=kafka.bootstrap, nats=server.url, route=route)
+        with pytest.raises(ConfigurationError, match=reason) as refused:
+            await bridge.run()
+
+    assert "\n" not in str(refused.value)
