@@ -133,7 +133,7 @@ def mock(request: pytest.FixtureRequest) -> Iterator[Kafka]:
     """librdkafka's mock, where the Kafka side does not matter; or what is in its place."""
     if request.config.getoption("--kafka", None):
         node: RealInstead = request.getfixturevalue("_real_kafka_node")
-        yield node
+        yield node.as_a_mock()
         node.delete_topics()  # a mock's go with it
         return
     with mock_kafka() as kafka:

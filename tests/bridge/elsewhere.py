@@ -8,7 +8,7 @@ tests.compat.clusters` runs all of them so. Left out are the tests of `ABOUT_THE
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import nats
 import pytest
@@ -41,6 +41,7 @@ ABOUT_ONE_SERVER = {
     "test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped": "its fill waits for nobody",
     "test_all_messages_are_read_once_and_in_order": "its fill waits for nobody",
     "test_a_filter_and_a_first_sequence_are_kept_to": "its fill waits for nobody",
+    "test_a_consumer_that_the_node_has_not_heard_of_is_asked_again": "its fill waits for nobody",
 }
 
 
@@ -69,17 +70,22 @@ def is_for(config: pytest.Config, item: pytest.Item) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealInstead(Kafka):
-    """A real Kafka whose topics are as the mock's; ``replicas`` is how many each has."""
+    """A real Kafka; ``replicas`` is how many a topic has, ``config`` what a test may change."""
 
     replicas: int = 1
+    config: Mapping[str, str] = field(default_factory=dict)
 
     def create_topic(
         self, topic: str, partitions: int, config: Mapping[str, str] | None = None
     ) -> None:
-        new = NewTopic(topic, partitions, self.replicas, config={**AS_A_MOCK, **(config or {})})
+        new = NewTopic(topic, partitions, self.replicas, config={**self.config, **(config or {})})
         admin = self._admin()
         admin.create_topics([new])[topic].result(timeout=60)
         await_true(lambda: topic in self._topics())
+
+    def as_a_mock(self) -> "RealInstead":
+        """The same, with topics that take what the mock's do."""
+        return replace(self, config=AS_A_MOCK)
 
     def delete_topics(self) -> None:
         """Delete all topics but Kafka's own, and return when they are gone."""
