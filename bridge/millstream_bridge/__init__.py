@@ -16,7 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .back.runner import BackBridge, BackReport
+    from .back.progress import BackReport
+    from .back.runner import BackBridge
     from .cutover.cutover import cut_over
     from .cutover.proof import CutProof
     from .cutover.rollback import roll_back
@@ -100,7 +101,7 @@ __all__ = [
 _HOMES = {
     "Assessment": "project.assess",
     "BackBridge": "back.runner",
-    "BackReport": "back.runner",
+    "BackReport": "back.progress",
     "Bridge": "moving.runner",
     "BridgeError": "errors",
     "BridgeReport": "model",

@@ -10,7 +10,8 @@ from confluent_kafka.admin import AdminClient
 
 from millstream_bridge import ConfigurationError, Route
 from millstream_bridge.back import runner
-from millstream_bridge.back.runner import BackBridge, BackReport, CannotReturn, way_back_name
+from millstream_bridge.back.progress import BackReport
+from millstream_bridge.back.runner import BackBridge, CannotReturn, way_back_name
 from millstream_bridge.kafka.sink import Fenced
 from millstream_bridge.model import Record
 from millstream_bridge.records.origin import returned

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import resource
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,39 @@ async def test_a_full_server_is_waited_for(
         assert (before, refusals) == (room_for, 0)
     assert re.search("takes nothing now: .*insufficient resources", caplog.text)
     assert "somebody else" not in caplog.text
+    assert offsets(stored) == {0: [*range(RECORDS)]}
+
+
+@pytest.mark.real_server
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
+@pytest.mark.parametrize("mode", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}], ids=str)
+async def test_a_server_whose_disk_is_full_is_not_taken_for_a_rival(
+    real_nats_server: Server,
+    mock: Kafka,
+    topic: str,
+    mode: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It says nothing of what it cannot write; a limit on its files stands for the disk."""
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"x" * 1_000}] * RECORDS)
+    route = a_route(topic, **mode)
+    caplog.set_level(logging.WARNING, "millstream_bridge")
+    server = real_nats_server
+    no_limit = resource.prlimit(server.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.pid, resource.RLIMIT_FSIZE, (2_000_000, no_limit[1]))
+
+    bridge = Bridge(kafka=mock.bootstrap, nats=server.url, route=route)
+    running = asyncio.create_task(bridge.run(stop_at_end=True), name="bridge")
+    await until(lambda: "takes nothing now" in caplog.text or running.done())
+    await server.restart()
+    async with asyncio.timeout(60):
+        report = await running
+
+    stored = await stored_records(server.url, route, dense_partitions=1)
+    assert "the server stores nothing and does not say why" in caplog.text
+    assert "somebody else" not in caplog.text
+    assert (report.refusals, report.stood_back) == (0, 0)
     assert offsets(stored) == {0: [*range(RECORDS)]}
 
 

@@ -20,10 +20,11 @@ from nats.aio.msg import Msg
 
 from millstream_bridge import ConfigurationError, Unreachable
 from millstream_bridge.back.position import StreamFacts
-from millstream_bridge.back.runner import BackProgress
+from millstream_bridge.back.progress import BackProgress
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.target import NatsTarget
-from millstream_bridge.moving.runner import Bridge, State, route_at_work
+from millstream_bridge.moving.progress import State, route_at_work
+from millstream_bridge.moving.runner import Bridge
 from millstream_bridge.operation.figures import back_figures, partition_figures
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.logs import log_json

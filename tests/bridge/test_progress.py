@@ -10,7 +10,7 @@ import pytest
 
 from millstream_bridge.kafka.admin import KafkaAdmin
 from millstream_bridge.model import Watermarks
-from millstream_bridge.moving.runner import Progress
+from millstream_bridge.moving.progress import Progress
 from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.live import Live, Meter, eta_text
 from millstream_bridge.operation.process import tell

@@ -15,7 +15,7 @@ from millstream_bridge.model import Positions, TimestampType, Watermarks
 from millstream_bridge.moving import checkpoint
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.moving.checkpoint import CheckpointPublisher
-from millstream_bridge.moving.runner import State
+from millstream_bridge.moving.progress import State
 from millstream_bridge.moving.window import Window
 from millstream_bridge.ports import Publisher
 from millstream_bridge.records.mapping import Mapping

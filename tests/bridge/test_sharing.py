@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from millstream_bridge import Bridge, ConfigurationError, Route, barrier, verify
-from millstream_bridge.moving.runner import State
+from millstream_bridge.moving.progress import State
 from millstream_bridge.moving.sharing import Members, Share, slots_of
 from millstream_bridge.operation.status import SUBJECT as STATUS
 from millstream_bridge.project.permissions import Purpose, needs

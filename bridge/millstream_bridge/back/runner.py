@@ -22,7 +22,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Final
 
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
@@ -34,10 +33,11 @@ from ..kafka.admin import KafkaAdmin, TopicConfig
 from ..kafka.sink import KafkaSink, Position, Refused
 from ..kafka.source import KafkaSource
 from ..model import Record, Route
-from ..moving.runner import State, route_at_work
+from ..moving.progress import State, route_at_work
 from ..records.mapping import Mapping as RouteMapping
 from .growth import Growth
 from .position import StreamFacts, newest_returned
+from .progress import BackProgress, BackReport
 from .returning import Delivered, NotReturnable, Returning
 from .tail import Tail
 from .values import with_values
@@ -66,51 +66,6 @@ class CannotReturn(BridgeError):
             " all before it is there"
         )
         self.stream, self.seq, self.topic, self.reason = stream, seq, topic, reason
-
-
-@dataclass(slots=True)
-class BackProgress:
-    """Live figures of a run; of its states it knows starting, moving, reconnecting and ended.
-
-    ``records`` and ``payload_bytes`` were committed by this run, ``from_kafka`` are messages that
-    were there already, ``passed_over`` those that could not go back (by policy, see the log).
-    ``lag`` counts the messages that were not read yet, ``newest_ns`` is when the newest that was
-    read had been stored (0: none was). ``error`` is what ended it, if an error did.
-    """
-
-    state: State = State.STARTING
-    records: int = 0
-    payload_bytes: int = 0
-    from_kafka: int = 0
-    passed_over: int = 0
-    transactions: int = 0
-    sessions: int = 0
-    lag: int = 0
-    newest_ns: int = 0
-    error: BridgeError | None = None
-    positions: dict[int, Position] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackReport:
-    """What one run did; ``positions`` is, per stream, the next sequence to be read."""
-
-    topic: str
-    stream: str
-    ended: str
-    records: int
-    payload_bytes: int
-    from_kafka: int
-    passed_over: int
-    transactions: int
-    sessions: int
-    seconds: float
-    positions: Mapping[str, int]
-
-    @property
-    def records_per_second(self) -> float:
-        """The mean over the whole run, waiting included."""
-        return self.records / self.seconds if self.seconds else 0.0
 
 
 class BackBridge:

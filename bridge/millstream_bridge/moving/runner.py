@@ -28,13 +28,11 @@ behind the gap if the route says so (``on_gap``); how many offsets that were is 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from contextvars import ContextVar
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import (
     ConfigurationError,
@@ -48,9 +46,11 @@ from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from ..kafka.source import KafkaSource, source_of
 from ..model import BridgeReport, Positions, Route, Watermarks
-from ..ports import Polled, Publisher, Source
+from ..ports import Publisher, Source
 from ..records.mapping import Mapping
+from .progress import Progress, State, route_at_work
 from .publisher import publisher_for
+from .reader import Reader
 from .seam import Seam
 
 if TYPE_CHECKING:
@@ -58,18 +58,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-route_at_work: ContextVar[str] = ContextVar("route_at_work", default="")
-"""The name of the route that the running task belongs to: what is logged is about it."""
-
 STAND_BACK_S = 1.0
 RECONNECT_FIRST_S, RECONNECT_MOST_S = 0.05, 1.0
 FRUITLESS_SESSIONS_MAX = 3
 STOP_S = 0.5
 """What is in flight has so long to arrive after `Bridge.stop`; the next run reads the rest."""
 LOOK_FOR_PARTITIONS_S = 10.0
-LAG_EVERY_S = 1.0
-_POLL_S = 0.2
 _AGAIN_MOST_S = 0.2
+_WITHOUT_A_WORD = "the server stores nothing and does not say why (a full disk? its log tells)"
 
 
 class Ended(StrEnum):
@@ -77,63 +73,6 @@ class Ended(StrEnum):
 
     STOPPED = "stopped"
     END = "end"
-
-
-class State(StrEnum):
-    """What a run is doing."""
-
-    STARTING = "starting"
-    """Nothing was moved yet: both sides are being asked."""
-    MOVING = "moving"
-    """In a session; also when there is nothing to move."""
-    STANDING_BY = "standing-by"
-    """Other processes of the group have all of the route."""
-    STANDING_BACK = "standing-back"
-    """Another bridge, not of a group, writes the stream."""
-    RECONNECTING = "reconnecting"
-    """NATS or Kafka went away."""
-    ENDED = "ended"
-
-
-@dataclass(slots=True)
-class Progress:
-    """Live figures of a run; read it at any time, from the loop's thread.
-
-    ``records`` and ``payload_bytes`` are what this run knows to have stored: what the server stored
-    before a connection was lost is in ``positions`` only, from the next session on.
-    Of the partitions that this process moves: ``ends`` are the highest ends known, ``read`` how far
-    they were read, ``due`` one past the newest records read (behind them there may be offsets that
-    no record has), ``newest_ms`` those records' timestamps, ``epochs`` under which membership gave
-    them. ``missed`` counts offsets that Kafka no longer had.
-    """
-
-    state: State = State.STARTING
-    records: int = 0
-    payload_bytes: int = 0
-    sessions: int = 0
-    refusals: int = 0
-    stood_back: int = 0
-    lag: int = 0
-    positions: dict[int, int] = field(default_factory=dict)
-    foreign_seqs: list[int] = field(default_factory=list)
-    parked: int = 0
-    skipped: int = 0
-    missed: int = 0
-    ends: dict[int, int] = field(default_factory=dict)
-    read: dict[int, int] = field(default_factory=dict)
-    due: dict[int, int] = field(default_factory=dict)
-    newest_ms: dict[int, int] = field(default_factory=dict)
-    epochs: dict[int, int] = field(default_factory=dict)
-
-    def reached(self, partition: int) -> int | None:
-        """Below this offset nothing is left to be stored; None: it is not known.
-
-        That is behind offsets that no record has, as a transaction's end takes one.
-        """
-        position, read = self.positions.get(partition), self.read.get(partition)
-        if position is None or read is None:
-            return read if position is None else position
-        return max(position, read) if position >= self.due.get(partition, read) else position
 
 
 class Bridge:
@@ -332,7 +271,7 @@ class Bridge:
             extra={"event": "session_began", "partitions": partitions},
         )
         self._tell_ready(positions)
-        reader = _Reader(
+        reader = Reader(
             source,
             publisher.batch_records,
             positions,
@@ -373,7 +312,7 @@ class Bridge:
             self._on_ready(positions)
             self._on_ready = None
 
-    async def _move(self, reader: "_Reader", publisher: Publisher, goal: Positions | None) -> Ended:
+    async def _move(self, reader: Reader, publisher: Publisher, goal: Positions | None) -> Ended:
         while True:
             if self._stopping.is_set():
                 # What does not arrive now, the next run reads again.
@@ -451,8 +390,7 @@ class Bridge:
         """Try until NATS answers; None when told to stop first. Waits longer after each failure."""
         self._progress.state = State.RECONNECTING
         while True:
-            wait_s = min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), RECONNECT_MOST_S)
-            await self._sleep(wait_s if fruitless else 0)
+            await self._sleep(_pause_s(fruitless) if fruitless else 0)
             if self._stopping.is_set():
                 return None
             try:
@@ -475,24 +413,27 @@ class Bridge:
         Returns the connection, None if it was lost.
         """
         if lost.is_not_now:
-            await self._wait_for_better(lost, fruitless)
+            await self._wait_for_better(str(lost), fruitless)
             return connection
         try:
             is_rival = await publisher.met_rival() if lost.is_refused else None
             self._progress.refusals += is_rival is not None
-            if self._share is not None:
+            if lost.is_refused and is_rival is None:
+                await self._wait_for_better(_WITHOUT_A_WORD, fruitless)
+            elif self._share is not None:
                 # The slots say who is to write. Another can only be one that does not know yet.
                 if lost.is_refused or fruitless:
-                    pause_s = RECONNECT_FIRST_S * 2 ** min(fruitless, 10)
-                    await self._sleep(min(pause_s, _AGAIN_MOST_S))
-            elif is_rival or fruitless >= FRUITLESS_SESSIONS_MAX:
+                    await self._sleep(min(_pause_s(fruitless), _AGAIN_MOST_S))
+            elif is_rival or (lost.is_refused and fruitless >= FRUITLESS_SESSIONS_MAX):
                 await self._stand_back(publisher)
+            elif fruitless and not lost.is_refused:
+                await self._sleep(_pause_s(fruitless))
         except SessionLost:
             await connection.close()
             return None
         return connection
 
-    async def _wait_for_better(self, lost: SessionLost, fruitless: int) -> None:
+    async def _wait_for_better(self, reason: str, fruitless: int) -> None:
         """Wait longer after each session that stored nothing: a server may have no room for long.
 
         One that stored something is followed by the next at once.
@@ -503,10 +444,10 @@ class Bridge:
             logger.warning(
                 "stream %s takes nothing now: %s; trying again until it does",
                 self.route.stream,
-                lost,
+                reason,
                 extra={"event": "takes_nothing"},
             )
-        await self._sleep(min(RECONNECT_FIRST_S * 2 ** min(fruitless, 10), RECONNECT_MOST_S))
+        await self._sleep(_pause_s(fruitless))
 
     async def _stand_back(self, publisher: Publisher) -> None:
         """Wait until no bridge of this route has stored anything for a while."""
@@ -528,101 +469,8 @@ class Bridge:
             await self._sleep(self._stand_back_s)
 
 
-class _Reader:
-    """Polls one batch ahead of what is being published; knows how far each partition was read."""
-
-    def __init__(
-        self,
-        source: Source,
-        batch_records: int,
-        positions: Positions,
-        marks: dict[int, Watermarks],
-        *,
-        seam: Seam,
-        partition_count: int,
-        look_for_partitions_s: float,
-        check_topic: Callable[[], Coroutine[Any, Any, None]],
-    ) -> None:
-        self._seam = seam
-        self._check_topic = check_topic
-        self._checking: asyncio.Task[None] | None = None
-        self._partition_count = partition_count
-        self._look_for_partitions_s = look_for_partitions_s
-        self._source = source
-        self._batch_records = batch_records
-        self.due = {p: positions.get(p, mark.low) for p, mark in marks.items()}
-        self.read = dict(self.due)
-        self.ends = {p: mark.high for p, mark in marks.items()}
-        self.newest_ms: dict[int, int] = {}
-        self._polling: asyncio.Task[Polled] | None = None
-        self._looked_at = self._checked_at = asyncio.get_running_loop().time()
-
-    @property
-    def lag(self) -> int:
-        """Offsets between what was read and the highest end known."""
-        return sum([max(0, high - self.read[p]) for p, high in self.ends.items()])
-
-    def has_reached(self, goal: Positions) -> bool:
-        """Whether everything below these offsets was read, and the seam looked at."""
-        return self._seam.is_closed and all(
-            self.read.get(p, 0) >= offset for p, offset in goal.items()
-        )
-
-    async def next(self) -> Polled:
-        """The next batch, perhaps empty; the one after it is already being fetched."""
-        await self._look_around()
-        if self._polling is None:
-            self._polling = self._poll()
-        polled = await self._polling
-        self._polling = None if polled.error else self._poll()
-        if not self._seam.is_closed:
-            polled = self._seam.look(polled)
-        for record in polled.records:
-            if record.offset < self.due[record.kafka_partition]:
-                raise SessionLost(f"Kafka gave offset {record.offset} again, or out of order")
-            self.due[record.kafka_partition] = record.offset + 1
-        self.read.update([(p, due) for p, due in self.due.items() if due > self.read[p]])
-        self.newest_ms.update([(record[0], record[2]) for record in polled.records])
-        for partition, end in polled.ends.items():
-            self.read[partition] = max(self.read[partition], end)
-            self.ends[partition] = max(self.ends[partition], end)
-        return polled
-
-    async def close(self) -> None:
-        """Wait for the poll under way; it is short."""
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
-        if self._polling is not None:
-            # Waited for, not awaited: it may have been cancelled with whoever awaited it.
-            await asyncio.wait({self._polling})
-            if not self._polling.cancelled() and (error := self._polling.exception()):
-                logger.debug("last poll: %s", error, extra={"event": "last_poll_failed"})
-
-    def _poll(self) -> asyncio.Task[Polled]:
-        return asyncio.create_task(
-            self._source.poll(self._batch_records, _POLL_S), name="kafka poll"
-        )
-
-    async def _look_around(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._looked_at >= LAG_EVERY_S:
-            self._looked_at = now
-            self.ends.update(await self._source.known_ends(list(self.read)))
-        if self._checking is not None and self._checking.done():
-            checked, self._checking = self._checking, None
-            with suppress(Unreachable):
-                checked.result()
-        if now - self._checked_at < self._look_for_partitions_s:
-            return
-        self._checked_at = now
-        if self._checking is None:
-            # Beside the reading: it may take long while a broker is away.
-            self._checking = asyncio.create_task(self._check_topic(), name="topic id")
-        with suppress(Unreachable):
-            count = await self._source.partition_count()
-            if count != self._partition_count:
-                raise SessionLost(f"the topic has {count} partitions now")
+def _pause_s(fruitless: int) -> float:
+    return min(RECONNECT_FIRST_S * 2.0 ** min(fruitless, 10), RECONNECT_MOST_S)
 
 
 def _as_unreachable(lost: Exception, connection: Connection) -> Unreachable:

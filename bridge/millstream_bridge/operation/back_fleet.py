@@ -7,7 +7,8 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from ..back.runner import BackBridge, BackReport
+from ..back.progress import BackReport
+from ..back.runner import BackBridge
 from ..errors import BridgeError
 from ..kafka.sink import Position
 from ..model import Route

@@ -11,7 +11,8 @@ import typer
 
 from millstream_coordinator.operation.process import Stopper, unless_stopped
 
-from ..back.runner import BackBridge, BackReport
+from ..back.progress import BackReport
+from ..back.runner import BackBridge
 from ..errors import ConfigurationError
 from ..project.file import Project
 from ..project.routes import current_routes

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ..back.runner import BackProgress
+from ..back.progress import BackProgress
 from ..moving.runner import Bridge
 
 

@@ -17,7 +17,8 @@ from millstream_coordinator.operation.process import unless_stopped
 from ..errors import BridgeError, ConfigurationError
 from ..kafka.admin import KafkaAdmin
 from ..model import BridgeReport, Positions, Route
-from ..moving.runner import Bridge, State
+from ..moving.progress import State
+from ..moving.runner import Bridge
 from ..project.file import Project
 from ..project.routes import current_routes
 

@@ -9,7 +9,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from ..moving.runner import route_at_work
+from ..moving.progress import route_at_work
 from .process import log_level, tell
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from ..back.runner import BackBridge, BackProgress
+from ..back.progress import BackProgress
+from ..back.runner import BackBridge
 from ..errors import BridgeError
-from ..moving.runner import Progress, State
+from ..moving.progress import Progress, State
 from .figures import BackFigures, Figures, back_figures, partition_figures
 from .fleet import Fleet
 

@@ -8,7 +8,7 @@ from millstream_coordinator.operation.settings import http_address
 from millstream_coordinator.operation.web import Health, MetricsPage, Pages
 
 from ..errors import BridgeError, ConfigurationError
-from ..moving.runner import State
+from ..moving.progress import State
 
 WELL = frozenset({State.MOVING, State.STANDING_BY, State.STANDING_BACK})
 
