@@ -84,18 +84,28 @@ class Sides:
         """A Kafka group with its positions in the route's topic."""
         return await self.admin.group(name, [(self.route.topic, p) for p in sorted(self.marks)])
 
+    async def look(self) -> None:
+        """Note the topic's ends of now, as one who reads what is committed.
+
+        Of all partitions at once: at a client that is reading, each would wait for a fetch to end.
+        """
+        found = await self.admin.watermarks({self.route.topic: len(self.marks)})
+        self.marks = found[self.route.topic]
+
     async def settle(self, timeout_s: float) -> str | None:
         """Note the topic's ends once all that is written now can be read; why not, in a line.
 
         A transaction that was committed a moment ago, the way back's last for one, is not to be
         read yet in every partition; what it wrote must not pass for not there.
         """
-        topic = self.route.topic
-        written = await self.admin.watermarks({topic: len(self.marks)}, is_committed=False)
+        topic = {self.route.topic: len(self.marks)}
+        written = await self.admin.watermarks(topic, is_committed=False)
         deadline = time.monotonic() + timeout_s
         while True:
-            self.marks = await self.source.watermarks()
-            late = [p for p, mark in written[topic].items() if self.marks[p].high < mark.high]
+            await self.look()
+            late = [
+                p for p, mark in written[self.route.topic].items() if self.marks[p].high < mark.high
+            ]
             if not late:
                 return None
             if time.monotonic() >= deadline:

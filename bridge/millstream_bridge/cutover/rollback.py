@@ -236,7 +236,7 @@ class _RollBack:
 
     async def _read_much(self, handled: Mapping[int, Handled]) -> None:
         sides = self._sides
-        sides.marks = await sides.source.watermarks()
+        await sides.look()
         for number, progress in handled.items():
             if number not in self._returns:
                 natives = sides.index.partitions[number].natives_edge(progress.has)

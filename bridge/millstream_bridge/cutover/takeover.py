@@ -28,6 +28,7 @@ from millstream_coordinator.partitioning.topic import (
     Layout,
     Start,
     StartKind,
+    StreamOptions,
     TopicDescription,
     WrittenBy,
 )
@@ -36,7 +37,7 @@ from millstream_coordinator.provisioning.plan import StepKind, plan
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..jetstream.target import NatsTarget
-from ..model import Route
+from ..model import PARTITION_FIELD, Route
 
 _CONNECT_S = 5
 
@@ -57,6 +58,7 @@ class TakeOver:
         """ConfigurationError: the names or the rule do not fit."""
         self._connection, self._prefix = connection, prefix
         self.group = group
+        self._stream = route.stream.replace(PARTITION_FIELD, "0")
         text = key_rule or route.subject.replace("{topic}", route.topic)
         try:
             self._target = Target(connection, group, prefix=prefix)
@@ -133,7 +135,13 @@ class TakeOver:
                 await reset(self._target, starts)
 
     async def _make(self, next_seqs: Mapping[int, int]) -> None:
-        planned = await plan(self._connection, self._description, prefix=self._prefix)
+        """The group's bucket has as many replicas as the stream, as if a member had made it."""
+        info = await self._target.stream_info(self._stream)
+        config = {} if info is None else info["config"]
+        options = StreamOptions(replicas=config.get("num_replicas", 1))
+        groups = {self.group: replace(self._description.groups[self.group], options=options)}
+        described = replace(self._description, groups=groups)
+        planned = await plan(self._connection, described, prefix=self._prefix)
         steps = []
         for step in planned.steps:
             if step.kind is StepKind.START:
