@@ -217,14 +217,23 @@ class StreamIndex:
 
     async def edge_at_offset(self, number: int, offset: int) -> Edge:
         """The edge of the records when those below an offset are handled, as far as was read."""
-        first_seq = self.partitions[number].before_offset(offset)
+        partition = self.partitions[number]
+        if partition.last is None or partition.last[1] < offset:
+            return Edge(partition.last, None)
+        first_seq = partition.before_offset(offset)
         return await self._edge(number, first_seq, lambda _, found: found < offset, 0)
 
     async def edge_at_seq(
         self, number: int, is_handled: Callable[[int], bool], floor: int, end: int
     ) -> Edge:
-        """The edge of the records; all up to ``floor`` is handled, nothing behind ``end`` is."""
-        first_seq = self.partitions[number].before_seq(floor)
+        """The edge of the records; all up to ``floor`` is handled, nothing behind ``end`` is.
+
+        Where all are handled nothing is read again: there may be many native messages around.
+        """
+        partition = self.partitions[number]
+        if partition.last is None or partition.last[0] <= floor:
+            return Edge(partition.last, None)
+        first_seq = partition.before_seq(floor)
         return await self._edge(number, first_seq, lambda seq, _: is_handled(seq), end)
 
     async def _edge(
