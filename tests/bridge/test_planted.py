@@ -23,6 +23,8 @@ from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
 from millstream_bridge.proof.sides import Bounds, Part
 from millstream_bridge.proof.values import Proof
+from millstream_bridge.records.chunks import pieces
+from millstream_bridge.records.headers import NatsHeaders
 from millstream_bridge.records.mapping import Mapping, any_source
 from millstream_bridge.records.origin import Return, marks
 from millstream_bridge.records.poison import mark
@@ -406,6 +408,54 @@ async def test_online_a_hole_where_a_round_begins_is_not_taken_for_removed() -> 
 
 
 @pytest.mark.parametrize("keeps", [None, 100])
+@pytest.mark.parametrize(
+    ("gone", "is_equal"),
+    [
+        ([1], True),
+        ([1, 2], True),
+        ([1, 2, 3, 4], True),
+        ([2], False),
+        ([1, 6], False),
+        (["while it is read"], True),
+        (["reference"], False),
+    ],
+)
+async def test_limits_remove_the_pieces_of_a_large_record_before_it(
+    gone: list[Any], is_equal: bool, keeps: int | None
+) -> None:
+    """Sequences 1 to 4 are a partition's first record, 5 to 8 its second."""
+    mapping = Mapping(a_route("flights", shared=True, large="chunks"))
+    records = [
+        Record(0, n, 0, TimestampType.CREATE, b"k", bytes(range(250)) * 10, ()) for n in range(3)
+    ]
+    messages = [
+        Message(it.subject, "", f"NATS/1.0\r\n{it.lines}\r\n".encode(), it.payload)
+        for record in records
+        for it in pieces(mapping, record, 2_024) or []
+    ]
+    config = {"max_age": 10**9, **({} if keeps is None else {"max_msgs_per_subject": keeps})}
+    stored = [it for it in enumerate(messages, 1) if it[0] not in gone]
+    others = [(seq, Message("others", "", b"", b"")) for seq in (20, 22)]
+
+    class Sides(MemorySides):
+        async def whole(self, *arguments: Any) -> tuple[NatsHeaders, bytes]:
+            if "while it is read" in gone:
+                self.stored = [it for it in self.stored if it[0] > 1]
+            return await super().whole(*arguments)
+
+    if gone == ["reference"]:
+        broken = stored[3][1].block.replace(b"Large: chunks 3", b"Large: chunks x")
+        stored[3] = 4, stored[3][1]._replace(block=broken)
+    sides = Sides(records, [*stored, *others], config, reached_to={0: 3}, mapping=mapping)
+
+    proof = await Check(sides, mapping).full()
+
+    assert proof.equal is is_equal, proof.difference
+    assert proof.apart.expired == (is_equal or 1 in gone)
+    assert proof.apart.older == 0
+
+
+@pytest.mark.parametrize("keeps", [None, 100])
 async def test_no_more_records_than_messages_that_are_gone_have_been_removed(
     keeps: int | None,
 ) -> None:
@@ -577,6 +627,28 @@ async def test_a_record_may_be_compacted_for_one_that_came_since(
     sides.ends = dict.fromkeys((0, 1), Watermarks(0, 7))
 
     proof = await proof_of(sides)
+
+    assert proof.equal is is_equal, proof.difference
+
+
+@pytest.mark.parametrize(("keeps", "is_equal"), [(1, True), (2, False)])
+async def test_what_pushed_a_record_out_may_be_compacted_since(keeps: int, is_equal: bool) -> None:
+    """Where records of several keys have one subject."""
+    mapping = Mapping(a_route("flights", subject="flights.{partition}"))
+    older = Record(0, 0, 0, TimestampType.CREATE, b"a", b"v", ())
+    tombstone = Record(0, 1, 0, TimestampType.CREATE, b"b", None, ())
+    block = f"NATS/1.0\r\n{mapping.header_lines(tombstone)}\r\n".encode()
+    stored = [(2, Message(mapping.subject(tombstone), "", block, b""))]
+
+    class Sides(MemorySides):
+        @property
+        def marks(self) -> Bounds:
+            return {0: Watermarks(0, 2)}
+
+    limit = {"max_msgs_per_subject": keeps}
+    proof = await Check(
+        Sides([older], stored, limit, is_compact=True, mapping=mapping), mapping
+    ).full()
 
     assert proof.equal is is_equal, proof.difference
 

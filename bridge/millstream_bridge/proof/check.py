@@ -15,6 +15,7 @@ of then it may have been removed, from there on nothing was.
 """
 
 import asyncio
+import bisect
 import math
 import random
 import time
@@ -29,6 +30,7 @@ from ..jetstream.connection import Delivery
 from ..jetstream.reader import sequence
 from ..jetstream.stream import GAPS
 from ..model import Positions, Record, Watermarks
+from ..records.chunks import reference_in
 from ..records.headers import ORIGIN_HEADER
 from ..records.mapping import Mapping
 from ..records.origin import returned
@@ -202,8 +204,26 @@ class Check:
         """Below it the limits of a stream, as it is now, may have removed records; 0: nowhere."""
         if not part.expires:
             return 0
-        _, first = await self._next(partition, part.info.first_seq, part)
-        return await self._stored_below(part, partition) if first is None else first
+        seq, first = await self._next(partition, part.info.first_seq, part)
+        if first is None:
+            return await self._stored_below(part, partition)
+        return first + await self._has_lost_pieces(part, partition, seq)
+
+    async def _has_lost_pieces(self, part: Part, partition: int, seq: int) -> bool:
+        """Whether a large record's first piece is gone: it is older, so limits remove it before."""
+        if self._mapping.route.large != "chunks":
+            return False
+        found = await self._sides.next_message(part, part.filter, seq)
+        try:
+            reference = None if found is None or found.seq != seq else reference_in(found.headers)
+        except ValueError:
+            return False  # it is damaged, which no limit does
+        if reference is None or not reference.chunks:
+            return False
+        first_seq = seq - reference.chunks
+        pieces = f"{self._mapping.chunk_subject(partition)}.>"
+        piece = await self._sides.next_message(part, pieces, first_seq)
+        return piece is None or piece.seq != first_seq
 
     def _without_removed(self, partition: int, kafka: Side, nats: Side) -> tuple[Side, Side]:
         """Both sides of an equal partition, and what only Kafka still has counted as removed."""
@@ -308,8 +328,8 @@ class Check:
     ) -> None:
         """Note in ``others`` what came behind the sequence to which a stream was read.
 
-        What pushed a record out may have been pushed out in its turn before it was read. Only of
-        subjects up to the first difference.
+        What pushed a record out may have been pushed out in its turn before it was read; or Kafka
+        has compacted it since. Only of subjects up to the first difference.
         """
         if part.keeps is None:
             return
@@ -317,7 +337,7 @@ class Check:
         for offset, subject in sorted(book.unexplained()):
             if offset > first:
                 return
-            seq = last_seq
+            seq = book.stored_before(offset) if book.is_compacted else last_seq
             for _ in range(part.keeps):  # so many explain everything
                 found = await self._sides.next_message(part, subject, seq + 1)
                 if found is None:
@@ -325,8 +345,10 @@ class Check:
                 seq = found.seq
                 source = self._mapping.source_in(found.headers)
                 mark = None if source is None else self.marks.get(source.kafka_partition)
-                if source is None or mark is None or source.offset >= mark.high:
-                    others.setdefault(subject, []).append(seq)
+                is_other = source is None or mark is None or source.offset >= mark.high
+                known = others.setdefault(subject, [])
+                if (is_other or book.is_left(seq)) and seq not in known:
+                    bisect.insort(known, seq)
             left = book.first_unexplained(subject)
             first = first if left is None else min(first, left)
 
@@ -422,10 +444,12 @@ class Check:
             try:
                 whole, payload = await self._sides.whole(part, sequence(ack), headers, payload)
             except ValueError as error:
-                if source is not None:
-                    side.add_damaged(
-                        ack, subject, source.kafka_partition, source.offset, str(error)
-                    )
+                if source is None:
+                    continue
+                p, offset = source.kafka_partition, source.offset
+                # Its pieces may have been removed since, or a moment ago.
+                if offset >= await self._removed_below(await self._sides.again(part), p):
+                    side.add_damaged(ack, subject, p, offset, str(error))
                 continue
             side.add(ack, subject.decode(), list(whole), payload)
 

@@ -181,6 +181,20 @@ class Newest:
                 found.append((offset, self._stored[offset][0]))
         return found[::-1]
 
+    def stored_before(self, offset: int) -> int:
+        """The sequence of the stream's newest record below an offset, 0 without one."""
+        place = bisect.bisect_left(self._offsets, offset)
+        return self._seqs[place - 1] if place else 0
+
+    def is_left(self, seq: int) -> bool:
+        """Whether there is a record that only the stream has."""
+        place = bisect.bisect_left(self._seqs, seq)
+        return (
+            place < len(self._seqs)
+            and self._seqs[place] == seq
+            and self._offsets[place] in self._stored
+        )
+
     def unexplained(self) -> list[tuple[int, str]]:
         """Per subject the first missing offset that `first_unexplained` gives, if any."""
         firsts = ((self.first_unexplained(subject), subject) for subject in self._missing)
@@ -193,8 +207,7 @@ class Newest:
             return missing[0]
         found, others = self._found.get(subject, []), self.others.get(subject, [])
         for offset in missing:
-            place = bisect.bisect_left(self._offsets, offset)
-            stored_after = self._seqs[place - 1] if place else 0  # in its partition's order
+            stored_after = self.stored_before(offset)  # in its partition's order
             newer = len(found) - bisect.bisect_right(found, offset)
             if newer + len(others) - bisect.bisect_right(others, stored_after) < self.keeps:
                 return offset

@@ -142,7 +142,7 @@ class StreamSide:
             if sequence(ack) > lane.seen_to:
                 self._differ(partition, offset, ack, "it is stored again", parts)
         elif offset < lane.low:
-            self.apart.older += 1
+            self.apart.older += not isinstance(parts, str)
         elif isinstance(parts, str):
             self._differ(partition, offset, ack, parts)
         elif self._is_dense and sequence(ack) != offset + 1:
