@@ -8,6 +8,7 @@ import pytest
 
 from millstream_bridge import ConfigurationError, Record
 from millstream_bridge.back.runner import way_back_name
+from millstream_bridge.kafka import source
 from millstream_bridge.kafka.admin import KafkaAdmin, KafkaGroup, Topic, TopicConfig
 from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.project.assess import assess
@@ -24,6 +25,7 @@ from tests.bridge.moves import a_route
 from tests.bridge.test_cli import run
 from tests.bridge.topics import await_readable, transactional
 from tests.helpers.kafka import Kafka
+from tests.helpers.record_batch import produce_bytes, record_batch
 from tests.helpers.servers import Server
 
 
@@ -243,6 +245,25 @@ async def test_a_pattern_that_fits_nothing_or_is_none_is_said(mock: Kafka) -> No
         await assess(kafka=mock.bootstrap, topics="none")
     with pytest.raises(ConfigurationError, match="is no pattern"):
         await assess(kafka=mock.bootstrap, topics="(")
+
+
+async def test_a_batch_that_cannot_be_read_is_said_of_its_topic_and_the_others_are_assessed(
+    mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MOCK_CLUSTER", "what no cluster is called")
+    for name in (topic, f"{topic}-sound"):
+        mock.create_topic(name, 1)
+        produce_bytes(mock.bootstrap, name, 0, record_batch([b"first", b"second"]))
+    produce_bytes(mock.bootstrap, topic, 0, record_batch([b"damaged"], spoil=True))
+
+    found = await assess(kafka=mock.bootstrap, topics=f"{topic}.*")
+
+    assert [(it.topic.name, found.verdict_of(it) == "cannot") for it in found.topics] == [
+        (topic, True),
+        (f"{topic}-sound", False),
+    ]
+    said = about(findings(found.topics[0]), "reading").what
+    assert f"topic {topic} partition 0 offset 2: the batch here cannot be read" in said
 
 
 async def test_the_command_prints_a_table_findings_and_a_report(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..back.runner import WAY_BACK
-from ..errors import BridgeError, ConfigurationError
+from ..errors import BridgeError, ConfigurationError, OffsetGone, RecordError
 from ..jetstream.connection import Connection
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import Denied, KafkaAdmin, KafkaGroup, Topic, TopicConfig, Unsupported
@@ -70,7 +70,7 @@ async def assess(
         found = await admin.topics()
         chosen = [it for it in found.values() if pattern.fullmatch(it.name) and not it.is_internal]
         if not chosen and not may_be_empty:
-            raise ConfigurationError(f"no topic at {kafka} matches {topics!r}")
+            raise ConfigurationError(f"no topic at {kafka} matches {topics!r}, or none may be seen")
         look = _Look(admin, kafka, kafka_options, sample_records, server)
         return await look.run(chosen)
     finally:
@@ -92,6 +92,10 @@ async def _server(nats: str | NatsTarget) -> Mapping[str, Any]:
         return connection.info
     finally:
         await connection.close()
+
+
+def _place(error: RecordError) -> str:
+    return f"topic {error.topic} partition {error.kafka_partition} offset {error.offset}"
 
 
 class _Look:
@@ -151,12 +155,17 @@ class _Look:
         shape, lags = Shape(), list[GroupLag]()
         marks: dict[int, Watermarks] = {}
         problem = topic.error
+        unreadable: str | None = None
         if problem is None:
             try:
                 marks = (await self._admin.watermarks({topic.name: topic.partitions}))[topic.name]
                 await self._sample(topic.name, marks, shape)
             except (Denied, ConfigurationError) as error:
                 problem = str(error)
+            except OffsetGone as error:  # retention was at work meanwhile
+                self._note([f"{_place(error)}: gone while the sample was read, which ends there"])
+            except RecordError as error:
+                unreadable = str(error)
         for group in groups:
             lag = group_lag(group, topic.name, marks)
             if lag is not None:
@@ -168,6 +177,7 @@ class _Look:
             shape=shape,
             groups=lags,
             problem=problem,
+            unreadable=unreadable,
             message_bytes_max=self._server.get("max_payload"),
         )
 

@@ -47,7 +47,11 @@ class GroupLag:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicFacts:
-    """Everything that was found out about a topic. ``config`` is None where Kafka does not tell."""
+    """Everything that was found out about a topic. ``config`` is None where Kafka does not tell.
+
+    ``problem``: why the topic may not be read at all; ``unreadable``: the record at which reading
+    it ended, and what can be done.
+    """
 
     topic: Topic
     marks: Mapping[int, Watermarks] = field(default_factory=dict)
@@ -55,6 +59,7 @@ class TopicFacts:
     shape: Shape = field(default_factory=Shape)
     groups: Sequence[GroupLag] = ()
     problem: str | None = None
+    unreadable: str | None = None
     message_bytes_max: int | None = None
 
     @property
@@ -73,6 +78,7 @@ def findings(facts: TopicFacts) -> list[Finding]:
     if facts.problem is not None:
         return [_finding("reading", Verdict.CANNOT, facts.problem, "permit Read and Describe")]
     found = [
+        *([_finding("reading", Verdict.CANNOT, facts.unreadable)] if facts.unreadable else []),
         *_of_name(facts.topic.name),
         *_of_sizes(facts),
         *_of_config(facts),
