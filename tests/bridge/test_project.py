@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from millstream_bridge import ConfigurationError
-from millstream_bridge.project.file import Project, load_project
+from millstream_bridge.project.file import FILE_BYTES_MAX, Project, load_project
 from millstream_bridge.project.routes import current_routes
 from millstream_bridge.project.rule import routes_of
 from tests.helpers.kafka import Kafka
@@ -90,12 +90,16 @@ def test_a_pattern_makes_a_route_of_each_topic_that_no_rule_names(whole: Project
         ("[kafka]", "[kafka] needs bootstrap"),
         ('[kafka]\nbootstrap = "k"', "there is no [[route]]"),
         (PLAIN + 'strem = "X"', "[[route]] 1: there is no key 'strem'; did you mean 'stream'?"),
-        (PLAIN + "shared = 3", "[[route]] 1: Expected `bool`, got `int` - at `$.shared`"),
+        (PLAIN + "shared = 3", "[[route]] 1: shared must be true or false, and is a whole number"),
+        (PLAIN + "max_age_s = 'x'", "[[route]] 1: max_age_s must be a number, and is text"),
+        (PLAIN.replace('"flights"', "5", 1), "[[route]] 1: topic must be text, and is a whole"),
         (PLAIN.replace('topic = "flights"', 'topic = "a b"'), "'a b' is no Kafka topic name"),
         (PLAIN.replace('topic = "flights"', ""), "needs either topic or topics"),
         (PLAIN.replace('topic = "flights"', 'topics = "("'), "'(' is no pattern of topic names"),
         (PLAIN.replace('stream = "FLIGHTS"', ""), "[[route]] 1: it lacks the key `stream`"),
-        (PLAIN + 'on_gap = "jump"', "on_gap"),
+        (PLAIN + 'on_gap = "jump"', "[[route]] 1: on_gap 'jump' is none of stop, continue"),
+        (PLAIN + '[nats]\ntls_first = "x"', "[nats]: tls_first must be true or false, and is text"),
+        (PLAIN + '[[group]]\nkafka = "b"', "[[group]] 1: it lacks the key `group`"),
         (PLAIN + '[kafka.options]\n"a" = { env = "NOT_SET" }', "NOT_SET is not set"),
         (PLAIN + '[kafka.options]\n"a" = { file = "none" }', "none cannot be read: No such file"),
         (PLAIN + '[kafka.options]\n"a" = { cmd = "x" }', "is neither { env = … } nor"),
@@ -117,6 +121,27 @@ def test_what_is_wrong_is_said_with_file_and_place(
     assert complaint in str(error.value)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "project.toml"
+    file.write_text(PLAIN.strip(), encoding="utf-8-sig")
+
+    assert load_project(file).kafka == "k:1"
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [(b"a\xff", "byte 0xff at 1 is not UTF-8"), (b"#" * (FILE_BYTES_MAX + 1), "it is over 16,777")],
+)
+def test_what_is_no_text_or_no_end_of_it_is_no_project(
+    tmp_path: Path, data: bytes, complaint: str
+) -> None:
+    file = tmp_path / "project.toml"
+    file.write_bytes(data)
+
+    with pytest.raises(ConfigurationError, match=complaint):
+        load_project(file)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -43,15 +43,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from ..errors import ConfigurationError
 from ..jetstream.target import NatsTarget
-from .rule import Rule, check_keys, routes_of, text_of
+from .rule import Rule, check_keys, convert, routes_of, text_of
 
 _TABLES: Final = ("kafka", "nats", "route", "group", "plan")
 _NATS_KEYS: Final = tuple(it.name for it in dataclasses.fields(NatsTarget))
 _NATS_PATHS: Final = ("creds", "nkey", "tls_ca", "tls_cert", "tls_key")
+FILE_BYTES_MAX: Final = 1 << 24
+"""A project of 50,000 routes has a quarter of it."""
 GROUP_NAME_MAX: Final = 64
 _GROUP_NAME: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{GROUP_NAME_MAX}}}")
 
@@ -97,10 +97,18 @@ class Project:
 def load_project(path: Path) -> Project:
     """Read a project file; ConfigurationError names the file, the table and the key."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # of TOML, and of text that is no UTF-8
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigurationError(f"{path} is no project file: it is over {FILE_BYTES_MAX:,} bytes")
+    try:
+        document = tomllib.loads(data.decode("utf-8-sig"))  # some editors begin it with a mark
+    except UnicodeDecodeError as error:
+        what = f"byte {data[error.start]:#04x} at {error.start} is not UTF-8"
+        raise ConfigurationError(f"{path} is no TOML: {what}") from error
+    except ValueError as error:
         raise ConfigurationError(f"{path} is no TOML: {error}") from error
     check_keys(document, _TABLES, str(path))
     kafka = _table(document, "kafka", path)
@@ -139,10 +147,7 @@ def _nats(table: Mapping[str, Any], path: Path) -> NatsTarget:
     for name in _NATS_PATHS:
         if isinstance(values.get(name), str):
             values[name] = path.parent / values[name]
-    try:
-        return msgspec.convert(values, NatsTarget, dec_hook=_as_it_is)
-    except (msgspec.ValidationError, ConfigurationError) as error:
-        raise ConfigurationError(f"{where}: {error}") from error
+    return convert(values, NatsTarget, where, _as_it_is)
 
 
 def _as_it_is(kind: type, value: Any) -> Any:
@@ -156,10 +161,7 @@ def _groups(tables: Sequence[Mapping[str, Any]], path: Path) -> tuple[GroupMove,
     for number, table in enumerate(tables, 1):
         where = f"{path}: [[group]] {number}"
         check_keys(table, ("kafka", "group", "routes"), where)
-        try:
-            group = msgspec.convert(table, GroupMove)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{where}: {error}") from error
+        group = convert(table, GroupMove, where)
         if not _GROUP_NAME.fullmatch(group.group):
             raise ConfigurationError(
                 f"{where}: {group.group!r} is no group name: {_GROUP_NAME.pattern}"

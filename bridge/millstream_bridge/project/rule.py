@@ -3,9 +3,9 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -13,8 +13,23 @@ from ..errors import ConfigurationError
 from ..model import Route
 
 TOPIC_FIELD: Final = "{topic}"
+T = TypeVar("T")
+
 _ROUTE_KEYS: Final = tuple(it.name for it in dataclasses.fields(Route))
 _OWN_KEYS: Final = ("topics", "planned")
+_WRONG_TYPE: Final = re.compile(r"Expected `([^`]+)`, got `([^`]+)` - at `\$\.(\w+)`")
+_WRONG_CHOICE: Final = re.compile(r"Invalid enum value (.+) - at `\$\.(\w+)`")
+_LACKS: Final = "Object missing required field"
+_TYPES: Final = {
+    "str": "text",
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+"""What people call what msgspec calls otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +62,7 @@ class Rule:
         planned = text_table(table.get("planned", {}), f"{where}: planned")
         if "topic" in table:
             rule = cls(topic=table["topic"], settings=settings, planned=planned)
-            rule.route(str(table["topic"]), where)
+            rule.route(table["topic"], where)
             return rule
         if "name" in table:
             raise ConfigurationError(f"{where}: a rule for several topics has no name of its own")
@@ -65,13 +80,7 @@ class Rule:
         values = {**self.settings, "topic": topic}
         if self.topics is not None and isinstance(values.get("stream"), str):
             values["stream"] = values["stream"].replace(TOPIC_FIELD, topic.replace(".", "-"))
-        try:
-            return msgspec.convert(values, Route)
-        except msgspec.ValidationError as error:
-            text = str(error).replace("Object missing required field", "it lacks the key")
-            raise ConfigurationError(f"{where or topic}: {text}") from error
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{where}: {error}" if where else str(error)) from error
+        return convert(values, Route, where)
 
     def means(self, topic: str) -> bool:
         """Whether a topic is moved by this rule, if no rule names it."""
@@ -101,6 +110,32 @@ def check_keys(table: Mapping[str, Any], known: Sequence[str], where: str) -> No
             close = difflib.get_close_matches(key, known, 1)
             meant = f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(known)})"
             raise ConfigurationError(f"{where}: there is no key {key!r}{meant}")
+
+
+def convert(
+    values: Mapping[str, Any],
+    kind: type[T],
+    where: str,
+    as_it_is: Callable[[type, Any], Any] | None = None,
+) -> T:
+    """A table as what it is to be; ConfigurationError names ``where``, the key, and what may be."""
+    try:
+        return msgspec.convert(values, kind, dec_hook=as_it_is)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{where}: {_in_words(str(error), kind)}") from error
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _in_words(complaint: str, kind: type) -> str:
+    """What msgspec says, as one who edits a file would."""
+    if found := _WRONG_TYPE.fullmatch(complaint):
+        wanted = " or ".join(_TYPES.get(it, it) for it in found[1].split(" | ") if it != "null")
+        return f"{found[3]} must be {wanted}, and is {_TYPES.get(found[2], found[2])}"
+    if found := _WRONG_CHOICE.fullmatch(complaint):
+        choices = ", ".join(map(str, get_args(get_type_hints(kind)[found[2]])))
+        return f"{found[2]} {found[1]} is none of {choices}"
+    return complaint.replace(_LACKS, "it lacks the key")
 
 
 def text_table(table: Any, where: str) -> dict[str, str]:
