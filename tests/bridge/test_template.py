@@ -5,6 +5,7 @@ from hypothesis import given, strategies as st
 
 from millstream_bridge.errors import ConfigurationError, RecordError
 from millstream_bridge.model import Record, Route, TimestampType
+from millstream_bridge.records import lints
 from millstream_bridge.records.lints import lint
 from millstream_bridge.records.mapping import Mapping
 from millstream_bridge.records.template import SUBJECT_BYTES_MAX, SubjectError, Template
@@ -216,6 +217,27 @@ def test_two_routes_in_each_others_way_are_named(changes: dict[str, object], say
     assert len(errors) == 1
     assert errors[0].startswith("error:")
     assert says in errors[0]
+
+
+def test_of_many_routes_only_those_that_could_meet_are_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[set[str]] = []
+
+    def note(one: Mapping, other: Mapping) -> list[lints.Lint]:
+        compared.append({one.route.topic, other.route.topic})
+        return []
+
+    monkeypatch.setattr(lints, "_together", note)
+    apart = [
+        a_route(f"all.t{n}", stream=f"S{n}", subject=f"all.t{n}.{{partition}}.{{key}}")
+        for n in range(50)
+    ]
+    inside = a_route("in", stream="IN", subject="all.t7.1.{partition}.{key}")
+
+    lint([*apart, inside])
+
+    assert compared == [{"all.t7", "in"}]
 
 
 def test_dense_streams_listen_to_their_partitions_only() -> None:
