@@ -98,7 +98,11 @@ def _write(
     elif out is None:
         typer.echo(text, nl=False)
     else:
-        typer.echo(f"{out}: {len(found.topics)} routes; read it, then millstream bridge run")
+        count = len(found.topics)
+        typer.echo(
+            f"{out}: {count} route{'s' * (count != 1)}; read it, then"
+            f" millstream bridge run --project {out}"
+        )
 
 
 def _check(file: Path, sample: int, report: Path | None, *, as_json: bool) -> int:

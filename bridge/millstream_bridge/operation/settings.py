@@ -138,5 +138,6 @@ def _load(kind: type[S], flags: dict[str, Any]) -> S:
         option = "--" + name.replace("_", "-")
         if first["type"] == "missing":
             variable = f"MILLSTREAM_BRIDGE_{name.upper()}"
-            raise ConfigurationError(f"{option} is missing (or {variable})") from error
+            instead = "; or name a file with --project" if kind is BridgeSettings else ""
+            raise ConfigurationError(f"{option} is missing (or {variable}){instead}") from error
         raise ConfigurationError(f"{option}: {first['msg']}") from error
