@@ -302,6 +302,38 @@ async def test_a_schema_that_cannot_be_used_is_tried_once(
             monkeypatch.delattr("subprocess.run", raising=False)
 
 
+async def test_a_schema_made_to_break_its_compiler_is_refused(
+    stand_in: StandIn, server: Server
+) -> None:
+    groups = 'syntax = "proto2"; message A {' + "optional group A = 1 {" * 30_000
+    stand_in.register("a", groups + "}" * 30_001, "PROTOBUF")  # takes gigabytes, where it may
+    stand_in.register("b", "message A {" + "x y;" * 10_000, "PROTOBUF")
+    await copy_schemas(registry=Registry(url=stand_in.url), nats=server.url)
+
+    async with open_decoder(server.url) as decoder:
+        with pytest.raises(DecodeError, match=r"cannot be used: (signal \d+ ended|it takes more)"):
+            await decoder.decode(b"\0\0\0\0\x01\0")
+        with pytest.raises(DecodeError, match=r"cannot be used: schema-2\.proto:1:") as error:
+            await decoder.decode(b"\0\0\0\0\x02\0")
+
+    assert len(str(error.value)) < 2_000
+
+
+async def test_no_file_that_a_schema_refers_to_is_run(
+    stand_in: StandIn, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = tmp_path / "ran"
+    stand_in.register("module", f"open({str(ran)!r}, 'w')", "PROTOBUF")
+    module = {"name": "sitecustomize.py", "subject": "module", "version": 1}
+    stand_in.register("a", PLACE_PROTO, "PROTOBUF", [module])
+    monkeypatch.setenv("PYTHONPATH", ".")
+
+    found, _ = await decoded(stand_in, server, b"\0\0\0\0\x02\0")
+
+    assert found == {}
+    assert not ran.exists()
+
+
 async def test_without_the_extra_it_is_said_what_to_install(
     stand_in: StandIn, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

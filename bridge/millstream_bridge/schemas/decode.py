@@ -10,7 +10,6 @@ import asyncio
 import importlib
 import io
 import json
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -74,7 +73,7 @@ class Decoder:
             return await asyncio.to_thread(make, schemas)
         except ImportError as error:
             raise ConfigurationError("decoding needs millstream[schemas]") from error
-        except (OSError, subprocess.SubprocessError) as error:
+        except OSError as error:
             raise DecodeError(f"schema {schema.id} cannot be compiled now: {error}") from error
         except Exception as error:  # noqa: BLE001 - the libraries raise what they like
             return _refusal(f"schema {schema.id} cannot be used: {error}")

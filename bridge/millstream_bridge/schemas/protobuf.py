@@ -18,14 +18,27 @@ from typing import Any
 from .schema import Schema
 
 COMPILE_TIMEOUT_S = 60.0
+COMPILE_BYTES_MAX = 1 << 30
+"""Memory for the compiler: 1 MB of text can be written that lets it take any amount."""
+_COMPLAINT_MAX = 1000
+"""Of its complaints, characters that are shown."""
 _VARINT_BYTES_MAX = 5
+_COMPILER = f"""
+import contextlib, resource
+with contextlib.suppress(ValueError, OSError):  # less is allowed already, or it is not known here
+    resource.setrlimit(resource.RLIMIT_AS, ({COMPILE_BYTES_MAX}, {COMPILE_BYTES_MAX}))
+from grpc_tools import protoc
+protoc.entrypoint()
+"""
 
 
 def protobuf_reader(schemas: Sequence[tuple[str, Schema]]) -> Callable[[bytes], Any]:
     """Reads values of the last schema; those before it are under the names it imports them by.
 
-    Takes a fraction of a second, in a process of its own. ImportError; ValueError: the schema
-    cannot be compiled. The reader raises what Google's library does, and ValueError.
+    Takes a fraction of a second, in a process of its own, which a hostile schema cannot let have
+    more than its share of time and memory. ImportError; ValueError: the schema cannot be compiled;
+    OSError: no process or file can be made. The reader raises what Google's library does, and
+    ValueError.
     """
     importlib.import_module("grpc_tools")
     descriptor_pool = importlib.import_module("google.protobuf.descriptor_pool")
@@ -70,22 +83,29 @@ def _compiled(files: Sequence[tuple[str, Schema]]) -> list[Any]:
                 known.file.add().MergeFromString(compiled)
                 known.file[-1].name = name
         given.write_bytes(known.SerializeToString())
-        done = subprocess.run(  # noqa: S603 - no word of it is the registry's
-            [
-                *(sys.executable, "-P", "-m", "grpc_tools.protoc", "--proto_path=."),
-                *(f"--descriptor_set_in={given}", f"--descriptor_set_out={made}"),
-                *("--include_imports", files[-1][0]),
-            ],
-            cwd=sources,
-            capture_output=True,
-            text=True,
-            timeout=COMPILE_TIMEOUT_S,
-            check=False,
-        )
+        try:
+            done = subprocess.run(  # noqa: S603 - no word of it is the registry's
+                [
+                    *(sys.executable, "-P", "-c", _COMPILER, "--proto_path=sources"),
+                    *(f"--descriptor_set_in={given}", f"--descriptor_set_out={made}"),
+                    *("--include_imports", files[-1][0]),
+                ],
+                cwd=folder,  # not where files are that the registry named: PYTHONPATH may mean "."
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=COMPILE_TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"it takes more than {COMPILE_TIMEOUT_S:g} s to compile") from error
+        if done.returncode < 0:
+            raise ValueError(f"signal {-done.returncode} ended its compiler")
         if done.returncode:
             places = tuple(f"{name}:" for name, _ in files)
-            said = [line for line in done.stderr.splitlines() if line.startswith(places)]
-            raise ValueError(" ".join(said or done.stderr.split()))
+            lines = [line.removeprefix("sources/") for line in done.stderr.splitlines()]
+            said = [line for line in lines if line.startswith(places)]
+            raise ValueError(" ".join(said or done.stderr.split())[:_COMPLAINT_MAX])
         return list(descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()).file)
 
 
