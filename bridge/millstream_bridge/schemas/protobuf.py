@@ -24,11 +24,10 @@ _COMPLAINT_MAX = 1000
 """Of its complaints, characters that are shown."""
 _VARINT_BYTES_MAX = 5
 _COMPILER = f"""
-import contextlib, resource
+import contextlib, resource, runpy
 with contextlib.suppress(ValueError, OSError):  # less is allowed already, or it is not known here
     resource.setrlimit(resource.RLIMIT_AS, ({COMPILE_BYTES_MAX}, {COMPILE_BYTES_MAX}))
-from grpc_tools import protoc
-protoc.entrypoint()
+runpy.run_module("grpc_tools.protoc", run_name="__main__", alter_sys=True)
 """
 
 
