@@ -68,6 +68,39 @@ async def test_a_full_server_is_waited_for(
 
 
 @pytest.mark.real_server
+@pytest.mark.parametrize("choice", [{"large": "object-store"}, {"on_poison": "park"}], ids=str)
+async def test_a_bucket_without_room_is_waited_for_too(
+    tmp_path: Path,
+    mock: Kafka,
+    topic: str,
+    choice: dict[str, Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"x" * 100_000}])
+    route = a_route(topic, **choice)
+    caplog.set_level(logging.WARNING, "millstream_bridge")
+
+    limits = "max_payload: 60000\n"
+    async with configured(tmp_path, limits, jetstream="max_file: 300KB") as server:
+        connection = await Connection.open(server.url, name="test")
+        ballast = {"name": "BALLAST", "subjects": ["ballast"], "storage": "file"}
+        await call(connection, "STREAM.CREATE.BALLAST", ballast)
+        for _ in range(5):
+            await connection.request("ballast", b"y" * 50_000)
+        bridge = Bridge(kafka=mock.bootstrap, nats=server.url, route=route)
+        async with asyncio.timeout(60):
+            running = asyncio.create_task(bridge.run(stop_at_end=True), name="bridge")
+            await until(lambda: "takes nothing now" in caplog.text or running.done())
+            await call(connection, "STREAM.DELETE.BALLAST")
+            report = await running
+        await connection.close()
+
+    assert re.search("takes nothing now: .*insufficient resources", caplog.text)
+    assert report.records == 1
+
+
+@pytest.mark.real_server
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits another process")
 @pytest.mark.parametrize("mode", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}], ids=str)
 async def test_a_server_whose_disk_is_full_is_not_taken_for_a_rival(

@@ -13,13 +13,15 @@ all pieces are stored or the record is read again.
 import logging
 from collections.abc import Sequence
 
-from ..errors import PoisonRecord, RecordError, RecordTooLarge
+from ..errors import ConfigurationError, PoisonRecord, RecordError, RecordTooLarge, SessionLost
+from ..jetstream.api import ApiError
 from ..jetstream.stream import Stream
 from ..model import Piece, Record
 from ..records import chunks, poison
 from ..records.headers import HEADER_BLOCK_BYTES_MAX
 from .large import large_object
 from .parked import ParkedRecords
+from .window import TEMPORARY_REFUSALS
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,21 @@ class StandIn:
     async def pieces(
         self, record: Record, error: RecordError, message_bytes_max: int
     ) -> Sequence[Piece]:
-        """What to send, in this order, so that the record is dealt with; or raise ``error``."""
+        """What to send, in this order, so that the record is dealt with; or raise ``error``.
+
+        SessionLost: the bucket it is to be kept in takes nothing now.
+        """
+        try:
+            return await self._pieces(record, error, message_bytes_max)
+        except ConfigurationError as refused:
+            cause = refused.__cause__
+            if isinstance(cause, ApiError) and cause.code in TEMPORARY_REFUSALS:
+                raise SessionLost(str(refused), is_not_now=True) from refused
+            raise
+
+    async def _pieces(
+        self, record: Record, error: RecordError, message_bytes_max: int
+    ) -> Sequence[Piece]:
         large = self._mapping.route.large
         if isinstance(error, RecordTooLarge) and large != "refuse":
             found = await self._large(record, message_bytes_max)
