@@ -68,8 +68,8 @@ async def test_a_compacted_topic_becomes_a_stream_of_the_newest_records(
 
 @pytest.mark.parametrize(
     ("changes", "left"),
-    [({"shared": True}, 1), (DENSE, 0)],
-    ids=["shared: its checkpoint", "dense"],
+    [({"shared": True}, 2), (DENSE, 0)],
+    ids=["shared: its checkpoint and mark", "dense"],
 )
 async def test_a_tombstone_goes_after_its_time_and_is_not_moved_again(
     nats_server: Server, mock: Kafka, topic: str, changes: dict[str, Any], left: int
