@@ -111,7 +111,21 @@ async def test_a_connection_that_is_lost_ends_the_wait_for_a_request() -> None:
     feed.next_reply()
 
     with pytest.raises(ConnectionLost, match="the connection is gone"):
-        await feed.one_request()
+        await feed.some()
+
+
+async def test_what_comes_is_handed_on_before_its_request_is_over() -> None:
+    feed = _Feed("_INBOX.x", pending=2)
+    reply = feed.next_reply()
+    feed.take(Message("s.1", "$JS.ACK.S.c.1.1.1.1700000000000000000.1", b"", b"one"))
+
+    assert [sequence(ack) for ack, *_ in await feed.some()] == [1]
+    assert not feed.is_over
+
+    feed.take(Message(reply, "", b"NATS/1.0 409 Batch Completed\r\n\r\n", b""))
+
+    assert await feed.some() == []
+    assert feed.is_over
 
 
 async def test_a_late_status_of_the_request_before_does_not_end_this_one() -> None:
@@ -119,13 +133,13 @@ async def test_a_late_status_of_the_request_before_does_not_end_this_one() -> No
     first = feed.next_reply()
     feed.take(Message("s.1", "$JS.ACK.S.c.1.1.1.1700000000000000000.1", b"", b"one"))
     feed.take(Message(first, "", b"NATS/1.0 409 Batch Completed\r\n\r\n", b""))
-    await feed.one_request()
+    await feed.some()
 
     feed.next_reply()
     feed.take(Message(first, "", b"NATS/1.0 408 Request Timeout\r\n\r\n", b""))
     feed.take(Message("s.1", "$JS.ACK.S.c.1.2.2.1700000000000000000.0", b"", b"two"))
 
-    assert [sequence(ack) for ack, *_ in await feed.one_request()] == [2]
+    assert [sequence(ack) for ack, *_ in await feed.some()] == [2]
     assert feed.is_done(1 << 62)
 
 
@@ -135,7 +149,7 @@ async def test_a_request_that_brings_nothing_though_something_is_there_is_an_err
     feed.take(Message(reply, "", b"NATS/1.0 409 Consumer Deleted\r\n\r\n", b""))
 
     with pytest.raises(ConnectionLost, match="status 409, 2 messages to come"):
-        await feed.one_request()
+        await feed.some()
 
 
 @pytest.mark.parametrize("unheard", [1, 3])
@@ -171,10 +185,10 @@ async def test_a_consumer_that_nobody_ever_hears_of_is_given_up() -> None:
     feed = _Feed("_INBOX.x", pending=2)
     gone = b"NATS/1.0 503\r\n\r\n"
     feed.take(Message(feed.next_reply(), "", gone, b""))
-    assert await feed.one_request() == []
+    assert await feed.some() == []
     assert feed._alone_since is not None
 
     feed._alone_since -= 60
     feed.take(Message(feed.next_reply(), "", gone, b""))
     with pytest.raises(ConnectionLost, match="status 503, 2 messages to come"):
-        await feed.one_request()
+        await feed.some()

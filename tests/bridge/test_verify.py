@@ -3,14 +3,14 @@
 from collections.abc import Callable, Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, strategies as st
 
 from millstream_bridge import Record, verify
 from millstream_bridge.jetstream.reader import sequence
-from millstream_bridge.model import TimestampType
+from millstream_bridge.model import KafkaHeader, TimestampType
 from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.proof.ledger import Ledger, compare, different_blocks
-from millstream_bridge.proof.parts import joined, parts_of, record_of
+from millstream_bridge.proof.parts import joined, parts_of, parts_of_all, record_of
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.test_mapping import records
 from tests.helpers.kafka import Kafka
@@ -35,6 +35,56 @@ def test_headers_that_look_alike_when_joined_have_different_parts() -> None:
     two = one._replace(headers=(("a", b"bc"),))
 
     assert parts_of(one) != parts_of(two)
+
+
+@given(st.lists(records, max_size=5))
+def test_many_records_have_the_parts_that_each_has(many: list[Record]) -> None:
+    assert parts_of_all(many) == [*map(parts_of, many)]
+
+
+HEADERS = (("a", b"1"), ("b c", b"2"))
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                HEADERS,
+                (("a", b""), ("b c", b"other")),
+                (("a", b"1"), ("b c", None)),
+                (("a", b"1\r\n"), ("b c", b"2")),
+                (("b c", b"2"), ("a", b"1")),
+                (("a", b"1"),),
+                (),
+            ]
+        )
+    )
+)
+def test_headers_of_the_same_names_have_the_lines_that_each_has(
+    headers: list[tuple[KafkaHeader, ...]],
+) -> None:
+    record = Record(0, 7, 1_700_000_000_000, TimestampType.CREATE, b"k", b"v", HEADERS)
+    many = [record._replace(offset=n, headers=it) for n, it in enumerate([HEADERS, *headers])]
+
+    assert parts_of_all(many) == [*map(parts_of, many)]
+
+
+@given(st.sets(st.integers(0, 5_000), min_size=1), st.integers(1, 50))
+def test_a_run_of_records_comes_to_what_they_come_to_one_by_one(
+    numbers: set[int], size: int
+) -> None:
+    offsets = sorted(numbers)
+    one_by_one, in_runs = ledger_of(offsets), Ledger()
+    parts = [parts_of(Record(0, it, 0, TimestampType.CREATE, None, b"v")) for it in offsets]
+    places = [b"$JS.ACK.S.c.1.%d.1.0.0" % seq for seq in range(1, len(offsets) + 1)]
+    for at in range(0, len(offsets), size):
+        run = slice(at, at + size)
+        in_runs.add_all(offsets[run], parts[run], places[run])
+        in_runs.settle()
+
+    assert in_runs.side() == one_by_one.side()
+    assert in_runs.blocks == one_by_one.blocks
+    assert in_runs.starts == one_by_one.starts
 
 
 def ledger_of(offsets: Sequence[int]) -> Ledger:

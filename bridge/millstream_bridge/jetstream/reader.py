@@ -1,7 +1,8 @@
 """Reading a stream fast: a pull consumer without acks, thousands of messages a request.
 
-The consumer is nameless to users, lives in memory and dies by itself when its reader does. A
-request is over when its messages have come or a status says so; the next is sent then. In a
+The consumer is nameless to users, lives in memory and dies by itself when its reader does. What
+comes is handed on at once, while it is in the processor's caches. A request is over when its
+messages have come or a status says so; the next is sent then, before the last are used. In a
 cluster, the node that is asked may not have heard of a new consumer yet and say 503. Each has a
 reply subject of its own, because a status may follow the last message (409 Batch Completed, when
 bytes are left over) and must not be taken for the next request's. What is still to come is told by
@@ -72,13 +73,11 @@ async def read_deliveries(
         if not is_done:
             ask()
         while not is_done:
-            batch = await feed.one_request()
-            if not batch:
+            batch = await feed.some()
+            if feed.is_over and not feed.came:
                 await asyncio.sleep(_LOOK_S)
-                ask()
-                continue
             is_done = feed.is_done(last_seq)
-            if not is_done:
+            if feed.is_over and not is_done:
                 ask()  # the next ones come while these are used
             if is_wanted is not None:
                 batch = [it for it in batch if is_wanted(it[1])]
@@ -128,7 +127,7 @@ async def _create(
 
 
 class _Feed:
-    """Collects what the connection's read loop hands over, one request at a time."""
+    """Collects what the connection's read loop hands over, of one request at a time."""
 
     def __init__(self, inbox: str, pending: int, check: Callable[[], None] = lambda: None) -> None:
         """``check`` raises where no answer can come any more."""
@@ -139,7 +138,9 @@ class _Feed:
         self._batch: list[Delivery] = []
         self._status: int | None = None
         self._alone_since: float | None = None
-        self._over = asyncio.Event()
+        self._news = asyncio.Event()
+        self.came = 0
+        self.is_over = False
         self._seq = 0
         self._pending = pending
 
@@ -147,7 +148,8 @@ class _Feed:
         """The reply subject of a new request; answers to the ones before no longer count."""
         self._request += 1
         self._reply = f"{self._inbox}.{self._request}"
-        self._over.clear()
+        self.came = 0
+        self.is_over = False
         return self._reply
 
     def take(self, message: Message) -> None:
@@ -159,32 +161,35 @@ class _Feed:
             self.take_run([(ack.encode(), subject.encode(), block, payload)])
         elif subject == self._reply:
             self._status = message.status
-            self._over.set()
+            self.is_over = True
+            self._news.set()
 
     def take_run(self, run: list[Delivery]) -> None:
         """Delivered messages in a row."""
         self._batch += run
+        self.came += len(run)
         self._seq, _, _, self._pending = consumer.place_of(run[-1][0])
-        if self._pending == 0 or len(self._batch) >= BATCH_MESSAGES:
-            self._over.set()
+        self.is_over = self._pending == 0 or self.came >= BATCH_MESSAGES
+        self._news.set()
 
-    async def one_request(self) -> list[Delivery]:
-        """What one request brought; nothing: nobody took it, and it is worth asking again.
+    async def some(self) -> list[Delivery]:
+        """What came since the last time; nothing: nobody took the request, or it had no more.
 
         ConnectionLost: it brought nothing, though something is still to come, or the connection is
         gone. ConfigurationError: the server forbids it, which it says beside the request.
         """
         now = asyncio.get_running_loop().time()
         give_up_at = now + 2 * _EXPIRES_S
-        while not self._over.is_set():
+        while not self._news.is_set():
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
-                    await self._over.wait()
+                    await self._news.wait()
                     break
             self._check()
             if asyncio.get_running_loop().time() > give_up_at:
                 raise ConnectionLost("the stream's reader got no answer")
-        if self._batch:
+        self._news.clear()
+        if self.came:
             self._alone_since = None
         elif self._status == NO_RESPONDERS and now < (self._alone_since or now) + _EXPIRES_S:
             self._alone_since = self._alone_since or now

@@ -6,7 +6,7 @@ from ..errors import Unreachable
 from ..model import Record, Watermarks
 from ..ports import Source
 
-_POLL_RECORDS = 5_000
+_POLL_RECORDS = 1_000
 _POLL_S = 0.5
 _SILENT_POLLS_MAX = 60
 

@@ -16,7 +16,9 @@ of then it may have been removed, from there on nothing was.
 
 import asyncio
 import bisect
+import itertools
 import math
+import operator
 import random
 import time
 from collections import Counter
@@ -38,12 +40,13 @@ from ..records.poison import mark_in
 from .decode import Decoder
 from .ledger import BLOCK_OFFSETS, Ledger, compare, different, different_blocks
 from .newest import Newest
-from .parts import Parts, parts_of, record_of
+from .parts import Parts, parts_of, parts_of_all, record_of
 from .returns import Last, Returns
 from .sides import Bounds, Part, Sides
 from .stream_side import Book, StreamSide
 from .values import Apart, Difference, PartitionProof, Proof, Side
 
+_PARTITION: Final = operator.itemgetter(0)
 _STEPS: Final = 16
 """So many messages without a source are asked for one by one before they are read in a row."""
 
@@ -57,6 +60,10 @@ class _Collected:
 
     def add(self, _: int, parts: Parts, place: bytes) -> None:
         self.records.append((sequence(place), record_of(self.kafka_partition, parts)))
+
+    def add_all(self, offsets: Sequence[int], parts: Sequence[Parts], places: list[bytes]) -> None:
+        for it in zip(offsets, parts, places, strict=True):
+            self.add(*it)
 
 
 @dataclass(slots=True)
@@ -415,10 +422,15 @@ class Check:
         sides: Iterable[tuple[Part, StreamSide]],
         ledgers: AbcMapping[int, Ledger],
     ) -> None:
-        """One after the other: each has megabytes on their way."""
-        for part, side in sides:
-            own = [ledgers[p] for p in part.partitions]
-            await self._read_stream(part, side, self._seen.next_seqs.get(part.stream, 1), own)
+        """Two at a time: each has megabytes on their way, and of one alone is much waiting."""
+        left = iter(sides)
+
+        async def read() -> None:
+            for part, side in left:
+                own = [ledgers[p] for p in part.partitions]
+                await self._read_stream(part, side, self._seen.next_seqs.get(part.stream, 1), own)
+
+        await _both(read(), read())
 
     async def _read_stream(
         self, part: Part, side: StreamSide, first_seq: int, ledgers: Iterable[Ledger] = ()
@@ -469,10 +481,14 @@ class Check:
 
     async def _read_kafka(self, bounds: Bounds, ledgers: AbcMapping[int, Ledger]) -> None:
         async for records in self._sides.records(bounds):
-            for record in self._of_kafka(records):
-                ledgers[record.kafka_partition].add(record.offset, parts_of(record))
-            for ledger in ledgers.values():
-                ledger.settle()
+            wanted = [*self._of_kafka(records)]
+            offsets, parts = [it[1] for it in wanted], parts_of_all(wanted)
+            start = 0
+            for p, run in itertools.groupby(wanted, _PARTITION):
+                end = start + sum(1 for _ in run)
+                ledgers[p].add_all(offsets[start:end], parts[start:end])
+                ledgers[p].settle()
+                start = end
             await self._compare_returns()
 
     def _of_kafka(self, records: Sequence[Record]) -> Iterable[Record]:

@@ -19,8 +19,10 @@ from .parts import Parts
 
 _CACHED_SUBJECTS_MAX: Final = 65_536
 
-_Found = tuple[bytes, int, bytes, bool]
-"""What a subject tells: the partition, as text too, the key, and whether that is null."""
+_NOTHING: Final = re.compile(rb"(?!)")
+
+_Found = tuple[bytes, bytes, bool]
+"""What a subject tells: the partition as text, the key, and whether that is null."""
 
 
 class Decoder:
@@ -37,8 +39,9 @@ class Decoder:
             + rb" (\d{1,10}) ((0|[1-9]\d{0,18}) (?:0|-?[1-9]\d{0,18}) [cl](?: (nk?|k))?)\r\n"
             rb"Millstream-Origin: .*\r\n"
             rb"((?:(?!(?i:nats-|millstream-))[!-9;-~]+: (?! ).*(?<! )\r\n)*+)\r\n"
-        )
-        self._subjects = mapping.template.plain_subject
+        ).fullmatch
+        own = mapping.template.plain_subject
+        self._subjects = (own or _NOTHING).fullmatch
         self._null_token = mapping.route.null_token.encode()
         self._keys: dict[bytes, _Found] = {}
         self._is_of_key_alone = mapping.template.is_of_key_alone
@@ -49,13 +52,20 @@ class Decoder:
         None: the message is not of the common form, or its subject holds no plain key and was not
         met before.
         """
-        match = self._plain.fullmatch(block)
-        found = self._keys.get(subject) or self._read(subject)
-        if match is None or found is None:
+        match = self._plain(block)
+        if match is None:
             return None
-        partition_text, head, offset, flags, lines = match.groups()
-        text, partition, key, has_null_key = found
-        if text != partition_text:
+        partition, head, offset, flags, lines = match.groups()
+        if (found := self._keys.get(subject)) is not None:
+            text, key, has_null_key = found
+        elif (own := self._subjects(subject)) is not None:
+            text, key = own.groups()
+            has_null_key = False
+            if key == self._null_token:
+                return None
+        else:
+            return None
+        if text != partition:
             return None
         if flags is None:
             if has_null_key:
@@ -63,14 +73,8 @@ class Decoder:
         elif (b"k" in flags) is not has_null_key or (b"n" in flags and payload):
             return None
         if lines:
-            return partition, int(offset), (head, key, payload, lines)
-        return partition, int(offset), (head, key, payload)
-
-    def _read(self, subject: bytes) -> _Found | None:
-        match = self._subjects.fullmatch(subject) if self._subjects is not None else None
-        if match is None or match[2] == self._null_token:
-            return None
-        return match[1], int(match[1]), match[2], False
+            return int(partition), int(offset), (head, key, payload, lines)
+        return int(partition), int(offset), (head, key, payload)
 
     def record(self, subject: str, headers: list[tuple[str, str]], payload: bytes) -> Record:
         """The record of any form; ValueError (HeaderError, KeyTokenError): it is damaged."""
@@ -79,7 +83,7 @@ class Decoder:
             if len(self._keys) >= _CACHED_SUBJECTS_MAX:
                 self._keys.clear()
             partition, key = record.kafka_partition, record.key
-            self._keys[subject.encode()] = (b"%d" % partition, partition, key or b"", key is None)
+            self._keys[subject.encode()] = b"%d" % partition, key or b"", key is None
         return record
 
     @staticmethod

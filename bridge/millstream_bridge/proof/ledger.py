@@ -4,8 +4,10 @@ Blocks of 1,000 offsets are hashed: the parts of their records (see `parts`), th
 these and how many there are.
 """
 
+import bisect
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,16 +43,23 @@ class Ledger:
 
     def add(self, offset: int, parts: Parts, place: bytes = b"") -> None:
         """The next record; ``place`` is the ack subject of its message."""
-        if offset >= self._end:
-            self._close_block()
-            self._block = offset // BLOCK_OFFSETS
-            self._end = (self._block + 1) * BLOCK_OFFSETS
-            self.starts[self._block] = place
-            if self.first_offset is None:
-                self.first_offset = offset
-        self._parts += parts
-        self.count += 1
-        self.last_offset = offset
+        self.add_all([offset], [parts], [place])
+
+    def add_all(
+        self, offsets: Sequence[int], parts: Sequence[Parts], places: Sequence[bytes] = ()
+    ) -> None:
+        """The next records, one or more."""
+        start, count = 0, len(offsets)
+        while start < count:
+            if offsets[start] >= self._end:
+                self._open_block(offsets[start], places[start] if places else b"")
+            end = count
+            if offsets[-1] >= self._end:
+                end = bisect.bisect_left(offsets, self._end, start)
+            self._parts += itertools.chain.from_iterable(parts[start:end])
+            start = end
+        self.count += count
+        self.last_offset = offsets[-1]
 
     def settle(self) -> None:
         """Hash what was added."""
@@ -71,6 +80,14 @@ class Ledger:
             last_offset=self.last_offset,
             digest=whole.hexdigest(),
         )
+
+    def _open_block(self, offset: int, place: bytes) -> None:
+        self._close_block()
+        self._block = offset // BLOCK_OFFSETS
+        self._end = (self._block + 1) * BLOCK_OFFSETS
+        self.starts[self._block] = place
+        if self.first_offset is None:
+            self.first_offset = offset
 
     def _close_block(self) -> None:
         self.settle()

@@ -87,6 +87,11 @@ class Newest:
         self._first = offset if self._first is None else self._first
         self._last = offset
 
+    def add_all(self, offsets: Sequence[int], parts: Sequence[Parts], places: list[bytes]) -> None:
+        """The stream's next records."""
+        for it in zip(offsets, parts, places, strict=True):
+            self.add(*it)
+
     def side(self) -> Side:
         """The stream's side; before Kafka's records are compared."""
         return Side(

@@ -1,6 +1,7 @@
 """The stream's side of all partitions: messages into ledgers, and what cannot be. Pure."""
 
 import math
+import operator
 from collections.abc import Mapping as AbcMapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -30,6 +31,10 @@ class Book(Protocol):
 
     def add(self, offset: int, parts: Parts, place: bytes) -> None:
         """The next record; ``place`` is the ack subject of its message."""
+        ...
+
+    def add_all(self, offsets: Sequence[int], parts: Sequence[Parts], places: list[bytes]) -> None:
+        """The next records, one or more."""
         ...
 
 
@@ -85,16 +90,27 @@ class StreamSide:
 
         Returns the place of the first large one, which is not added, or how many there are.
         """
-        common, take = self._decoder.common, self._take
-        for ack, subject, block, payload in batch[at:] if at else batch:
+        common = self._decoder.common
+        start, partition = at, -1
+        offsets: list[int] = []
+        parts: list[Parts] = []
+        for _, subject, block, payload in batch[at:] if at else batch:
             found = common(subject, block, payload)
-            if found is not None:
-                take(ack, subject, *found)
-            elif _LARGE in block:
-                return at
-            else:
+            if found is None:
+                self._take_run(partition, offsets, parts, batch[start:at])
+                if _LARGE in block:
+                    return at
+                ack = batch[at][0]
                 self.add(ack, subject.decode("utf-8", "replace"), Decoder.lines(block), payload)
+                start, partition, offsets, parts = at + 1, -1, [], []
+            else:
+                if found[0] != partition:
+                    self._take_run(partition, offsets, parts, batch[start:at])
+                    start, partition, offsets, parts = at, found[0], [], []
+                offsets.append(found[1])
+                parts.append(found[2])
             at += 1
+        self._take_run(partition, offsets, parts, batch[start:at])
         return at
 
     def add(self, ack: bytes, subject: str, headers: list[tuple[str, str]], payload: bytes) -> None:
@@ -120,6 +136,28 @@ class StreamSide:
     ) -> None:
         """A record whose parts cannot be put together."""
         self._take(ack, subject, partition, offset, why)
+
+    def _take_run(
+        self, partition: int, offsets: list[int], parts: list[Parts], run: Sequence[Delivery]
+    ) -> None:
+        """Messages of one partition in a row: all at once, where nothing is to be said of any."""
+        if not offsets:
+            return
+        lane = self._lanes.get(partition)
+        first, last = offsets[0], offsets[-1]
+        if (
+            lane is not None
+            and partition not in self.differences
+            and max(lane.last + 1, lane.low, lane.seen_below) <= first
+            and last < lane.high
+            and all(map(operator.lt, offsets, offsets[1:]))
+            and (not self._is_dense or _is_dense(run, offsets))
+        ):
+            lane.last = last
+            lane.book.add_all(offsets, parts, [it[0] for it in run])
+            return
+        for (ack, subject, _, _), offset, of_one in zip(run, offsets, parts, strict=True):
+            self._take(ack, subject, partition, offset, of_one)
 
     def _take(
         self, ack: bytes, subject: bytes, partition: int, offset: int, parts: Parts | str
@@ -171,6 +209,16 @@ class StreamSide:
             what=what,
             nats=None if isinstance(parts, str) else record_of(partition, parts),
         )
+
+
+def _is_dense(run: Sequence[Delivery], offsets: Sequence[int]) -> bool:
+    """Whether sequences, which rise, are offsets + 1: both ends are, and nothing fits between."""
+    first, last = offsets[0], offsets[-1]
+    return (
+        last - first == len(offsets) - 1
+        and sequence(run[0][0]) == first + 1
+        and sequence(run[-1][0]) == last + 1
+    )
 
 
 def _is_replayed(headers: list[tuple[str, str]]) -> bool:
