@@ -26,6 +26,17 @@ def subject(template: str, record: Record | None = None) -> str:
     return Template(template, "eu.orders", "%null").subject(record or a_record())
 
 
+@given(
+    st.sampled_from(["o.{partition}.{key}", "o.{partition}.x.{key|default(%empty)}.y"]),
+    st.lists(records),
+)
+def test_a_subject_does_not_depend_on_the_records_before(template: str, many: list[Record]) -> None:
+    used = Template(template, "eu.orders", "%null")
+    moved = [it._replace(kafka_partition=it.kafka_partition + 1) for it in many]
+
+    assert [*map(used.subject, many + moved)] == [subject(template, it) for it in many + moved]
+
+
 @pytest.mark.parametrize(
     ("template", "made"),
     [

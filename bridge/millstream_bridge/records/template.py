@@ -87,7 +87,7 @@ class Field(NamedTuple):
 
 
 class Template:
-    """A template for one topic. Pure; keeps a bounded cache of the subjects it made."""
+    """A template for one topic. Pure; keeps a bounded cache of the tokens or subjects it made."""
 
     def __init__(self, text: str, topic: str, null_token: str) -> None:
         """ConfigurationError: the template or the null token is not usable."""
@@ -123,6 +123,7 @@ class Template:
         None: subjects depend on something else, too.
         """
         self._cache: dict[tuple[int, bytes | None], str] = {}
+        self._tokens: dict[bytes | None, str] = {}
         if self.longest_bytes > SUBJECT_BYTES_MAX:
             raise self._wrong(
                 f"it can make subjects of {self.longest_bytes} bytes, over {SUBJECT_BYTES_MAX}"
@@ -138,6 +139,12 @@ class Template:
 
     def subject(self, record: Record) -> str:
         """The subject of a record; ASCII. SubjectError: it lacks what the template needs."""
+        if self._around_key is not None:
+            token = self._tokens.get(record.key)
+            if token is None:
+                token = self._key_token(record)
+            start, before, after = self._around_key
+            return f"{start}{record.kafka_partition}{before}{token}{after}"
         if not self.is_of_key_alone:
             return self._subject(record)
         cached = self._cache.get((record.kafka_partition, record.key))
@@ -154,13 +161,20 @@ class Template:
         tail = ["*" if isinstance(token, Field) else token for token in self._tail]
         return ".".join([*self.head, str(kafka_partition), *tail])
 
-    def _subject(self, record: Record) -> str:
-        key = record.key
-        if self._around_key is not None and key is not None and _OWN_KEY.fullmatch(key):
+    def _key_token(self, record: Record) -> str:
+        """The token of a key that is all a subject depends on; the same keys come again."""
+        key, token = record.key, ""
+        if key is not None and _OWN_KEY.fullmatch(key):
             token = key.decode("ascii")
-            if token != self._null_token:
-                start, before, after = self._around_key
-                return f"{start}{record.kafka_partition}{before}{token}{after}"
+        if token in ("", self._null_token):
+            (field,) = [it for it in self._tail if isinstance(it, Field)]
+            token = field.token(record, None, self._null_token)
+        if len(self._tokens) >= _CACHED_SUBJECTS_MAX:
+            self._tokens.clear()
+        self._tokens[key] = token
+        return token
+
+    def _subject(self, record: Record) -> str:
         document = _document(record) if self.reads_value else None
         tail = [
             token.token(record, document, self._null_token) if isinstance(token, Field) else token
