@@ -2,14 +2,14 @@
 
 import sys
 
-from millstream_coordinator.operation.streams import mend_streams
-
-from .cli import run
+from millstream_coordinator.operation.entry import begin
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    mend_streams()
+    begin()
+    from .cli import run  # noqa: PLC0415 - imports come after the beginning
+
     raise SystemExit(run(sys.argv[1:]))
 
 

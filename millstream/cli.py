@@ -2,7 +2,7 @@
 
 ``millstream broker`` has to be ready within half a second, since a test suite may start one server
 per test. Typer, rich, pydantic and the NATS client cost 0.25-0.35 s of import. So this module
-imports nothing but the standard library and looks at the first word only; the part it names is
+imports nothing that costs time and looks at the first word only; the part it names is
 imported then, and only that part.
 
 Each part brings its own command line: the broker a function ``main(argv) -> int`` that takes
@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-USAGE_ERROR = 2
-INTERRUPTED = 130
+from millstream_coordinator.operation.entry import INTERRUPTED, USAGE_ERROR, begun, guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +63,13 @@ ALIASES = {"publish": "pub", "subscribe": "sub", "request": "req"}
 
 def run(argv: Sequence[str]) -> int:
     """Run ``millstream`` with ``argv`` (without the program's name); returns the exit code."""
-    try:
-        return _dispatch(argv)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (`millstream sub … | head`). Python would complain once
-        # more when it flushes standard output at exit, so that is pointed elsewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    is_known = bool(argv) and ALIASES.get(argv[0], argv[0]) in COMMANDS
+    return guarded(f"millstream {argv[0]}" if is_known else "millstream", lambda: _dispatch(argv))
 
 
 def _dispatch(argv: Sequence[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage(), flush=True)
+        print(usage())
         return 0 if argv else USAGE_ERROR
     if argv[0] in ("-V", "--version"):
         print(f"millstream {import_module('importlib.metadata').version('millstream')}")
@@ -113,15 +105,21 @@ def _load(home: str) -> Any:
 
 
 def _run_plain(command: Command, argv: Sequence[str]) -> int:
-    code = _load(command.home)(list(argv))
-    return int(code or 0)
+    main = _load(command.home)
+    if os.name == "nt":  # elsewhere it hears signals itself, and imports more before that
+        begun()
+    return int(main(list(argv)) or 0)
 
 
 def _run_app(command: Command, word: str, argv: Sequence[str]) -> int:
-    import typer  # noqa: PLC0415  heavy: the broker's start must not pay for it
+    # Heavy: the broker's start must not pay for it.
+    import typer  # noqa: PLC0415
 
-    app = typer.main.get_command(_load(command.home))
+    from millstream_coordinator.operation.commands import loaded  # noqa: PLC0415
+
     arguments = [command.inner, *argv] if command.inner else list(argv)
+    app = loaded(_load(command.home), arguments)
+    begun()
     program = "millstream" if command.inner else f"millstream {word}"
     # Typer brings its own copy of click since 0.26 and used the package before; either way this is
     # the class every usage error comes from.

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,16 +119,20 @@ async def test_barrier_exits_with_1_when_time_is_up(
     assert waited.stderr == f"millstream bridge: {told['error']}\n"
 
 
-def test_an_output_that_is_full_is_one_line() -> None:
+ROUTE = ("--topic", "t", "--stream", "T", "--subject", SUBJECT)
+
+
+@pytest.mark.parametrize(
+    "words", [("permissions", "--kafka", "k", *ROUTE), ("--help",), ("run", "--help")]
+)
+def test_an_output_that_is_full_is_one_line(words: Sequence[str]) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("there is no /dev/full here")
-    route = ("--topic", "t", "--stream", "T", "--subject", SUBJECT)
-    words = ("--kafka", "k", "--nats", "nats://n", *route)
 
     with full.open("w") as output:
         done = subprocess.run(
-            [*PROGRAM, "permissions", *words],
+            [*PROGRAM, *words],
             stdout=output,
             stderr=subprocess.PIPE,
             text=True,

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from millstream_bridge import BridgeError, Route, verify
 from millstream_bridge.jetstream.target import NatsTarget
+from millstream_bridge.project import permissions
 from millstream_bridge.project.assess import assess
-from millstream_bridge.project.permissions import Needs, Purpose, needs
+from millstream_bridge.project.permissions import Needs, Purpose, needs, widest
+from millstream_coordinator.partitioning.pattern import covers
 from tests.bridge.moves import a_route, move_all
 from tests.bridge.rights import make_topic, permit
 from tests.bridge.test_cli import SUBJECT, run
@@ -191,3 +194,42 @@ def test_a_domain_and_an_inbox_prefix_are_in_the_patterns() -> None:
 
     assert "$JS.edge.API.STREAM.INFO.FLIGHTS" in found.publish
     assert found.subscribe == ("_INBOX.bridge.>",)
+
+
+PATTERNS = st.lists(
+    st.lists(st.sampled_from("ab*"), min_size=1, max_size=4)
+    .flatmap(lambda tokens: st.sampled_from([tokens, [*tokens, ">"], [">"]]))
+    .map(".".join),
+    max_size=8,
+)
+
+
+@given(PATTERNS)
+def test_a_pattern_is_listed_unless_another_covers_it(patterns: list[str]) -> None:
+    distinct = list(dict.fromkeys(patterns))
+
+    assert list(widest(patterns)) == [
+        it for it in distinct if not any(covers(wide, it) for wide in distinct if wide != it)
+    ]
+
+
+def test_the_work_for_many_routes_grows_as_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+    look = permissions._count_covering
+
+    def counted(branch: dict[str, Any], tokens: Sequence[str], place: int) -> int:
+        nonlocal steps
+        steps += 1
+        return look(branch, tokens, place)
+
+    monkeypatch.setattr(permissions, "_count_covering", counted)
+    routes = [
+        a_route(f"t{n}", stream=f"S{n}", subject=f"t{n}.{{partition}}.{{key}}") for n in range(200)
+    ]
+
+    needs(Purpose.VERIFY, routes[:20])
+    few, steps = steps, 0
+    found = needs(Purpose.VERIFY, routes)
+
+    assert len(found.publish) == 5 * 200
+    assert 0 < steps <= 11 * few

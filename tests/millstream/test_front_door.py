@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import typer
 
-from millstream.cli import COMMANDS, INTERRUPTED, run
+from millstream.cli import COMMANDS, run
 from millstream_bridge.operation import cli as bridge
 from millstream_coordinator.operation import cli as coordinator
 from millstream_coordinator.operation.commands import Commands
+from millstream_coordinator.operation.entry import INTERRUPTED
 from millstream_coordinator.operation.streams import buffered
 from tests.millstream.console import MILLSTREAM, millstream
 
@@ -88,7 +89,7 @@ def test_a_line_is_written_whole_where_a_stream_has_no_buffer() -> None:
     assert narrow.taken == b"one line\n"
 
 
-@pytest.mark.parametrize("main", ["millstream.__main__", "millstream_bridge.operation.cli"])
+@pytest.mark.parametrize("main", ["millstream.__main__", "millstream_bridge.__main__"])
 def test_a_command_started_without_buffers_makes_them(main: str) -> None:
     program = (
         f"import io, sys; sys.argv[1:] = ['--help']; from {main} import main\n"
@@ -197,6 +198,74 @@ def test_a_keyboard_interrupt_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr("millstream_broker.cli.main", interrupt)
     assert run(["broker"]) == INTERRUPTED
+
+
+TOLD_TO_END_AT_IMPORT = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    input()
+except KeyboardInterrupt as told:
+    raise ImportError("what an import makes of it") from told
+"""
+
+
+@pytest.mark.parametrize(
+    "words", ["millstream bridge run", "millstream coordinator ls", "millstream_bridge run"]
+)
+def test_an_interrupt_while_modules_are_imported_ends_it_at_once(
+    tmp_path: Path, words: str
+) -> None:
+    (tmp_path / "typer.py").write_text(TOLD_TO_END_AT_IMPORT)
+
+    done = subprocess.run(
+        [sys.executable, "-m", *words.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=30,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
+
+
+def test_an_interrupt_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    words = [sys.executable, "-m", "millstream", "bridge"]
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=30,
+        check=False,
+    )
+
+    assert done.returncode != INTERRUPTED
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "broker --help", "pub --help"])
+def test_an_output_that_is_full_is_one_line(words: str) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+
+    with full.open("w") as output:
+        done = subprocess.run(
+            [*MILLSTREAM, *words.split()],
+            env={name: it for name, it in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert done.returncode == 2
+    assert done.stderr.endswith(": the output cannot be written: No space left on device\n")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:

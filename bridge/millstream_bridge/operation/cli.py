@@ -10,7 +10,6 @@ Each command is a file of its own; what they share is in `console` and `process`
 import typer
 
 from millstream_coordinator.operation.commands import Commands
-from millstream_coordinator.operation.streams import mend_streams
 
 COMMANDS = Commands(
     "millstream_bridge.operation",
@@ -47,9 +46,3 @@ def _options(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(2)
-
-
-def main() -> None:
-    """Run ``python -m millstream_bridge``."""
-    mend_streams()
-    app(prog_name="millstream bridge")

@@ -5,11 +5,8 @@ options by which every command learns its route, reads the settings, and hands t
 one line on standard error and an exit code.
 """
 
-import errno
 import inspect
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from millstream_coordinator.operation.process import INTERRUPTED, USAGE_ERROR
+from millstream_coordinator.operation.process import INTERRUPTED
 from millstream_coordinator.operation.texts import help_end
 
 from ..errors import BridgeError
@@ -27,7 +24,6 @@ from .process import check_writable, write_report
 from .settings import project_of
 
 PROGRAM = "millstream bridge"
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 ReadyFile = Annotated[
     Path | None, typer.Option(help="Write pid and addresses here, as JSON, when ready.")
@@ -159,7 +155,7 @@ def _command(
 
 
 class errors:  # noqa: N801 - reads as a statement
-    """Turn the bridge's errors, and a full disk, into one line on stderr and an exit code."""
+    """Turn the bridge's errors into one line on stderr and an exit code."""
 
     def __enter__(self) -> None:
         return None
@@ -172,10 +168,6 @@ class errors:  # noqa: N801 - reads as a statement
     ) -> None:
         if isinstance(error, BridgeError):
             fail(str(error), error.exit_code, error)
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            # Python would complain once more when it flushes standard output at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            fail(f"the output cannot be written: {error.strerror}", USAGE_ERROR, error)
         if isinstance(error, KeyboardInterrupt):
             raise typer.Exit(INTERRUPTED) from error
 

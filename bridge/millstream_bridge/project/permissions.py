@@ -8,10 +8,9 @@ and tests run it with exactly these.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from millstream_coordinator import naming
-from millstream_coordinator.partitioning.pattern import covers
 
 from ..back.runner import way_back_name
 from ..model import PARTITION_FIELD, Route
@@ -92,14 +91,42 @@ def needs(
         kafka.append(("group", "*", "Describe"))
     operation = "Describe" if purpose is Purpose.CUTOVER else "Read"
     kafka += [("group", move.kafka, operation) for move in groups]
-    distinct = list(dict.fromkeys(publish))
     return Needs(
-        publish=tuple(
-            it for it in distinct if not any(covers(wide, it) for wide in distinct if wide != it)
-        ),
+        publish=widest(publish),
         subscribe=(f"{inbox_prefix}.>",),
         kafka=tuple(dict.fromkeys(kafka)),
     )
+
+
+def widest(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Those that no other one covers, each once, as they come.
+
+    A project has thousands, so they are found in a tree of their tokens, not one by another.
+    """
+    distinct = dict.fromkeys(patterns)
+    tree: dict[str, Any] = {}
+    for pattern in distinct:
+        branch = tree
+        for token in pattern.split("."):
+            branch = branch.setdefault(token, {})
+        branch[_END] = {}
+    # Each covers itself.
+    return tuple(it for it in distinct if _count_covering(tree, it.split("."), 0) == 1)
+
+
+_END = ""
+"""In a tree of tokens: a pattern ends here. No token is empty."""
+
+
+def _count_covering(branch: dict[str, Any], tokens: Sequence[str], place: int) -> int:
+    """How many patterns of ``branch`` match all that ``tokens`` from ``place`` on match."""
+    if place == len(tokens):
+        return int(_END in branch)
+    count = int(">" in branch)
+    if tokens[place] != ">":
+        for token in {"*", tokens[place]} & branch.keys():
+            count += _count_covering(branch[token], tokens, place + 1)
+    return count
 
 
 def _stream(route: Route) -> str:

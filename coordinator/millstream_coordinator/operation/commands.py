@@ -5,7 +5,7 @@ longer to import than a server takes to answer. So a command pays for its own im
 part of ``millstream`` does; only the help of the whole program pays for all.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -49,3 +49,13 @@ class Commands(Mapping[str, Any]):
                 self.commands = commands
 
         return Group
+
+
+def loaded(app: typer.Typer, arguments: Sequence[str]) -> Any:
+    """What typer makes of ``app``, with all imported that ``arguments`` will ask it for."""
+    made = typer.main.get_command(app)
+    commands: Mapping[str, Any] = getattr(made, "commands", {})
+    is_named = bool(arguments) and arguments[0] in commands
+    for name in arguments[:1] if is_named else commands:  # help tells of all
+        commands[name]
+    return made
