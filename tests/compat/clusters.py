@@ -2,11 +2,12 @@
 
     python -m tests.compat.clusters [--kafka real]
 
-By default Kafka is three brokers, too. What is left out, and why, says `tests.bridge.elsewhere`.
-Exit code: pytest's.
+By default Kafka is three brokers, too; its jars are those of ``make kafka``, without which tests
+fail. What is left out, and why, says `tests.bridge.elsewhere`. Exit code: pytest's.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ def main() -> int:
     given = parser.parse_args()
     command = [sys.executable, "-m", "pytest", "-q", "tests/bridge", "-m", "not slow"]
     command += ["--kafka", given.kafka, "--nats", CLUSTER]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    environment = {**os.environ, "MILLSTREAM_REQUIRE": "kafka,nats"}
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":
