@@ -26,12 +26,18 @@ class Unreachable(BridgeError):
 
 
 class RecordError(BridgeError):
-    """One record cannot be moved; everything before it in its partition is stored."""
+    """One record cannot be moved; everything before it in its partition is stored.
+
+    ``remedy``: what can be done, where that is not of the ``reason``.
+    """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, topic: str, kafka_partition: int, offset: int, reason: str) -> None:
-        super().__init__(f"topic {topic} partition {kafka_partition} offset {offset}: {reason}")
+    def __init__(
+        self, topic: str, kafka_partition: int, offset: int, reason: str, remedy: str = ""
+    ) -> None:
+        text = f"{reason}; {remedy}" if remedy else reason
+        super().__init__(f"topic {topic} partition {kafka_partition} offset {offset}: {text}")
         self.topic, self.kafka_partition, self.offset = topic, kafka_partition, offset
         self.reason = reason
 
@@ -53,8 +59,8 @@ class OffsetGone(RecordError):
             topic,
             kafka_partition,
             offset,
-            f"Kafka no longer has this offset (its log begins at {begins});"
-            " going on would leave a gap (the route's on_gap decides)",
+            f"Kafka no longer has this offset (its log begins at {begins}); going on would leave"
+            ' a gap (on_gap = "continue" in the project file does)',
         )
         self.low = low
 

@@ -53,7 +53,9 @@ async def test_a_record_over_the_size_limit_stops_after_all_before_it_are_stored
     mock.produce(topic, [small, small, {"partition": 0, "value": b"x" * 1_048_500}, small])
 
     for _ in range(2):  # a second run meets the same record, and stores nothing twice
-        with pytest.raises(RecordError, match=f"topic {topic} partition 0 offset 2: .*1048576"):
+        with pytest.raises(
+            RecordError, match=f"topic {topic} partition 0 offset 2: .*1048576.*; large = "
+        ):
             await move_all(mock.bootstrap, nats_server.url, a_route(topic))
 
     assert offsets(await stored_records(nats_server.url, a_route(topic))) == {0: [0, 1]}
@@ -79,7 +81,7 @@ async def test_headers_over_the_servers_limit_name_the_record(
     mock.create_topic(topic, 1)
     mock.produce(topic, [{"partition": 0, "value": b"v", "headers": [("big", b"\xff" * 60_000)]}])
 
-    with pytest.raises(RecordError, match=r"offset 0: its headers take \d+ bytes"):
+    with pytest.raises(RecordError, match=r"offset 0: its headers take \d+ bytes.*; on_poison = "):
         await move_all(mock.bootstrap, nats_server.url, a_route(topic))
 
 
@@ -105,7 +107,7 @@ async def test_records_that_kafka_dropped_before_they_were_moved_are_missed(
     await move_all(mock.bootstrap, nats_server.url, a_route(topic))
     mock.produce(topic, [{"partition": 0, "value": b"x" * 100_000} for _ in range(80)])
 
-    with pytest.raises(RecordError, match="partition 0 offset 1: Kafka no longer has this offset"):
+    with pytest.raises(RecordError, match=r"partition 0 offset 1: Kafka no .*\(on_gap = "):
         await move_all(mock.bootstrap, nats_server.url, a_route(topic))
 
 
@@ -450,3 +452,31 @@ async def test_a_stray_message_with_a_header_block_that_is_none_is_a_stray_messa
     proof = await verify(kafka=mock.bootstrap, nats=nats_server.url, route=route)
 
     assert (report.records, proof.equal, proof.apart.foreign) == (1, True, 1)
+
+
+async def test_a_record_without_what_the_subject_wants_says_how_there_could_be_one(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, 1)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    route = a_route(topic, subject="flights.{partition}.{header[r]}")
+
+    with pytest.raises(
+        RecordError, match=r"nothing for \{header\[r\]\}.*\|default.*; on_poison = "
+    ):
+        await move_all(mock.bootstrap, nats_server.url, route)
+
+
+async def test_what_is_not_there_names_the_command_that_shows_or_makes_it(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="`millstream bridge assess` shows the topics"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic))
+    mock.create_topic(topic, 1)
+    with pytest.raises(
+        ConfigurationError, match=r"FLIGHTS: stream not found .*`millstream bridge run"
+    ):
+        await verify(kafka=mock.bootstrap, nats=nats_server.url, route=a_route(topic))
+    await make_stream(nats_server.url)
+    with pytest.raises(ConfigurationError, match=r"\(10065\): `nats stream ls --subject"):
+        await move_all(mock.bootstrap, nats_server.url, a_route(topic, stream="OTHER"))

@@ -45,4 +45,6 @@ async def test_schemas_are_copied_and_followed(
 
     away = run("schemas", "--registry", registry.url, "--nats", server.url)
     assert away.returncode == 3
+    where = f"schema registry at {registry.url} is unreachable"
+    assert away.stderr == f"millstream bridge: {where}: Connection refused\n"
     assert run("schemas", "--registry", "here").returncode == 2

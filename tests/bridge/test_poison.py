@@ -47,7 +47,7 @@ def test_a_mark_says_any_reason_in_one_short_line_of_ascii() -> None:
 
 @pytest.mark.parametrize("shared", [False, True])
 async def test_a_skipped_record_leaves_a_mark_and_is_counted(
-    nats_server: Server, mock: Kafka, topic: str, shared: bool
+    nats_server: Server, mock: Kafka, topic: str, shared: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     mock.create_topic(topic, 2)
     other = {**SMALL, "partition": 1}
@@ -67,6 +67,7 @@ async def test_a_skipped_record_leaves_a_mark_and_is_counted(
     ]
     assert "1048576" in found[0].reason
     assert "headers take" in found[1].reason
+    assert "project file" not in caplog.text  # it has made its choice
 
 
 @pytest.mark.parametrize("shared", [False, True])

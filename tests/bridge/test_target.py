@@ -10,6 +10,7 @@ import pytest
 from millstream_bridge.errors import BridgeError, ConfigurationError, Unreachable
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.target import NatsTarget
+from millstream_bridge.operation.status import ask
 from tests.bridge.moves import a_route, move_all, offsets, some_records, stored_records
 from tests.coordinator.nats_jwt import Key, write_operator
 from tests.coordinator.test_connections import TLS, configured
@@ -163,6 +164,37 @@ async def test_what_the_user_may_not_do_ends_the_run_with_the_servers_words(
         target = NatsTarget(url=server.url, user="u", password="p")
         with pytest.raises(ConfigurationError, match=r"Permissions Violation for Publish to .*fli"):
             await move_all(mock.bootstrap, target, a_route("flights", shared=shared))
+
+
+@pytest.mark.real_server
+async def test_a_user_who_may_not_listen_for_answers_is_told_so(tmp_path: Path) -> None:
+    user = '{user: u, password: p, permissions: {publish: ">", subscribe: "mine.>"}}'
+    async with configured(tmp_path, f"authorization {{ users: [{user}] }}") as server:
+        target = NatsTarget(url=server.url, user="u", password="p")
+        with pytest.raises(
+            ConfigurationError,
+            match=r"Violation for Subscription to \"_INBOX.*`millstream bridge permissions`",
+        ):
+            await Connection.open(target, name="test")
+
+
+@pytest.mark.real_server
+async def test_status_says_that_one_may_not_ask(tmp_path: Path) -> None:
+    user = '{user: u, password: p, permissions: {publish: "x", subscribe: ">"}}'
+    async with configured(tmp_path, f"authorization {{ users: [{user}] }}") as server:
+        target = NatsTarget(url=server.url, user="u", password="p")
+        with pytest.raises(ConfigurationError, match=r"Publish to \"millstream\.bridge\.status"):
+            await ask(target, wait_s=0.3)
+
+
+@pytest.mark.real_server
+async def test_status_gives_the_reasons_that_every_command_gives(tmp_path: Path) -> None:
+    async with configured(tmp_path, "authorization { user: u, password: p }") as server:
+        target = NatsTarget(url=server.url, user="u", password="wrong")
+        with pytest.raises(Unreachable, match="Authorization Violation"):
+            await ask(target, wait_s=0.1)
+    with pytest.raises(Unreachable, match="Errno"):
+        await ask(NatsTarget(url="nats://127.0.0.1:1"), wait_s=0.1)
 
 
 @pytest.mark.parametrize(

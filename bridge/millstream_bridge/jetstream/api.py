@@ -16,16 +16,23 @@ from ..records.headers import lines_of
 from .connection import Connection, parse_answer
 
 STREAM_NOT_FOUND: Final = 10059
+_SUBJECTS_OVERLAP: Final = 10065
 _NO_MESSAGE: Final = 10037
 _WITHOUT_LEADER: Final = frozenset({10008, 10009})
 """A cluster that has no leader at the moment, or asked one that is it no longer."""
+_REMEDIES: Final = {
+    STREAM_NOT_FOUND: "`millstream bridge run` makes a route's stream; is the name right?",
+    _SUBJECTS_OVERLAP: "`nats stream ls --subject SUBJECT` names it; give the route that stream, or"
+    " other subjects",
+}
 
 
 class ApiError(Exception):
     """JetStream refused a request."""
 
     def __init__(self, code: int, description: str) -> None:
-        super().__init__(f"{description} ({code})")
+        remedy = f": {_REMEDIES[code]}" if code in _REMEDIES else ""
+        super().__init__(f"{description} ({code}){remedy}")
         self.code, self.description = code, description
 
 

@@ -77,7 +77,7 @@ class Connection(asyncio.Protocol):
         self.is_open = False
         self.lost_reason = ""
         self.denied = ""
-        """The first permission the server found missing, in its words."""
+        """The first permission the server found missing, in its words, and who lists them."""
         self._inbox = f"{self._target.inbox_prefix}.{secrets.token_hex(6)}"
         self._transport: asyncio.Transport | None = None
         self._rest = b""
@@ -128,6 +128,8 @@ class Connection(asyncio.Protocol):
                     await self._start_tls(loop, host)
                 self._shake_hands()
                 await self._ready
+                if self.denied:  # it may not even listen for answers
+                    self.check()
         except TimeoutError as error:
             self._abort()
             raise Unreachable("NATS", self.url, "no answer in time") from error
@@ -429,6 +431,7 @@ class Connection(asyncio.Protocol):
             self.lost_reason = reason
             return
         # The connection stays, and what was asked for or sent is never answered.
+        reason += " (`millstream bridge permissions` lists what is needed)"
         self.denied = self.denied or reason
         for future in self._requests.values():
             if not future.done():

@@ -50,6 +50,21 @@ def refuse_ours(options: Mapping[str, str] | None, ours: Mapping[str, object]) -
             raise ConfigurationError(f"Kafka option {name}: the bridge needs it to be {needed}")
 
 
+_REMEDIES: Final = {
+    **dict.fromkeys(
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC),
+        "`millstream bridge assess` shows the topics there are",
+    ),
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "`millstream bridge permissions` lists what is needed",
+}
+
+
+def with_remedy(error: KafkaError) -> str:
+    """What Kafka says, and what can be done about it."""
+    remedy = _REMEDIES.get(error.code())
+    return f"{error.str()}; {remedy}" if remedy else error.str()
+
+
 def error_text(error: KafkaException) -> str:
     """What the client says of a call that failed."""
     detail = error.args[0] if error.args else error

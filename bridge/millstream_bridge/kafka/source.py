@@ -38,6 +38,7 @@ from .clients import (
     client_logger,
     error_text,
     refuse_ours,
+    with_remedy,
 )
 from .identity import TopicIdentity
 from .worker_thread import WorkerThread
@@ -206,7 +207,7 @@ class KafkaSource:
         if fault is not None and fault.code() in _PASSING_ERRORS:
             raise Unreachable("Kafka", self.bootstrap, f"topic {self._topic}: {fault.str()}")
         if fault is not None or not topic.partitions:
-            reason = fault.str() if fault is not None else "it has no partitions"
+            reason = with_remedy(fault) if fault is not None else "it has no partitions"
             raise ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {reason}")
         return sorted(topic.partitions)
 
@@ -325,7 +326,8 @@ class KafkaSource:
             )
             return RecordError(self._topic, partition, offset, reason)
         if code in _FINAL_ERRORS:
-            return ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {error.str()}")
+            reason = with_remedy(error)
+            return ConfigurationError(f"topic {self._topic} at {self.bootstrap}: {reason}")
         return self._unless_passing(error)
 
     def _unless_passing(self, error: KafkaError) -> BridgeError | None:

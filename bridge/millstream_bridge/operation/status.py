@@ -20,8 +20,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ..back.runner import BackBridge
-from ..errors import BridgeError, Unreachable
+from ..errors import BridgeError, ConnectionLost, Unreachable
 from ..jetstream.client import connect
+from ..jetstream.connection import Connection, Message
 from ..jetstream.target import NatsTarget
 from ..moving.runner import Bridge
 from .figures import back_figures, partition_figures
@@ -141,24 +142,28 @@ async def answering(
 
 
 async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
-    """What every running bridge says within ``wait_s``, by route, then process. Unreachable.
+    """What every running bridge says within ``wait_s``, by route, then process.
 
-    Of both schemas; what others say on the subject is passed over.
+    Of both schemas; what others say on the subject is passed over. Unreachable; ConfigurationError:
+    the user may not ask, or a file cannot be used.
     """
-    connection = await connect(target, name="millstream bridge status")
+    connection = await Connection.open(target, name="millstream bridge status")
     found: list[dict[str, Any]] = []
 
-    async def hear(message: Msg) -> None:
+    def hear(message: Message) -> None:
         with suppress(msgspec.DecodeError):  # of none, as the server says that nobody listens
-            document = msgspec.json.decode(message.data)
+            document = msgspec.json.decode(message.payload)
             if isinstance(document, dict) and document.get("schema") in (SCHEMA, BACK_SCHEMA):
                 found.append(document)
 
     try:
         inbox = connection.new_inbox()
-        await connection.subscribe(inbox, cb=hear)
-        await connection.publish(SUBJECT, b"", reply=inbox)
+        connection.subscribe(inbox, hear)
+        connection.write(f"PUB {SUBJECT} {inbox} 0\r\n\r\n".encode())
         await asyncio.sleep(wait_s)
+        connection.check()
+    except ConnectionLost as lost:
+        raise Unreachable("NATS", str(target), str(lost)) from lost
     finally:
         await connection.close()
     return sorted(found, key=lambda it: (it["route"], it["process"]["host"], it["process"]["pid"]))

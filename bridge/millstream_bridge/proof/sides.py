@@ -5,7 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from ..errors import BridgeError, ConfigurationError
-from ..jetstream.api import ApiError, StoredMessage, StreamInfo, stored_message, stream_info
+from ..jetstream.api import (
+    STREAM_NOT_FOUND,
+    ApiError,
+    StoredMessage,
+    StreamInfo,
+    stored_message,
+    stream_info,
+)
 from ..jetstream.connection import Connection, Delivery
 from ..jetstream.large import LargeValues
 from ..jetstream.reader import read_deliveries
@@ -158,7 +165,8 @@ class LiveSides:
     async def _info(self, stream: str) -> StreamInfo:
         info = await stream_info(self._connection, stream)
         if info is None:
-            raise ConfigurationError(f"stream {stream}: stream not found")
+            missing = ApiError(STREAM_NOT_FOUND, "stream not found")
+            raise ConfigurationError(f"stream {stream}: {missing}")
         return info
 
     def messages(self, part: Part, subject: str, first_seq: int) -> AsyncGenerator[list[Delivery]]:

@@ -90,11 +90,22 @@ class Frames:
             record.offset,
             f"a message of {size} bytes is over the server's and stream's limit"
             f" of {self.message_bytes_max} (max_payload, max_msg_size)",
+            self._remedy(is_large=True),
         )
 
     def _refused(self, record: Record, reason: str) -> RecordError:
         topic = self.mapping.route.topic
-        return PoisonRecord(topic, record.kafka_partition, record.offset, reason)
+        return PoisonRecord(topic, record.kafka_partition, record.offset, reason, self._remedy())
+
+    def _remedy(self, *, is_large: bool = False) -> str:
+        """What the route could say, where this is the end of its run."""
+        route = self.mapping.route
+        if route.on_poison != "stop":
+            return ""
+        if is_large and route.large == "refuse":
+            ways = '"object-store"' if route.mode == "dense" else '"chunks" or "object-store"'
+            return f"large = {ways} in the project file moves it"
+        return 'on_poison = "park" or "skip" in the project file goes on without it'
 
 
 def encode(subject: str, reply: str, block: str, payload: bytes) -> bytes:

@@ -82,7 +82,8 @@ class Field(NamedTuple):
         """The field's token; SubjectError: the record has no such thing."""
         value = _filtered(self.read(record, document), self.filters)
         if value is None and self.kind != "key":
-            raise SubjectError(f"it has nothing for {self.text} of the subject")
+            lacks = f"it has nothing for {self.text} of the subject, which has no |default(text)"
+            raise SubjectError(lacks)
         return to_token(value, null_token=null_token)
 
 

@@ -116,7 +116,10 @@ class Registry:
                 f"schema registry {self.url} answers {path} with {error.code} {error.reason}"
             ) from error
         except (OSError, IncompleteRead) as error:  # urllib's own and time-outs are of the former
-            raise Unreachable("schema registry", self.url, str(error)) from error
+            # urllib wraps what it met: "<urlopen error …>".
+            reason = getattr(error, "reason", None) or error
+            told = getattr(reason, "strerror", None) or str(reason) or type(error).__name__
+            raise Unreachable("schema registry", self.url, told) from error
         except (ValueError, HTTPException) as error:
             raise self._strange(path, error) from error
 
