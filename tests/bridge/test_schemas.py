@@ -289,3 +289,19 @@ async def test_a_login_is_given_and_never_shown(stand_in: StandIn, server: Serve
     token = Registry(url=stand_in.url, token="other")
     assert "other" not in repr(token)
     await copy_schemas(registry=token, nats=server.url)
+
+
+async def test_a_login_does_not_go_where_the_registry_sends_us_on(stand_in: StandIn) -> None:
+    stand_in.login = "Bearer secret"
+
+    async def send_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        writer.write(f"HTTP/1.1 302 Found\r\nLocation: {stand_in.url}{path}\r\n\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(send_on, "127.0.0.1", 0) as other:
+        url = "http://{}:{}".format(*other.sockets[0].getsockname())
+        with pytest.raises(ConfigurationError, match="401"):
+            await Registry(url=url, token="secret").subjects()
+
+    assert await Registry(url=stand_in.url, token="secret").subjects() == []

@@ -91,11 +91,12 @@ class Registry:
             self.url.rstrip("/") + path,
             headers={"Accept": "application/vnd.schemaregistry.v1+json, application/json"},
         )
+        # Not to where it may send us on: that can be another host, or plain text.
         if self.token:
-            request.add_header("Authorization", f"Bearer {self.token}")
+            request.add_unredirected_header("Authorization", f"Bearer {self.token}")
         elif self.user:
             login = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-            request.add_header("Authorization", f"Basic {login}")
+            request.add_unredirected_header("Authorization", f"Basic {login}")
         context = None
         if urlsplit(self.url).scheme == "https":
             try:
