@@ -16,7 +16,7 @@ from tests.bridge.moves import a_route, move_all, offsets, stored_records, until
 from tests.bridge.test_back import natives, publish
 from tests.bridge.topics import all_records
 from tests.helpers.kafka import MOCK, REAL, Kafka
-from tests.helpers.kafka_cluster import KafkaCluster
+from tests.helpers.kafka_cluster import KafkaCluster, Node
 from tests.helpers.require import need
 from tests.helpers.servers import Server
 
@@ -133,13 +133,20 @@ async def test_it_reads_from_the_broker_of_its_rack(
 async def stopped_leader(brokers: KafkaCluster, topic: str) -> AsyncIterator[None]:
     """Kill who leads partition 0, and start it again behind the block; another one leads there."""
     leader = await asyncio.to_thread(brokers.leader, topic, 0)
-    leader.kill()
-    try:
+    async with stopped(brokers, leader, topic):
         while await asyncio.to_thread(brokers.leader, topic, 0) is leader:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
         yield
+
+
+@asynccontextmanager
+async def stopped(brokers: KafkaCluster, node: Node, topic: str) -> AsyncIterator[None]:
+    """Kill a node, and start it again behind the block, until it has all of the topic."""
+    node.kill()
+    try:
+        yield
     finally:
-        leader.start()
+        node.start()
         await asyncio.to_thread(brokers.await_whole, topic)
 
 
@@ -190,14 +197,18 @@ async def test_the_way_back_and_a_proof_go_on_where_a_leader_is_killed(
     await move_all(brokers.bootstrap, url, route)
     home = BackBridge(kafka=brokers.bootstrap, nats=url, route=route)
 
-    async with asyncio.timeout(180), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(300), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(home.run(), name="home")
         await publish(real_nats_server, range(500))
         await until(lambda: home.progress.records > 0)
         async with stopped_leader(brokers, topic):
             await publish(real_nats_server, range(500, 1_000))
-        await publish(real_nats_server, range(1_000, 1_500))
-        await until(lambda: home.progress.records >= 1_500, timeout_s=120)
+        coordinator = await asyncio.to_thread(brokers.coordinator, home.name)
+        # Its client hangs where this one coordinated the group, and is replaced.
+        async with stopped(brokers, coordinator, topic):
+            await until(lambda: home.progress.records >= 1_000, timeout_s=120)
+            await publish(real_nats_server, range(1_000, 1_500))
+            await until(lambda: home.progress.records >= 1_500, timeout_s=120)
         assert not running.done()
         home.stop()
 

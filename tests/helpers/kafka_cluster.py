@@ -143,6 +143,20 @@ class KafkaCluster:
         await_true(is_led, START_S_MAX)
         return found[0]
 
+    def coordinator(self, group: str) -> Node:
+        """The node that coordinates a group now; waits while none does."""
+        found: list[Node] = []
+
+        def is_coordinated() -> bool:
+            with contextlib.suppress(KafkaException):
+                asked = self._client().describe_consumer_groups([group], request_timeout=5)
+                node = asked[group].result().coordinator
+                found.extend([self.nodes[node.id]] if node is not None else [])
+            return bool(found)
+
+        await_true(is_coordinated, START_S_MAX)
+        return found[0]
+
     def await_whole(self, topic: str) -> None:
         """Wait until every replica of the topic is in sync."""
 

@@ -18,6 +18,12 @@ the broker refuses is named by its place in the batch, in `Refused`. Kafka's lim
 really one for what travels together: when it is met, batches are kept below it from then on, and
 only a record that is refused after that is too large itself.
 
+**A client that hangs.** librdkafka (2.16 still) lets ``send_offsets_to_transaction`` wait without
+end where the group's coordinator went down and moved on: it asks a second time who that is only
+when another broker comes or goes, and its timeout is looked at nowhere. So a transaction has
+`STORE_S`; after that its client is left to itself, in its thread, and `SessionLost` leads to a new
+one. What the old one may still do, the new one's `open` has fenced off.
+
 Readers that do not ask for ``isolation.level=read_committed`` see records of aborted transactions,
 and so the same record twice; nothing written to Kafka can hide them from those.
 
@@ -25,6 +31,7 @@ librdkafka's mock cluster takes transactions, but keeps no offsets from them, sh
 committed, and fences nobody.
 """
 
+import asyncio
 import json
 import logging
 import time
@@ -52,6 +59,9 @@ T = TypeVar("T")
 
 TRANSACTION_TIMEOUT_MS = 15_000
 """After a crash, committed readers of the topic wait at most so long for a transaction's end."""
+STORE_S = 2 * TRANSACTION_TIMEOUT_MS / 1000
+"""So long a transaction may take: a record is sent within the one timeout or not at all, and from
+the first one on Kafka keeps the transaction open for the other."""
 CLOSE_S = 1.0
 LOOK_S = 5.0
 """So long a Kafka may take to say that it is there; a transaction may take longer."""
@@ -129,7 +139,13 @@ class KafkaSink:
         Fenced, SessionLost (nothing is stored, or the answer was lost: read the position), Refused.
         """
         try:
-            await self._run(lambda: self._store(records, positions))
+            async with asyncio.timeout(STORE_S):
+                await self._run(lambda: self._store(records, positions))
+        except TimeoutError:
+            self._abandon()
+            raise SessionLost(
+                f"transaction of {self.name}: Kafka's client has not ended it in {STORE_S:g} s"
+            ) from None
         except Refused as refused:
             if not refused.is_too_large or self._batch_bytes < BATCH_BYTES:
                 raise
@@ -138,6 +154,12 @@ class KafkaSink:
             raise SessionLost(
                 f"topic {self.topic} takes batches of {self._batch_bytes} bytes"
             ) from refused
+
+    def _abandon(self) -> None:
+        """Leave the client to itself, and its thread, which ends when the client lets it."""
+        self._producer = None
+        self._thread.stop()
+        self._thread = WorkerThread("kafka sink")
 
     async def close(self) -> None:
         """Leave; what is not committed is aborted. May be called twice."""
@@ -272,7 +294,8 @@ class KafkaSink:
             try:
                 producer.commit_transaction(self._timeout_s)
             except KafkaException as error:
-                if error.args[0].retriable() and not self._is_closed:
+                is_wanted = producer is self._producer and not self._is_closed
+                if error.args[0].retriable() and is_wanted:
                     continue
                 raise
             return
@@ -282,6 +305,8 @@ class KafkaSink:
     ) -> Exception:
         """What a failed transaction means; aborts it where it can be."""
         fault = error.args[0]
+        if producer is not self._producer:
+            return error  # to nobody: it was abandoned
         if fault.code() in _FENCED:
             self._drop()
             return Fenced(
