@@ -31,6 +31,9 @@ ABOUT_THE_MOCK = {
     "test_a_route_may_go_on_behind_what_kafka_dropped_and_counts_it": "the mock keeps 5 MiB",
     "test_a_partition_whose_log_begins_later_begins_at_its_sequence": "the mock keeps 5 MiB",
     "test_a_corrupt_batch_stops_after_all_before_it_are_stored": "Kafka takes no corrupt batch",
+    "test_a_batch_that_cannot_be_read_is_said_of_its_topic_and_the_others_are_assessed": (
+        "Kafka takes no corrupt batch"
+    ),
     "test_a_partition_without_a_leader_is_waited_for": "its leader is taken away by a call",
     "test_who_is_still_away_when_time_is_up_is_named": "its leader is taken away by a call",
     "test_a_clock_that_jumps_while_records_are_moved": "Kafka takes no timestamps of next year",
