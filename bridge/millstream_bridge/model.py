@@ -199,3 +199,8 @@ class BridgeReport:
     def records_per_second(self) -> float:
         """The mean over the whole run, waiting included."""
         return self.records / self.seconds if self.seconds else 0.0
+
+
+def counted(number: int, what: str) -> str:
+    """``1 route``, ``2,000 routes``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -70,6 +71,7 @@ async def test_run_verify_and_barrier_report_what_they_did_as_json(
     moved = run("run", *common, "--stop-at-end", "--report", str(report))
     proof = run("verify", *common, "--json")
     waited = run("barrier", *common, "--json")
+    told_people = run("barrier", *common).stdout
 
     assert (moved.returncode, proof.returncode, waited.returncode) == (0, 0, 0)
     told = json.loads(report.read_text())
@@ -86,6 +88,8 @@ async def test_run_verify_and_barrier_report_what_they_did_as_json(
         "stored": True,
         "positions": {"0": 5, "1": 5},
     }
+    done = "all stored, up to before offset (by partition) 0: 5, 1: 5"
+    assert told_people == f"barrier {topic} → FLIGHTS: {done}\n"
 
 
 async def test_verify_exits_with_1_and_locates_the_first_difference(
@@ -224,7 +228,7 @@ async def test_kafka_mock_serves_its_topics_until_it_is_told_to_end(
 @pytest.mark.parametrize(
     ("rest", "code", "complaint"),
     [
-        (["run"], 2, "--kafka is missing (or MILLSTREAM_BRIDGE_KAFKA)"),
+        (["run"], 2, "--kafka is missing (or MILLSTREAM_BRIDGE_KAFKA); or name a file"),
         (["run", "--kafka", "k", "--topic", "t"], 2, "--stream is missing"),
         (
             ["run", "--kafka", "k", "--topic", "t", "--stream", "S", "--subject", "a.{key}"],
@@ -393,3 +397,24 @@ def test_a_level_that_is_none_is_one_line(more: list[str]) -> None:
     assert done.stderr == (
         "millstream bridge: MILLSTREAM_LOG: 'LOUD' is none of DEBUG, INFO, WARNING, ERROR\n"
     )
+
+
+def test_on_a_terminal_one_hears_that_kafka_is_still_asked() -> None:
+    reading, writing = pty.openpty()
+    try:
+        done = subprocess.run(
+            [*PROGRAM, "barrier", "--kafka", "127.0.0.1:1", *ROUTE],
+            stderr=writing,
+            check=False,
+            timeout=60,
+        )
+        lines = os.read(reading, 10_000).decode().splitlines()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+    assert done.returncode == 3
+    assert "Kafka at 127.0.0.1:1 has not answered yet" in lines[0]
+    assert "Connection refused" in lines[0]
+    assert lines[1].startswith("millstream bridge: Kafka at 127.0.0.1:1 is unreachable")
+    assert len(lines) == 2

@@ -55,6 +55,7 @@ async def test_a_parked_record_is_listed_shown_repaired_and_replayed(
     assert replayed.returncode == 0, replayed.stderr
     assert json.loads(replayed.stdout)["seq"] == 3
     assert json.loads(run("parked", "ls", *options, "--json").stdout)["records"] == []
+    assert run("parked", "ls", *options).stdout == "no record is parked\n"
     gone = run("parked", "drop", "0", "1", "--yes", *options)
     assert gone.returncode == 2
     assert "offset 1 is not parked" in gone.stderr

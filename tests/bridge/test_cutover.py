@@ -267,7 +267,7 @@ async def test_a_group_at_work_is_waited_for_and_then_cut_over(
         await asyncio.to_thread(member.close)
 
     assert not refused.applied
-    assert "1 members" in " ".join(refused.problems)
+    assert "with 1 member:" in " ".join(refused.problems)
     assert cutting.result().problems == []
     assert len(await handled_by(nats_server, route, topic, 7)) == 7
 
@@ -292,7 +292,7 @@ async def test_a_group_with_members_is_not_moved(
         await running
 
     assert not proof.applied
-    assert "has 1 members" in proof.problems[0]
+    assert "has 1 member (" in proof.problems[0]
 
 
 async def test_a_group_that_reads_otherwise_is_not_moved(

@@ -54,6 +54,23 @@ async def test_a_partition_without_a_leader_is_waited_for() -> None:
     assert sorted(marks) == [0, 1]
 
 
+async def test_that_kafka_is_still_asked_is_told_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream_bridge.kafka.clients.FIRST_S", 0.2)
+    nowhere = "127.0.0.1:2"
+    admin, source = KafkaAdmin(nowhere, timeout_s=0.4), KafkaSource(nowhere, "t", timeout_s=0.4)
+    with caplog.at_level("INFO"):
+        for ask in (admin.topics, admin.topics, source.watermarks):
+            with pytest.raises(Unreachable):
+                await ask()
+    await admin.close()
+    await source.close()
+
+    told = [it.message for it in caplog.records if "has not answered yet" in it.message]
+    assert [it.partition(" (")[0] for it in told] == [f"Kafka at {nowhere} has not answered yet"]
+
+
 class Coming:
     """An admin client of a group whose coordinator is not there yet for the first questions.
 

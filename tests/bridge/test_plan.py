@@ -284,6 +284,9 @@ async def test_what_drifted_is_said_with_a_remedy_and_exit_1(
         "plan", "--kafka", mock.bootstrap, "--nats", real_nats_server.url, "--out", str(file)
     )
     assert made.returncode == 0, made.stderr
+    assert made.stdout == (
+        f"{file}: 1 route; read it, then millstream bridge run --project {file}\n"
+    )
     file.write_text(
         file.read_text().replace('"partitions" = "2"', '"partitions" = "1"')
         + '[[route]]\ntopic = "gone"\nstream = "GONE"\nsubject = "gone.{partition}"\n'

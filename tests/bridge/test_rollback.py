@@ -227,8 +227,8 @@ async def test_a_group_with_workers_is_waited_for(
         await running
 
     assert told[0] == "read"
-    assert "has 1 members" in told[1]
-    assert "has 1 members" in refused.problems[0]
+    assert "has 1 member (" in told[1]
+    assert "has 1 member (" in refused.problems[0]
     assert rolling.result().problems == []
     assert {it.partition: it.after for it in rolling.result().partitions} == {0: 4, 1: 4, 2: 4}
 
@@ -265,7 +265,7 @@ async def test_what_is_published_while_the_group_works_is_in_kafka_before_its_en
             roll(kafka, nats_server, route, topic, **options, on_event=told.append),
             name="rollback",
         )
-        await until(lambda: any("has 1 members" in it for it in told))
+        await until(lambda: any("has 1 member (" in it for it in told))
         looked_before = len(looked)
         before = await asyncio.to_thread(all_records, kafka, topic)
         await publish(nats_server, range(30, 36))
@@ -346,7 +346,7 @@ async def test_a_worker_that_leaves_while_its_progress_is_read_is_asked_again(
             kafka_options=None,
         ) as sides:
             progress = await sides.takeover.progress()
-            assert any("has 1 members" in it for it in progress.obstacles)
+            assert any("has 1 member (" in it for it in progress.obstacles)
             progress = await sides.takeover.progress()
 
     assert progress.obstacles == []

@@ -181,6 +181,14 @@ def test_a_program_has_every_command_of_its_modules(commands: Commands) -> None:
     assert {it.rpartition(".")[2] for it in commands.homes.values()} == files
 
 
+@pytest.mark.parametrize(("part", "commands"), [("bridge", bridge.COMMANDS)])
+async def test_the_help_of_a_program_cuts_no_summary(part: str, commands: Commands) -> None:
+    done = await millstream(part, "--help")
+    told = " ".join(done.out.split())
+    for name in commands:
+        assert f"{name} {commands[name].get_short_help_str(1_000)}" in told
+
+
 @pytest.mark.parametrize(
     ("part", "word", "nearest"), [("bridge", "verif", "verify"), ("coordinator", "lagg", "lag")]
 )

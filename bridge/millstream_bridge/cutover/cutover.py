@@ -41,7 +41,7 @@ from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaAdmin, KafkaGroup
 from ..kafka.reading import records_between
 from ..kafka.source import KafkaSource
-from ..model import Record, Route, Watermarks
+from ..model import Record, Route, Watermarks, counted
 from ..moving.barrier import until_stored
 from ..records.mapping import Mapping as RouteMapping
 from ..records.origin import without_returned
@@ -505,7 +505,7 @@ class _CutOver:
         if not self._is_empty(now) or now.positions != found.positions:
             obstacles.append(
                 f"Kafka group {self._kafka_group} was at work again meanwhile ({now.state},"
-                f" {now.members} members): what it handled since comes again in NATS"
+                f" {counted(now.members, 'member')}): what it handled since comes again in NATS"
             )
         return replace(proof, partitions=cuts, obstacles=tuple(obstacles), applied=True)
 
@@ -528,7 +528,7 @@ def why_not_empty(found: KafkaGroup) -> str:
             " make sure it has none, and say so"
         )
     return (
-        f"Kafka group {found.name} is {found.state} with {found.members} members: stop"
+        f"Kafka group {found.name} is {found.state} with {counted(found.members, 'member')}: stop"
         " them, or wait for their end"
     )
 

@@ -37,7 +37,7 @@ from millstream_coordinator.provisioning.plan import StepKind, plan
 
 from ..errors import BridgeError, ConfigurationError, Unreachable
 from ..jetstream.target import NatsTarget
-from ..model import PARTITION_FIELD, Route
+from ..model import PARTITION_FIELD, Route, counted
 
 _CONNECT_S = 5
 
@@ -110,7 +110,8 @@ class TakeOver:
         found = []
         if view.members:
             names = ", ".join(list(view.members)[:3])
-            found.append(f"group {self.group} has {len(view.members)} members ({names}): stop them")
+            members = counted(len(view.members), "member")
+            found.append(f"group {self.group} has {members} ({names}): stop them")
         for name in ("stream", "partitions", "filter", "key"):
             mine, theirs = getattr(self._config, name), getattr(view.config, name)
             if mine != theirs:

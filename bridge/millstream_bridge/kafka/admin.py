@@ -191,11 +191,14 @@ class KafkaAdmin:
 
     def _topics(self) -> dict[str, Topic]:
         try:
-            metadata = self._admin().list_topics(timeout=self._timeout_s)
+            metadata = self._complaints.metadata(
+                self.bootstrap,
+                lambda it: self._admin().list_topics(timeout=it),
+                self._timeout_s,
+                self._serve,
+            )
         except KafkaException as error:
-            raise self._complaints.unreachable(
-                self.bootstrap, error, lambda: self._admin().poll(0)
-            ) from error
+            raise self._complaints.unreachable(self.bootstrap, error, self._serve) from error
         return {
             name: Topic(
                 name,
@@ -205,6 +208,10 @@ class KafkaAdmin:
             )
             for name, topic in sorted(metadata.topics.items())
         }
+
+    def _serve(self) -> None:
+        """Let the client tell what it has to."""
+        self._admin().poll(0)
 
     def _configs(self, topics: Collection[str]) -> dict[str, TopicConfig | BridgeError]:
         if not topics:

@@ -2,11 +2,13 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
 from ..errors import ConfigurationError, Unreachable
+
+T = TypeVar("T")
 
 CLIENT_ID = "millstream-bridge"
 MOCK_CLUSTER = "mockCluster"
@@ -71,6 +73,13 @@ def error_text(error: KafkaException) -> str:
     return detail.str() if isinstance(detail, KafkaError) else str(detail)
 
 
+FIRST_S: Final = 1.0
+"""After which time without an answer people hear that it is waited for."""
+_TOLD_OF: Final[set[str]] = set()
+"""Once in a process is enough: a project has hundreds of routes on one Kafka."""
+waiting_logger = logging.getLogger(f"{__name__}.waiting")
+
+
 class Complaints:
     """Why a client does not come through: names, certificates, passwords, closed ports.
 
@@ -88,6 +97,33 @@ class Complaints:
     def forget(self) -> None:
         """The client came through."""
         self._latest = ""
+
+    def metadata(
+        self,
+        bootstrap: str,
+        ask: Callable[[float], T],
+        timeout_s: float,
+        serve: Callable[[], object],
+    ) -> T:
+        """What ``ask`` returns within ``timeout_s``; that it takes long is logged, once.
+
+        Raises what ``ask`` raises.
+        """
+        if bootstrap in _TOLD_OF or timeout_s <= FIRST_S:
+            return ask(timeout_s)
+        try:
+            return ask(FIRST_S)
+        except KafkaException as error:
+            if error.args[0].code() not in SILENT:
+                raise
+        rest_s = timeout_s - FIRST_S
+        if bootstrap not in _TOLD_OF:
+            _TOLD_OF.add(bootstrap)
+            serve()
+            why = f" ({self._latest})" if self._latest else ""
+            told = "Kafka at %s has not answered yet%s; it is asked for %g s more"
+            waiting_logger.info(told, bootstrap, why, rest_s, extra={"event": "kafka_waited_for"})
+        return ask(rest_s)
 
     def unreachable(
         self, bootstrap: str, error: KafkaException, serve: Callable[[], object] | None

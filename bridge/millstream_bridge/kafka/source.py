@@ -195,7 +195,12 @@ class KafkaSource:
 
     def _partitions(self, timeout_s: float) -> list[int]:
         try:
-            metadata = self._client().list_topics(self._topic, timeout=timeout_s)
+            metadata = self._complaints.metadata(
+                self.bootstrap,
+                lambda it: self._client().list_topics(self._topic, timeout=it),
+                timeout_s,
+                self._serve,
+            )
         except KafkaException as error:
             raise self._unreachable(error) from error
         self._is_heard = True
@@ -350,9 +355,12 @@ class KafkaSource:
         return int(found[0])
 
     def _unreachable(self, error: KafkaException) -> BridgeError:
-        # A client that reads might hand out a record here, which would be lost.
-        serve = None if self._is_assigned else lambda: self._client().poll(0)
-        return self._complaints.unreachable(self.bootstrap, error, serve)
+        return self._complaints.unreachable(self.bootstrap, error, self._serve)
+
+    def _serve(self) -> None:
+        """Let the client tell what it has to."""
+        if not self._is_assigned:  # one that reads might hand out a record, which would be lost
+            self._client().poll(0)
 
 
 def source_of(

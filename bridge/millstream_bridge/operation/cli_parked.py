@@ -47,6 +47,9 @@ def _register_look(parked: typer.Typer) -> None:
         if as_json:
             say({"schema": f"{SCHEMA.removesuffix('/1')}-list/1", "records": found}, "")
             return
+        if not found:
+            typer.echo("no record is parked")
+            return
         columns = ("ROUTE", "PARTITION", "OFFSET", "BYTES", "PARKED", "REPAIRED", "REASON")
         show_table(
             columns,

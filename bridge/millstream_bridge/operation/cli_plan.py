@@ -8,6 +8,7 @@ import typer
 from millstream_coordinator.operation.process import CHECK_FAILED, DONE
 
 from ..errors import ConfigurationError
+from ..model import counted
 from ..project.assess import SAMPLE_RECORDS, assess
 from ..project.drift import check as find_drift
 from ..project.file import load_project
@@ -98,9 +99,8 @@ def _write(
     elif out is None:
         typer.echo(text, nl=False)
     else:
-        count = len(found.topics)
         typer.echo(
-            f"{out}: {count} route{'s' * (count != 1)}; read it, then"
+            f"{out}: {counted(len(found.topics), 'route')}; read it, then"
             f" millstream bridge run --project {out}"
         )
 

@@ -12,6 +12,7 @@ from millstream_coordinator.operation.process import DONE, Stopper
 from millstream_coordinator.operation.texts import help_end
 
 from ..jetstream.target import NatsTarget
+from ..model import counted
 from ..project.file import load_project
 from ..schemas.copying import EVERY_S, Copied, copy_schemas, follow_schemas
 from ..schemas.registry import Registry
@@ -99,7 +100,8 @@ def _document(copied: Copied) -> dict[str, Any]:
 
 def _line(copied: Copied) -> str:
     return (
-        f"schemas: {copied.subjects} subjects, {copied.versions} versions; {copied.written} new in"
-        f" bucket {BUCKET}, {copied.configs} compatibility settings new"
+        f"schemas: {counted(copied.subjects, 'subject')}, {counted(copied.versions, 'version')};"
+        f" {copied.written} new in bucket {BUCKET},"
+        f" {counted(copied.configs, 'compatibility setting')} new"
         + (f"; {copied.withheld} deleted and not shown" if copied.withheld else "")
     )

@@ -22,6 +22,8 @@ from ..errors import ConfigurationError
 T = TypeVar("T")
 
 _NEW_OBJECTS = 20_000
+_WAITING = "millstream_bridge.kafka.clients.waiting"
+"""By its name: not every command needs a client of Kafka."""
 
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
@@ -38,6 +40,8 @@ def run_loop(work: Coroutine[Any, Any, T]) -> T:
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )
+        if sys.stderr.isatty():
+            logging.getLogger(_WAITING).setLevel(logging.INFO)
         try:
             import uvloop  # noqa: PLC0415 - not on every platform
         except ImportError:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from ..errors import ConfigurationError
 from ..jetstream.target import NatsTarget
-from ..model import ROUTE_NAME_MAX, Route, default_name
+from ..model import ROUTE_NAME_MAX, Route, counted, default_name
 from ..records.headers import HEADER_BLOCK_BYTES_MAX
 from .file import GROUP_NAME_MAX
 from .findings import TopicFacts, Verdict, findings
@@ -272,7 +272,7 @@ def _groups(topics: Sequence[TopicFacts], names: Mapping[str, Names]) -> list[st
         parts.append(
             "\n".join(
                 [
-                    f"# {group.state}, {group.members} members; behind by {group.lag:,}",
+                    f"# {group.state}, {counted(group.members, 'member')}; behind by {group.lag:,}",
                     "[[group]]",
                     f"kafka = {toml(kafka)}",
                     f"group = {toml(target)}",

@@ -12,6 +12,9 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+_WHOLE = 1_000
+"""Longer than any summary."""
+
 
 class Commands(Mapping[str, Any]):
     """Commands by name, in the order in which help lists them.
@@ -47,6 +50,12 @@ class Commands(Mapping[str, Any]):
             def __init__(self, **given: Any) -> None:
                 super().__init__(**given)
                 self.commands = commands
+
+            def format_commands(self, ctx: Any, formatter: Any) -> None:
+                """Summaries that do not fit a line go on in the next; typer's own are cut off."""
+                rows = [(name, it.get_short_help_str(_WHOLE)) for name, it in commands.items()]
+                with formatter.section("Commands"):
+                    formatter.write_dl(rows)
 
         return Group
 
