@@ -105,7 +105,7 @@ class MemorySides:
             yield [
                 (
                     b"$JS.ACK.S.c.1.%d.1.%d.0" % (seq, self.stored_ns.get(seq, 0)),
-                    it.subject.encode(),
+                    it.subject.encode("utf-8", "surrogateescape"),
                     it.block,
                     it.payload,
                 )

@@ -269,6 +269,29 @@ async def test_what_an_expired_tombstone_pushed_out_is_not_missing() -> None:
         assert found.difference.offset <= lost.offset
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"NATS/1.0\r\nMillstream-Large: chunks\r\n\r\n",
+        b"NATS/1.0\r\nnote: no Millstream-Large\r\n\r\n",
+        b"NATS/1.0\r\nMillstream-Poison: parked it\r\n\r\n",
+        b"NATS/1.0\r\nMillstream-Source: flights\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("place", ["flights.0.N1", "flights.0.\udcff", "flights._poison.0.7"])
+async def test_a_message_that_looks_like_a_bridges_and_is_none_is_no_difference(
+    block: bytes, place: str
+) -> None:
+    """Of any bytes: a server stores what it is given."""
+    kafka = some_kafka(random.Random(3))
+    stored = stored_of(kafka, random.Random(3))
+    sides = MemorySides(kafka, [*stored, (len(stored) + 1, Message(place, "", block, b""))])
+
+    proof = await proof_of(sides)
+
+    assert proof.equal, proof.difference
+
+
 @pytest.mark.parametrize("limit", [{}, {"max_msgs_per_subject": 100}])
 async def test_what_the_stream_has_behind_kafkas_end_is_a_difference(limit: dict[str, int]) -> None:
     """After an unclean election, or where the topic was made anew: not what was produced since."""
@@ -291,6 +314,33 @@ async def test_what_the_stream_has_behind_kafkas_end_is_a_difference(limit: dict
         assert difference.offset == lost.offset
         assert "the stream has a record that Kafka does not have" in difference.what
         assert fewer.partitions[1].difference is not None
+
+
+async def test_online_a_log_that_ends_before_what_a_round_has_compared_is_a_difference() -> None:
+    """As after an unclean election, or where the topic was made anew."""
+    for seed in SOME:
+        chance = random.Random(f"fallen {seed}")
+        kafka = some_kafka(chance)
+        stored = stored_of(kafka, chance)
+        whole, seen = MemorySides(kafka, stored), Seen()
+        fallen = MemorySides(kafka[: -chance.randrange(1, 20)], stored)
+        alone = MemorySides([it for it in kafka if it.kafka_partition == 0], stored)
+
+        one = await Check(whole, MAPPING).round(ends_of(whole), seen)
+        still = await Check(whole, MAPPING).round(ends_of(whole), copy.deepcopy(seen))
+        other = await Check(fallen, MAPPING).round(ends_of(fallen), copy.deepcopy(seen))
+        fewer = await Check(alone, MAPPING).round(ends_of(alone), seen)
+
+        assert (one.equal, still.equal) == (True, True), (seed, one, still)
+        p = kafka[-1].kafka_partition
+        difference = other.partitions[p].difference
+        assert difference is not None, seed
+        assert difference.offset == fallen.marks[p].high
+        assert fewer.partitions[1].difference is not None
+
+
+def ends_of(sides: MemorySides) -> dict[int, int]:
+    return {p: mark.high for p, mark in sides.marks.items()}
 
 
 async def test_online_a_record_of_an_earlier_round_that_is_stored_again_is_a_difference() -> None:
@@ -453,6 +503,24 @@ async def test_limits_remove_the_pieces_of_a_large_record_before_it(
     assert proof.equal is is_equal, proof.difference
     assert proof.apart.expired == (is_equal or 1 in gone)
     assert proof.apart.older == 0
+
+
+async def test_a_large_record_whose_pieces_are_removed_has_its_place_still() -> None:
+    mapping = Mapping(a_route("flights", shared=True, large="chunks"))
+    record = Record(0, 0, 0, TimestampType.CREATE, b"k", bytes(range(250)) * 10, ())
+    *_, head = [
+        Message(it.subject, "", f"NATS/1.0\r\n{it.lines}\r\n".encode(), it.payload)
+        for it in pieces(mapping, record, 2_024) or []
+    ]
+    stored: list[Stored] = [(4, head), (20, Message("others", "", b"", b""))]
+    config = {"max_age": 10**9}
+    once = MemorySides([record], stored, config, reached_to={0: 1}, mapping=mapping)
+    again = MemorySides([record], [*stored, (21, head)], config, reached_to={0: 1}, mapping=mapping)
+
+    assert (await Check(once, mapping).full()).equal
+    difference = (await Check(again, mapping).full()).difference
+    assert difference is not None
+    assert (difference.seq, difference.what) == (21, "it is stored again")
 
 
 @pytest.mark.parametrize("keeps", [None, 100])

@@ -33,7 +33,7 @@ from ..jetstream.reader import sequence
 from ..jetstream.stream import GAPS
 from ..model import Positions, Record, Watermarks
 from ..records.chunks import reference_in
-from ..records.headers import ORIGIN_HEADER
+from ..records.headers import ORIGIN_HEADER, HeaderError
 from ..records.mapping import Mapping
 from ..records.origin import returned
 from ..records.poison import mark_in
@@ -396,10 +396,23 @@ class Check:
         return StreamSide(self._mapping, bounds, books, is_dense=is_dense, **more)
 
     async def _behind_the_end(self, sides: Iterable[StreamSide]) -> dict[int, Difference]:
-        """Stored records that Kafka does not have, since its log ends before: as it is now."""
+        """Stored records that Kafka does not have, since its log ends before: as it is now.
+
+        Also of those that a round before has compared, when Kafka had them.
+        """
         beyond = {p: place for side in sides for p, place in side.beyond.items()}
-        ends = await self._sides.marks_now() if beyond else {}
+        fallen = {
+            p: below
+            for p, (_, below) in self._seen.read_to.items()
+            if p not in self.marks or self.marks[p].high < below
+        }
+        ends = await self._sides.marks_now() if beyond or fallen else {}
         found = {}
+        for p, below in fallen.items():
+            end = ends[p].high if p in ends else 0
+            if end < below:
+                what = f"Kafka's log ends here, and had all below offset {below} a round before"
+                found[p] = Difference(kafka_partition=p, offset=end, seq=None, what=what)
         for p, (offset, seq) in beyond.items():
             end = ends[p].high if p in ends else 0
             if offset >= end:
@@ -460,10 +473,11 @@ class Check:
                     continue
                 p, offset = source.kafka_partition, source.offset
                 # Its pieces may have been removed since, or a moment ago.
-                if offset >= await self._removed_below(await self._sides.again(part), p):
-                    side.add_damaged(ack, subject, p, offset, str(error))
+                removed_below = await self._removed_below(await self._sides.again(part), p)
+                why = "" if offset < removed_below else str(error)
+                side.add_damaged(ack, subject, p, offset, why)
                 continue
-            side.add(ack, subject.decode(), list(whole), payload)
+            side.add(ack, subject.decode("utf-8", "replace"), list(whole), payload)
 
     async def _read_marks(self, parts: Sequence[Part]) -> None:
         """What the bridge noted as parked or skipped."""
@@ -472,7 +486,10 @@ class Check:
             subject = f"{self._mapping.poison_subject(token)}.*"
             async for batch in self._sides.messages(part, subject, 1):
                 for _, _, block, _ in batch:
-                    mark = mark_in(Decoder.lines(block))
+                    try:
+                        mark = mark_in(Decoder.lines(block))
+                    except HeaderError:
+                        continue  # it is damaged: the record that it stands for is missing
                     if mark is None or mark.source.topic != self._mapping.route.topic:
                         continue
                     self._absent.add((mark.source.kafka_partition, mark.source.offset))
@@ -580,16 +597,11 @@ class Check:
         self, bounds: Bounds, parts: AbcMapping[int, Part], first_seq: int | None = None
     ) -> dict[int, tuple[list[Record], list[tuple[int, Record]], Difference | None]]:
         """One block of each partition: Kafka's records, the stream's, and how they differ."""
-        apart = Apart()
-        self._apart, apart = apart, self._apart  # what is read again is not counted again
-        try:
-            kafka: dict[int, list[Record]] = {p: [] for p in bounds}
-            async for records in self._sides.records(bounds):
-                for record in self._of_kafka(records):
-                    kafka[record.kafka_partition].append(record)
-                await self._compare_returns()
-        finally:
-            self._apart = apart
+        kafka: dict[int, list[Record]] = {p: [] for p in bounds}
+        async for records in self._sides.records(bounds):
+            for record in self._of_kafka(records):
+                kafka[record.kafka_partition].append(record)
+            await self._compare_returns()
         found = {}
         for p, block in bounds.items():
             stored, difference = await self._block(p, block, parts[p], first_seq)

@@ -4,7 +4,7 @@ A stream that keeps the newest messages per subject must have, of each subject, 
 Kafka has, but for those that other messages of the subject pushed out, native ones too; Kafka's
 compaction may since have removed some that the stream still holds. Every record
 that is on both sides must be the same. Unlike a `Ledger` this remembers a digest for each stored
-record: about 170 bytes each.
+record: about 240 bytes each, and up to 370 where Kafka compacts.
 
 Compaction leaves the newest record of each key, but for a tombstone, which goes in the end. So what
 only the stream has must have a newer one of its key in Kafka, or be, or be followed by, a tombstone

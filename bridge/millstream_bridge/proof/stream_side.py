@@ -134,7 +134,7 @@ class StreamSide:
     def add_damaged(
         self, ack: bytes, subject: bytes, partition: int, offset: int, why: str
     ) -> None:
-        """A record whose parts cannot be put together."""
+        """A record whose parts cannot be put together; ``why`` "": they were removed, rightly."""
         self._take(ack, subject, partition, offset, why)
 
     def _take_run(
@@ -182,7 +182,8 @@ class StreamSide:
         elif offset < lane.low:
             self.apart.older += not isinstance(parts, str)
         elif isinstance(parts, str):
-            self._differ(partition, offset, ack, parts)
+            if parts:
+                self._differ(partition, offset, ack, parts)
         elif self._is_dense and sequence(ack) != offset + 1:
             what = f"its sequence is not offset + 1, as a dense stream's is, but {sequence(ack)}"
             self._differ(partition, offset, ack, what, parts)
