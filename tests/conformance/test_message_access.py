@@ -55,6 +55,20 @@ async def test_get_leaves_out_what_the_message_has_not(client: Client, name: str
     assert "data" not in message
 
 
+async def test_a_subject_that_is_no_utf_8_is_told_with_a_sign_for_each_such_byte(
+    client: Client, name: str
+) -> None:
+    await client.stream(name)
+    await client.raw.send(b"PUB %b.a\xff\xc3\xa9 2\r\n{}\r\n" % name.encode())
+    await client.stored(f"{name}.b", b"")
+
+    message = await get(client, name, seq=1, next_by_subj=f"{name}.>")
+    info = await client.ok(f"STREAM.INFO.{name}", {"subjects_filter": ">"})
+
+    assert message["subject"] == f"{name}.a\ufffd\u00e9"
+    assert info["state"]["subjects"] == {f"{name}.a\ufffd\u00e9": 1, f"{name}.b": 1}
+
+
 async def test_get_without_headers(client: Client, name: str) -> None:
     await filled(client, name)
 

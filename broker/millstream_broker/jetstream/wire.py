@@ -6,6 +6,7 @@ knows is refused in strict mode. Writing leaves out zero values except those nat
 shows.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -461,5 +462,10 @@ def read_stream_request(document: bytes) -> model.StreamRequest:
 
 
 def encode(document: Any) -> bytes:
-    """JSON as it goes on the wire."""
-    return msgspec.json.encode(document)
+    """JSON as it goes on the wire; bytes of a subject that are no UTF-8 as U+FFFD, as Go has it."""
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError:
+        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        raw = text.encode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "replace").encode()
