@@ -88,7 +88,7 @@ async def test_run_verify_and_barrier_report_what_they_did_as_json(
         "stored": True,
         "positions": {"0": 5, "1": 5},
     }
-    done = "all stored, up to before offset (by partition) 0: 5, 1: 5"
+    done = "all stored; next offsets by partition: 0: 5, 1: 5"
     assert told_people == f"barrier {topic} → FLIGHTS: {done}\n"
 
 

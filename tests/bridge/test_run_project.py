@@ -132,7 +132,7 @@ async def test_a_route_that_is_not_stored_in_time_leaves_what_the_others_have_re
 
     assert (shown.returncode, told.returncode) == (1, 1)
     assert shown.stdout.splitlines() == [
-        "barrier orders.eu → orders-eu: all stored up to {0: 2, 1: 2}"
+        "barrier orders.eu → orders-eu: all stored; next offsets by partition: 0: 2, 1: 2"
     ]
     assert "partition 0: 2 of 3" in shown.stderr
     eu, us = json.loads(told.stdout)["routes"]

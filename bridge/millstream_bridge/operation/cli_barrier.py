@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
             for route, it in waited:
                 if not isinstance(it, BridgeError):
                     ends = ", ".join(f"{p}: {offset}" for p, offset in sorted(it.items()))
-                    done = f"all stored, up to before offset (by partition) {ends}"
+                    done = f"all stored; next offsets by partition: {ends}"
                     typer.echo(f"barrier {route.topic} → {route.stream}: {done}")
                 elif it is not errors[0]:  # which is told last
                     tell(f"barrier {route.topic} → {route.stream}: {it}")
