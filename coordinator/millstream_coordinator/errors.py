@@ -81,10 +81,14 @@ class StreamMissing(GroupError):
 
 
 class StreamUnfit(GroupError):
-    """The stream is there and cannot carry the group: retention, subjects or its consumer limit."""
+    """The stream is there and cannot carry the group: retention, subjects or its consumer limit.
+
+    ``stream`` is empty where the group has none, and its bucket cannot be made.
+    """
 
     def __init__(self, stream: str, reason: str) -> None:
-        super().__init__(f"stream {stream!r} cannot carry the group: {reason}")
+        what = f"stream {stream!r}" if stream else "JetStream"
+        super().__init__(f"{what} cannot carry the group: {reason}")
         self.stream, self.reason = stream, reason
 
 

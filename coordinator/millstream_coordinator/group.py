@@ -74,6 +74,7 @@ class Group:
         on_lost: PartitionCallback | None = None,
         on_event: EventCallback | None = None,
         tracing: bool = False,
+        replicas: int = 1,
         domain: str | None = None,
         api_prefix: str | None = None,
         config: ConfigRecord | None = None,
@@ -94,6 +95,7 @@ class Group:
             ("max_attempts", max_attempts, 1),
             ("max_pending_bytes", max_pending_bytes, 1),
             ("max_parked_keys", max_parked_keys, 1),
+            ("replicas", replicas, 1),
         ):
             check_number(argument, number, least)
         if on_failure not in list(FailurePolicy):
@@ -116,6 +118,7 @@ class Group:
         self._config = config
         self._prefix = api_prefix_of(domain, api_prefix)
         self._stream = stream
+        self._replicas = replicas
         self._partitions = partitions
         self._is_static = member is not None
         self._capacity = capacity
@@ -325,6 +328,7 @@ class Group:
             can_lead=self._can_lead,
             timing=self._timing,
             limits=self._limits,
+            replicas=self._replicas,
             has_hooks=self._work.has_hooks,
             takes_calls=True,
         )

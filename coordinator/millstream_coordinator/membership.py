@@ -99,10 +99,14 @@ class Membership:
         on_gained: PartitionCallback | None = None,
         on_released: PartitionCallback | None = None,
         on_lost: PartitionCallback | None = None,
+        replicas: int = 1,
         domain: str | None = None,
         api_prefix: str | None = None,
     ) -> None:
         """Everything as for `Group`; callbacks are ``(slot, epoch) -> None``, async or not.
+
+        ``replicas``: on how many nodes of a cluster the group's bucket is to be, where this member
+        makes it. With one nobody is taken over from while that node is gone.
 
         Raises BadName, or ValueError for a number out of range.
         """
@@ -127,6 +131,7 @@ class Membership:
             on_revoked=on_released,
             on_lost=on_lost,
             on_event=self._on_event,
+            replicas=replicas,
             domain=domain,
             api_prefix=api_prefix,
         )

@@ -352,6 +352,8 @@ class MemberSettings:
     can_lead: bool = True
     timing: Timing = Timing()
     limits: Limits = Limits()
+    replicas: int = 1
+    """Of the bucket of a group without a stream; with one it has as many as the stream."""
     has_hooks: bool = False
     """Whether the edge is asked before a partition's first message, and before it is given away
     (``Enter``, ``Flush``)."""

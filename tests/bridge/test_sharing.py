@@ -17,7 +17,9 @@ from millstream_bridge.moving.progress import State
 from millstream_bridge.moving.sharing import Members, Share, slots_of
 from millstream_bridge.operation.status import SUBJECT as STATUS
 from millstream_bridge.project.permissions import Purpose, needs
+from millstream_coordinator import ServerUnreachable, Target
 from millstream_coordinator.jetstream.permissions import Role, needs as group_needs
+from millstream_coordinator.model import ConfigRecord
 from tests.bridge.moves import a_route, offsets, stored_records, until
 from tests.helpers.kafka import Kafka
 from tests.helpers.require import need
@@ -109,6 +111,26 @@ async def test_the_number_of_slots_is_the_groups(real_nats_server: Server) -> No
     route = a_route("t", shared=True)
     async with members(real_nats_server, "a", 4), members(real_nats_server, "b", 9) as second:
         assert {second.slot(route, partition) for partition in range(9)} == {0, 1, 2, 3}
+
+
+async def test_a_group_that_is_just_being_made_is_asked_again(
+    real_nats_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster makes its bucket for a while, and answers nobody who asks for it meanwhile."""
+    url = real_nats_server.url
+    answers = [ServerUnreachable(url, "timeout")] * 2
+    config = Target.config
+
+    async def late(self: Target) -> ConfigRecord:
+        if answers:
+            raise answers.pop()
+        return await config(self)
+
+    monkeypatch.setattr(Target, "config", late)
+
+    async with asyncio.timeout(60), members(real_nats_server, "a", 3) as a:
+        await until(lambda: len(a.held) == 3)
+        assert not answers
 
 
 async def test_a_group_that_reads_a_stream_is_not_taken_for_bridges(

@@ -398,6 +398,16 @@ async def test_consumers_of_a_replicated_stream_have_one_replica_unless_it_is_a_
     assert bucket_config("g", streams.num_replicas, has_ttl=True)["num_replicas"] == 3
 
 
+async def test_the_bucket_of_a_group_without_a_stream_has_the_replicas_it_was_given(
+    bench: Bench,
+) -> None:
+    config = ConfigRecord(partitions=4, stream=None, filter=None)
+    streams = Streams(bench.api, replace(SETTINGS, config=config, replicas=3), None)
+    await streams.look()
+
+    assert streams.num_replicas == 3
+
+
 async def test_a_consumer_waits_an_hour_for_an_ack_and_an_orphan_dies_by_itself(
     bench: Bench,
 ) -> None:

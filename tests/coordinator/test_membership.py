@@ -13,6 +13,7 @@ from millstream_coordinator import (
     MemoryServer,
     SlotChange,
     SlotChangeKind,
+    StreamUnfit,
     run_virtual,
 )
 from tests.helpers import require
@@ -148,3 +149,9 @@ async def test_slots_are_divided_on_a_server(url: str) -> None:
                     await asyncio.sleep(0.01)
             while len(first.slots) < 6:  # noqa: ASYNC110 - what a group shows is polled
                 await asyncio.sleep(0.01)
+
+
+async def test_replicas_that_the_server_cannot_give_are_refused(url: str) -> None:
+    async with asyncio.timeout(20):
+        with pytest.raises(StreamUnfit, match=r"^JetStream cannot carry the group: replicas > 1"):
+            await member(url, "a", replicas=3).run(handle_signals=False)

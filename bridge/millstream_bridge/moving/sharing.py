@@ -69,16 +69,22 @@ def _is_divided(route: Route) -> bool:
 class Members:
     """One process among those that share routes: a member from `join` to `leave`.
 
-    ``slots`` is what the group gets if it is not there yet; ``member`` is this process's name in
-    it, a random one by default.
+    ``slots`` and ``replicas`` are what the group and its bucket get if they are not there yet;
+    ``member`` is this process's name in it, a random one by default.
     """
 
     def __init__(
-        self, target: str | NatsTarget, *, group: str, slots: int, member: str | None = None
+        self,
+        target: str | NatsTarget,
+        *,
+        group: str,
+        slots: int,
+        replicas: int = 1,
+        member: str | None = None,
     ) -> None:
         self.group = group
         self._target = NatsTarget.of(target)
-        self._wanted_slots = slots
+        self._wanted_slots, self._replicas = slots, replicas
         self._member = member
         self._connection: Client | None = None
         self._membership: Membership | None = None
@@ -105,8 +111,9 @@ class Members:
             try:
                 self._slots = await self._settled_slots()
                 await self._begin()
-            except ConfigMismatch:
-                # Another process made the group in this moment, of another size.
+            except (ConfigMismatch, ServerUnreachable):
+                # Another process makes the group in this moment: it may be of another size, and a
+                # cluster answers nobody who asks for what is being made.
                 if not left:
                     raise
             else:
@@ -207,6 +214,7 @@ class Members:
             on_gained=self._on_change,
             on_released=self._on_change,
             on_lost=self._on_change,
+            replicas=self._replicas,
             domain=self._target.domain or None,
             api_prefix=self._target.api_prefix or None,
         )

@@ -120,6 +120,7 @@ class Fleet:
                 self._project.nats,
                 group=self._group,
                 slots=slots_of(routes, await self._partitions()),
+                replicas=max([1, *(it.replicas for it in routes)]),
                 member=self._member,
             )
             await members.join()

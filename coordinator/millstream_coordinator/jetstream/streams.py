@@ -51,6 +51,7 @@ class Streams:
         self._group = settings.group
         self._name = settings.config.stream
         self._partitions = settings.config.partitions
+        self._replicas = settings.replicas
         self._rule = rule
         self._config: Mapping[str, Any] = {}
 
@@ -70,7 +71,9 @@ class Streams:
 
     @property
     def num_replicas(self) -> int:
-        """How many servers hold the stream."""
+        """How many servers hold the stream; without one, how many are to hold the bucket."""
+        if self._name is None:
+            return self._replicas
         return int(self._config.get("num_replicas", 1))
 
     @property
