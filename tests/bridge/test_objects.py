@@ -5,6 +5,8 @@ from typing import Any
 import nats
 import pytest
 
+from millstream_bridge import ConfigurationError
+from millstream_bridge.jetstream.api import call, stream_info
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.objects import CHUNK_BYTES, Objects
 from millstream_broker import Broker, ServerOptions
@@ -74,4 +76,30 @@ async def test_putting_again_and_deleting_leave_nothing_behind(nats_server: Serv
     assert [info.name for info in await objects.list()] == ["b"]
     answer = await connection.request("$JS.API.STREAM.INFO.OBJ_B")
     assert b'"messages":3,' in answer.payload.replace(b" ", b"")  # b, its bytes, a's deletion
+    await connection.close()
+
+
+async def test_of_an_object_that_is_refused_midway_nothing_takes_room(nats_server: Server) -> None:
+    connection = await Connection.open(nats_server.url, name="test")
+    bucket = {
+        "name": "OBJ_B",
+        "subjects": ["$O.B.C.>", "$O.B.M.>"],
+        "storage": "file",
+        "discard": "new",
+        "max_bytes": 2 * CHUNK_BYTES + 1_000,
+        "allow_rollup_hdrs": True,
+    }
+    await call(connection, "STREAM.CREATE.OBJ_B", bucket)
+    objects = Objects(connection, "B")
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="maximum bytes exceeded"):
+            await objects.put("a", DATA)
+
+    info = await stream_info(connection, "OBJ_B")
+    assert info is not None
+    assert info.messages == 0
+    assert info.last_seq > 0  # some of it was stored, each time
+    await objects.put("a", b"smaller")
+    assert await objects.get("a") == b"smaller"
     await connection.close()

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -62,15 +63,16 @@ class Objects:
     async def put(
         self, name: str, data: bytes, *, description: str = "", metadata: Mapping[str, str] = {}
     ) -> ObjectInfo:
-        """Store an object in place of the one that has this name."""
+        """Store an object in place of the one that has this name.
+
+        Of one that is refused midway nothing stays: its pieces would take the room it waits for.
+        """
         await self._ensure()
         before = await self.info(name)
         nuid = secrets.token_hex(11)
         digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode()
         size = min(CHUNK_BYTES, self._connection.max_payload - _BLOCK_BYTES)
         starts = range(0, len(data), size)
-        for start in starts:
-            await self._publish(f"C.{nuid}", data[start : start + size])
         info = ObjectInfo(
             name=name,
             bucket=self.bucket,
@@ -83,7 +85,14 @@ class Objects:
             mtime=datetime.now(UTC).isoformat(),
             options={"max_chunk_size": size},
         )
-        await self._write_info(info)
+        try:
+            for start in starts:
+                await self._publish(f"C.{nuid}", data[start : start + size])
+            await self._write_info(info)
+        except ConfigurationError:
+            with suppress(ConfigurationError):
+                await self._purge(nuid)
+            raise
         if before is not None:
             await self._purge(before.nuid)
         return info
