@@ -10,6 +10,8 @@ import pytest
 from millstream_bridge import Bridge, ConfigurationError, verify
 from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.jetstream.stream import GAPS, POSITION, Stream
+from millstream_bridge.model import Record, TimestampType, Watermarks
+from millstream_bridge.moving.chain import ChainPublisher
 from millstream_bridge.moving.dense import DensePublisher
 from millstream_bridge.records.mapping import Mapping
 from tests.bridge.moves import (
@@ -275,6 +277,81 @@ async def test_a_running_bridge_stops_where_what_another_stored_is_gone(
 
         with pytest.raises(ConfigurationError, match="what was stored after seq 10 is gone"):
             await running
+
+
+async def test_gaps_and_a_place_that_are_written_at_once_are_both_there(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """A partition at rest gets its next record in this moment, and it is behind a gap."""
+    fill(mock, topic, 40)
+    route = a_route(topic, **DENSE)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    connection = await Connection.open(nats_server.url, name="test")
+    one, other = (Stream(connection, Mapping(route), 0) for _ in range(2))
+    await one.ensure()
+    await other.ensure()
+
+    await asyncio.gather(one.mark_gaps(), one.mark_position(11, 11))
+    await other.ensure()
+    assert (other.has_gaps, other.place) == (True, (11, 11))
+
+    config = dict((await api(nats_server.url, "STREAM.INFO.FLIGHTS-0"))["config"])
+    del config["metadata"][GAPS]  # as another bridge does that read it a moment too early
+    assert "error" not in await api(nats_server.url, "STREAM.UPDATE.FLIGHTS-0", **config)
+    await one.mark_position(12, 12)
+    await other.ensure()
+    await connection.close()
+    assert (other.has_gaps, other.place) == (True, (12, 12))
+
+
+async def test_a_place_is_not_that_of_an_end_which_another_bridge_has_moved_meanwhile(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock.create_topic(topic, 1)
+    route = a_route(topic, **DENSE, max_age_s=3_600)
+    connection = await Connection.open(nats_server.url, name="test")
+    at_work, late = (
+        ChainPublisher(connection, Mapping(route), kafka_partition=0) for _ in range(2)
+    )
+    marks = {0: Watermarks(0, 10)}
+    records = [Record(0, n, 1, TimestampType.CREATE, b"k", b"v") for n in range(10)]
+    await at_work.open(marks, known={})
+    await at_work.send(records[:5])
+    await at_work.drain()
+
+    async def between(stream: Stream) -> None:
+        if not at_work.positions or at_work.positions[0] == 5:
+            await at_work.send(records[5:])
+            await at_work.drain()
+
+    monkeypatch.setattr(Stream, "refuse_other_topic", between)
+    positions = await late.open(marks, known={})
+    await late.end()
+    stream = Stream(connection, Mapping(route), 0)
+    await stream.ensure()
+    await connection.close()
+
+    assert positions == {0: 10}
+    assert stream.place is None
+
+
+async def test_a_place_that_the_server_has_lost_is_written_anew(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """As when its disk had the metadata but not yet the messages: what comes there now differs."""
+    fill(mock, topic, 40)
+    route = a_route(topic, **DENSE)
+    await move_all(mock.bootstrap, nats_server.url, route)
+    connection = await Connection.open(nats_server.url, name="test")
+    stream = Stream(connection, Mapping(route), 0)
+    await stream.mark_position(50, 45)
+
+    mock.produce(topic, some_records(40, PARTITIONS))
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    await stream.ensure()
+    await connection.close()
+    assert stream.place == (20, 20)
 
 
 async def test_a_newest_record_that_ran_out_is_not_stored_again(

@@ -91,6 +91,7 @@ class Stream:
             self.name = mapping.stream_name(kafka_partition)
         self.config: AbcMapping[str, Any] = {}
         self._newest: dict[int, Stored] = {}
+        self._writing_down = asyncio.Lock()
 
     @classmethod
     def of_partition(
@@ -286,22 +287,25 @@ class Stream:
     async def _write_down(self, news: AbcMapping[str, str]) -> None:
         """Put into the metadata; everything else stays as it is at this moment.
 
-        A place beyond the end is one that the server has lost since.
+        Of two who write at once, the server has what the later knew: gaps that this one knows of
+        are written again. A place beyond the end is one that the server has lost since.
         """
-        info = await self._info()
-        config = info["config"]
-        before, after = _place(config), _place({"metadata": news})
-        is_lost = before is not None and before[0] > info["state"]["last_seq"]
-        if before is None or after is None or before < after or is_lost:
-            metadata = {**(config.get("metadata") or {}), **news}
-            try:
-                info = await self._api(
-                    f"STREAM.UPDATE.{self.name}", {**config, "metadata": metadata}
-                )
-            except ApiError as error:
-                raise ConfigurationError(f"stream {self.name}: {error}") from error
+        async with self._writing_down:
+            info = await self._info()
             config = info["config"]
-        self.config = config
+            before, after = _place(config), _place({"metadata": news})
+            is_lost = before is not None and before[0] > info["state"]["last_seq"]
+            if before is None or after is None or before < after or is_lost:
+                gaps = {GAPS: "yes"} if self.has_gaps else {}
+                metadata = {**(config.get("metadata") or {}), **gaps, **news}
+                try:
+                    info = await self._api(
+                        f"STREAM.UPDATE.{self.name}", {**config, "metadata": metadata}
+                    )
+                except ApiError as error:
+                    raise ConfigurationError(f"stream {self.name}: {error}") from error
+                config = info["config"]
+            self.config = config
 
     async def _newest_record(self, kafka_partition: int) -> StoredMessage | None:
         def is_record(message: StoredMessage) -> bool:

@@ -112,8 +112,11 @@ class ChainPublisher:
         self._stored_before = self.stored
         self._window = self._window_type(secrets.token_hex(6), last_seq)
         self._reply = self._connection.new_ack_subject(AckSink(self._on_acks, self._on_other))
-        if self._stream.lifetime_s is not None:
-            await self._mark_position()  # how old the newest record is by now, nobody knows
+        place = self._stream.place
+        is_lost = place is not None and place[0] > last_seq
+        if self._stream.lifetime_s is not None or is_lost:
+            # How old the newest record is by now, nobody knows.
+            await self._mark_position(is_lost=is_lost)
         return positions
 
     def check_same(self, record: Record) -> None:
@@ -311,15 +314,21 @@ class ChainPublisher:
         if asyncio.get_running_loop().time() - self._moved_at >= lifetime_s / 2:
             await self._mark_position()
 
-    async def _mark_position(self) -> None:
-        """Write down where a dense stream stands, as far as this session knows."""
+    async def _mark_position(self, *, is_lost: bool = False) -> None:
+        """Write down where a dense stream stands, as far as this session knows.
+
+        ``is_lost``: the place that is written down is beyond the stream's end.
+        """
         window, partition = self._window, self._stream.kafka_partition
         position = None if partition is None else self.positions.get(partition)
         if window is None or position is None:
             return
         place = self._stream.place
-        if place is None or place[0] < window.stored_seq:
-            await self._stream.mark_position(window.stored_seq, position)
+        if place is not None and place[0] >= window.stored_seq and not is_lost:
+            return
+        if not window.stored_count and await self._stream.last_seq() > window.last_seq:
+            return  # somebody stored between the two, so the one is not the other's
+        await self._stream.mark_position(window.stored_seq, position)
 
     async def met_rival(self) -> bool | None:
         """Look at the message that came after the session's last; see `Publisher`.
@@ -388,7 +397,7 @@ class ChainPublisher:
     @property
     def set_aside(self) -> tuple[int, int]:
         """Records parked and skipped in all sessions."""
-        return self._stand_in.set_aside
+        return self._stand_in.set_aside(self.positions)
 
     async def _wait_for_room(self, count: int) -> Window:
         while True:

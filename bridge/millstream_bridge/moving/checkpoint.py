@@ -155,14 +155,14 @@ class CheckpointPublisher:
     @property
     def set_aside(self) -> tuple[int, int]:
         """Records parked and skipped in all sessions."""
-        return self._stand_in.set_aside
+        return self._stand_in.set_aside(self.positions)
 
     async def _take_up(self, partition: int) -> None:
         """Note the partition's checkpoint and position; make the claim where there is none."""
         seq, checkpoint = await self._stream.checkpoint(partition)
         if checkpoint is None:
             seq = await self._claim(partition)
-        position = checkpoint.next_offset if checkpoint is not None else None
+        written = position = checkpoint.next_offset if checkpoint is not None else None
         if position is None:
             position = await self._stream.position(partition)
         else:
@@ -170,7 +170,7 @@ class CheckpointPublisher:
         self._checkpoint_seqs[partition] = seq
         self._newest_seqs.pop(partition, None)
         torn_at = await self._stream.torn_batch(partition, seq) if checkpoint else None
-        if torn_at is not None and torn_at > (position or 0):
+        if torn_at is not None and torn_at > (written or 0):
             await self._commit(partition, [], (), torn_at)
         elif position is not None:
             self._positions[partition] = position

@@ -105,7 +105,7 @@ class DensePublisher:
         """End the session in every stream."""
         if self._resting is not None:
             self._resting.cancel()
-            await asyncio.wait({self._resting})
+            await asyncio.gather(self._resting, return_exceptions=True)
             self._resting = None
         await asyncio.gather(*[chain.end() for chain in self._current.values()])
 

@@ -28,8 +28,9 @@ class State(StrEnum):
 class Progress:
     """Live figures of a run; read it at any time, from the loop's thread.
 
-    ``records`` and ``payload_bytes`` are what this run knows to have stored: what the server stored
-    before a connection was lost is in ``positions`` only, from the next session on.
+    ``records`` and ``payload_bytes`` are what this run knows to have stored, ``parked`` and
+    ``skipped`` the records whose marks it knows to be stored: what the server stored before a
+    connection was lost is in ``positions`` only, from the next session on.
     Of the partitions that this process moves: ``ends`` are the highest ends known, ``read`` how far
     they were read, ``due`` one past the newest records read (behind them there may be offsets that
     no record has), ``newest_ms`` those records' timestamps, ``epochs`` under which membership gave

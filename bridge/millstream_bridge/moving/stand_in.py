@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ..errors import ConfigurationError, PoisonRecord, RecordError, RecordTooLarge, SessionLost
 from ..jetstream.api import ApiError
 from ..jetstream.stream import Stream
-from ..model import Piece, Record
+from ..model import Piece, Positions, Record
 from ..records import chunks, poison
 from ..records.headers import HEADER_BLOCK_BYTES_MAX
 from .large import large_object
@@ -33,12 +33,17 @@ class StandIn:
         self._stream = stream
         self._mapping = stream.mapping
         self._parked_records = ParkedRecords(stream.connection, stream.mapping)
-        self._parked = self._skipped = 0
+        self._waiting: dict[int, int] = {}
+        """Of each partition the offset of the last record that a bucket had no room for."""
+        self._counts: dict[poison.Fate, int] = {"parked": 0, "skipped": 0}
+        self._newest: dict[int, tuple[int, poison.Fate]] = {}
+        """Of each partition the newest mark that was made, and is not counted yet: offset, fate."""
 
-    @property
-    def set_aside(self) -> tuple[int, int]:
-        """Records parked and skipped."""
-        return self._parked, self._skipped
+    def set_aside(self, positions: Positions) -> tuple[int, int]:
+        """Records parked and skipped whose marks are stored, as ``positions`` say."""
+        for partition in list(self._newest):
+            self._count(partition, positions.get(partition, 0))
+        return self._counts["parked"], self._counts["skipped"]
 
     async def pieces(
         self, record: Record, error: RecordError, message_bytes_max: int
@@ -52,8 +57,23 @@ class StandIn:
         except ConfigurationError as refused:
             cause = refused.__cause__
             if isinstance(cause, ApiError) and cause.code in TEMPORARY_REFUSALS:
+                self._tell_that_it_waits(record, refused)
                 raise SessionLost(str(refused), is_not_now=True) from refused
             raise
+
+    def _tell_that_it_waits(self, record: Record, refused: ConfigurationError) -> None:
+        """Once of each record: sessions end again and again, and other partitions may go on."""
+        if self._waiting.get(record.kafka_partition) == record.offset:
+            return
+        self._waiting[record.kafka_partition] = record.offset
+        logger.warning(
+            "topic %s partition %d waits at offset %d: %s",
+            self._mapping.route.topic,
+            record.kafka_partition,
+            record.offset,
+            refused,
+            extra={"event": "takes_nothing", "offset": record.offset},
+        )
 
     async def _pieces(
         self, record: Record, error: RecordError, message_bytes_max: int
@@ -77,11 +97,22 @@ class StandIn:
         choice = self._mapping.route.on_poison
         if choice == "stop":
             raise error
+        fate: poison.Fate = "parked" if choice == "park" else "skipped"
         if choice == "park":
             await self._parked_records.park(record, error.reason)
-            self._parked += 1
-            logger.warning("parked: %s", error, extra={"event": "record_parked"})
-            return poison.mark(self._mapping, record, "parked", error.reason)
-        self._skipped += 1
-        logger.warning("skipped: %s", error, extra={"event": "record_skipped"})
-        return poison.mark(self._mapping, record, "skipped", error.reason)
+        partition, mark = record.kafka_partition, (record.offset, fate)
+        self._count(partition, record.offset)  # what was met before is stored by now
+        if self._newest.get(partition) != mark:
+            logger.warning("%s: %s", fate, error, extra={"event": f"record_{fate}"})
+        self._newest[partition] = mark
+        return poison.mark(self._mapping, record, fate, error.reason)
+
+    def _count(self, partition: int, position: int) -> None:
+        """Count the partition's newest mark if all below ``position`` is stored.
+
+        Not before: a session that ends in between makes it again.
+        """
+        newest = self._newest.get(partition)
+        if newest is not None and newest[0] < position:
+            self._counts[newest[1]] += 1
+            del self._newest[partition]

@@ -138,7 +138,7 @@ def _of_run(route: Route, api: str) -> list[str]:
     patterns = [f"{api}.STREAM.{verb}.{stream}" for verb in ("INFO", "CREATE", "MSG.GET")]
     patterns += [f"{api}.INFO", mapping.route_filter]
     if route.mode == "dense":
-        patterns.append(f"{api}.STREAM.UPDATE.{stream}")  # to write down that offsets have gaps
+        patterns.append(f"{api}.STREAM.UPDATE.{stream}")  # to write down its place, and gaps
     if route.shared:
         patterns.append(mapping.checkpoint_subject("*"))
     if route.on_poison != "stop":
