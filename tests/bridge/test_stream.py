@@ -140,3 +140,24 @@ async def test_a_cluster_without_a_leader_is_no_fault_of_the_stream() -> None:
 
     with pytest.raises(ConnectionLost, match="temporarily unavailable"):
         await Stream(cast(Connection, server), server.mapping).ensure()
+
+
+async def test_a_stream_that_was_just_made_may_not_be_found_for_a_moment() -> None:
+    """Of a cluster that makes many at once."""
+    not_found = {"error": {"code": 404, "err_code": 10059, "description": "stream not found"}}
+    server = ModelServer()
+    left = iter([True, False, True, True])  # to be made, made, and twice not heard of
+
+    def answer(subject: str, body: dict[str, Any]) -> dict[str, Any]:
+        if subject != "$JS.API.INFO" and next(left, False):
+            return not_found
+        if ".CREATE." in subject:
+            return {"config": body}
+        return ModelServer._answer(server, subject, body)
+
+    server._answer = answer  # type: ignore[method-assign]
+    stream = server.stream()
+    await stream.ensure()
+
+    assert await stream.last_seq() == 0
+    assert next(left, None) is None

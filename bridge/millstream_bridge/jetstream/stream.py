@@ -18,8 +18,8 @@ that lags, and an old position under a right last sequence would store records t
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping as AbcMapping
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Mapping as AbcMapping
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -30,9 +30,11 @@ from ..model import Record
 from ..records.mapping import Mapping, OtherSubjectError, any_source
 from ..records.stored import Stored, stored_of
 from .api import STREAM_NOT_FOUND, ApiError, StoredMessage, call, stored_message
-from .connection import Connection
+from .connection import EARLY_S, Connection
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 CHECKPOINT_API_LEVEL = 2
 """The JetStream API level of nats-server 2.12, the first with atomic batches. Older servers take
@@ -54,6 +56,7 @@ TOPIC_ID: Final = "millstream.topic-id."
 BATCH_MESSAGES_MAX: Final = 1_000
 """The server's limit for one atomic batch."""
 
+_EARLY_PAUSE_S = 0.05
 _WALK_AT_ONCE = 64
 _LOOK_FOR_FORM = 1 + _WALK_AT_ONCE
 """Among so many messages at the end there is a record, if the route has stored any; mostly."""
@@ -92,6 +95,7 @@ class Stream:
         self.config: AbcMapping[str, Any] = {}
         self._newest: dict[int, Stored] = {}
         self._writing_down = asyncio.Lock()
+        self._early_until = 0.0
 
     @classmethod
     def of_partition(
@@ -474,9 +478,11 @@ class Stream:
         if route.tombstone_ttl_s is not None:
             config["allow_msg_ttl"] = True
         try:
-            return await self._api(f"STREAM.CREATE.{self.name}", config)
+            info = await self._api(f"STREAM.CREATE.{self.name}", config)
         except ApiError as error:
             raise ConfigurationError(f"stream {self.name} cannot be made: {error}") from error
+        self._early_until = asyncio.get_running_loop().time() + EARLY_S
+        return info
 
     async def _api_level(self) -> int:
         try:
@@ -493,12 +499,26 @@ class Stream:
 
     async def _get(self, **which: Any) -> StoredMessage | None:
         try:
-            return await stored_message(self.connection, self.name, **which)
+            return await self._asked(lambda: stored_message(self.connection, self.name, **which))
         except ApiError as error:
             raise ConfigurationError(f"stream {self.name}: {error}") from error
 
     async def _api(self, verb: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        return await call(self.connection, verb, body)
+        return await self._asked(lambda: call(self.connection, verb, body))
+
+    async def _asked(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        """Ask again where a stream that was just made is not found.
+
+        Where many are made at once, a cluster says so for a moment (seen on 2.15.1).
+        """
+        while True:
+            try:
+                return await ask()
+            except ApiError as error:
+                is_early = asyncio.get_running_loop().time() < self._early_until
+                if error.code != STREAM_NOT_FOUND or not is_early:
+                    raise
+            await asyncio.sleep(_EARLY_PAUSE_S)
 
 
 def _subjects(mapping: Mapping, kafka_partition: int | None) -> list[str]:
