@@ -6,7 +6,10 @@ from typing import Any
 
 import nats
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
+from millstream_bridge.cutover import rollback
 from millstream_bridge.cutover.index import StreamIndex
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.cutover.takeover import Handled, Progress, TakeOver
@@ -506,3 +509,52 @@ async def test_what_is_back_in_kafka_is_known_where_kafka_has_forgotten_the_way_
     assert proof.problems == []
     seen = await handled_by(nats_server, route, topic, 3)
     assert sorted(data for _, data in seen) == [b"native 10", b"native 11", b"native 12"]
+
+
+@pytest.mark.kafka
+async def test_a_message_of_nats_handled_and_removed_from_kafka_is_not_waited_for(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """It was back in Kafka, whose own limits have removed it: nobody is given it again."""
+    kafka = a_real_kafka
+    route = await switched(kafka, nats_server, topic, **SHARED)
+    await publish(nats_server, range(10))
+    assert len(await handled_by(nats_server, route, topic, 19)) == 19
+    await back(kafka, nats_server, route)
+    ends = {it.kafka_partition: it.offset + 1 for it in all_records(kafka, topic)}
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    gone = [TopicPartition(topic, partition, end) for partition, end in ends.items()]
+    for removed in admin.delete_records(gone).values():
+        removed.result(20)
+
+    proof = await roll(kafka, nats_server, route, topic, apply=True, timeout_s=1.0)
+
+    assert proof.problems == []
+    assert proof.applied
+    assert await asyncio.to_thread(rest_of, kafka, topic, topic) == []
+
+
+@pytest.mark.kafka
+async def test_a_message_of_nats_removed_before_it_was_brought_back_is_not_waited_for_without_end(
+    nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last ones expire when the stream has been read, and before the way back reads it."""
+    kafka = a_real_kafka
+    route = await switched(kafka, nats_server, topic, **SHARED)
+    await publish(nats_server, range(10))
+    assert len(await handled_by(nats_server, route, topic, 19)) == 19
+
+    async def expired(*_: object) -> bool:
+        await expire_natives(nats_server, route)
+        return True
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rollback._RollBack, "_may_bring", expired)
+        async with asyncio.timeout(60):
+            refused = await roll(
+                kafka, nats_server, route, topic, apply=True, bring_back=True, timeout_s=1.0
+            )
+    again = await roll(kafka, nats_server, route, topic, apply=True, bring_back=True)
+
+    assert_refused(refused, "let the way back catch up first", OF_NATIVES)
+    assert again.problems == []

@@ -189,6 +189,13 @@ class StreamIndex:
         stream = Stream.of_partition(self._connection, self._mapping, number)
         return await stream.message(seq) is not None
 
+    async def has_between(self, stream: str, first_seq: int, last_seq: int) -> bool:
+        """Whether a stream of the route has one of its messages there now."""
+        number = next(p for p, it in self.partitions.items() if it.stream == stream)
+        wanted = Stream.of_partition(self._connection, self._mapping, number)
+        found = await wanted.message_from(first_seq, self._mapping.route_filter)
+        return found is not None and found.seq <= last_seq
+
     async def is_superseded(self, record: Record) -> bool:
         """Whether the stream has a newer message of a record's subject, in the place of it."""
         number = record.kafka_partition

@@ -43,6 +43,7 @@ from .cutover import (
     open_sides,
     why_not_empty,
 )
+from .index import StreamIndex
 from .places import Edge, in_topic, letter_obstacle, removed_obstacle, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
@@ -106,20 +107,27 @@ async def roll_back(
 class _WayBack:
     """The way back at work beside a rollback; runs from here to `end`."""
 
-    def __init__(self, bridge: BackBridge) -> None:
-        self._bridge = bridge
+    def __init__(self, bridge: BackBridge, index: StreamIndex) -> None:
+        self._bridge, self._index = bridge, index
         self._work = asyncio.create_task(bridge.run(), name=bridge.name)
 
-    def has_brought(self, ends: Mapping[str, int]) -> bool:
-        """Whether each stream's messages up to a sequence are in Kafka; raises what ended it."""
+    async def has_brought(self, ends: Mapping[str, int]) -> bool:
+        """Whether each stream's messages up to a sequence are in Kafka; raises what ended it.
+
+        One that is gone from the stream meanwhile never comes, and is not waited for.
+        """
         if self._work.done():
             self._work.result()
-        positions = self._bridge.progress.positions.values()
-        return bool(positions) and all(it.next_seq > ends.get(it.stream, 0) for it in positions)
+        positions = list(self._bridge.progress.positions.values())
+        for it in positions:
+            end = ends.get(it.stream, 0)
+            if it.next_seq <= end and await self._index.has_between(it.stream, it.next_seq, end):
+                return False
+        return bool(positions)
 
     async def until_brought(self, ends: Mapping[str, int]) -> None:
         """Wait for that, as long as it takes."""
-        while not self.has_brought(ends):  # noqa: ASYNC110 - ends with the way back, too
+        while not await self.has_brought(ends):  # noqa: ASYNC110 - ends with the way back, too
             await asyncio.sleep(_LOOK_BACK_S)
 
     async def end(self) -> None:
@@ -156,7 +164,7 @@ class _RollBack:
         way_back: _WayBack | None = None
         if bridge is not None and await self._may_bring(wait_s):
             on_event("bringing back what was published straight to NATS")
-            way_back = _WayBack(bridge)
+            way_back = _WayBack(bridge, sides.index)
         try:
             progress = await self._until_left(wait_s, way_back, when_read, on_event)
             empty_at = time.monotonic()
@@ -213,7 +221,7 @@ class _RollBack:
             progress = await sides.takeover.progress()
             if not progress.obstacles or wait_s <= 0:
                 return progress
-            is_brought = way_back is None or way_back.has_brought(before)
+            is_brought = way_back is None or await way_back.has_brought(before)
             await self._read_ahead(progress.handled)
             if deadline is None and is_brought:
                 await when_read()
@@ -287,6 +295,7 @@ class _RollBack:
     ) -> tuple[list[PartitionCut], bool]:
         """Each partition's place, and whether one lacks a message that is not back in Kafka."""
         sides = self._sides
+        brought = await sides.way_back_seqs()  # before the topic's ends: those then hold all of it
         late = await sides.settle(self._timeout_s)
         numbers = sorted(handled)
         edges = await side_by_side(self._edge(number, handled[number]) for number in numbers)
@@ -301,7 +310,7 @@ class _RollBack:
         cuts, is_waiting = [], False
         for number, edge in records.items():
             back, mark = returns[number].back, sides.marks[number]
-            natives = self._natives_edge(number, handled[number], back)
+            natives = self._natives_edge(number, handled[number], back, brought.get(number, 0))
             last, first = (None if seq is None else (seq, back.get(seq)) for seq in natives)
             is_waiting |= any(it is not None and it[1] is None for it in (last, first))
             own = returns[number].first_own
@@ -330,10 +339,16 @@ class _RollBack:
         )
 
     def _natives_edge(
-        self, number: int, progress: Handled, back: Mapping[int, int]
+        self, number: int, progress: Handled, back: Mapping[int, int], brought: int
     ) -> tuple[int | None, int | None]:
-        """The edge of native messages, those included that are in Kafka only by now."""
+        """The edge of native messages, those included that are in Kafka only by now.
+
+        A handled one that the way back is past, and Kafka has not, is not waited for: the topic's
+        limits have removed it, or it was passed over.
+        """
         last, first = self._sides.index.partitions[number].natives_edge(progress.has)
+        if last is not None and last < brought and last not in back:
+            last = None
         had = [last or 0, *(seq for seq in back if progress.has(seq))]
         to_come = [first or _NEVER, *(seq for seq in back if not progress.has(seq))]
         return max(had) or None, None if min(to_come) == _NEVER else min(to_come)
