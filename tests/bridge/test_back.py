@@ -388,6 +388,30 @@ async def test_a_record_over_the_topics_limit_is_named_and_what_is_before_it_is_
 
 
 @pytest.mark.kafka
+@pytest.mark.parametrize("on_poison", ["stop", "skip"])
+async def test_what_is_before_a_refused_record_comes_from_a_new_client(
+    nats_server: Server, a_real_kafka: Kafka, topic: str, on_poison: str
+) -> None:
+    """The old one may refuse it for ever: its count of a partition's records is in disorder."""
+    a_real_kafka.create_topic(topic, PARTITIONS, {"max.message.bytes": "20000"})
+    route = shared_route(topic, on_poison=on_poison)
+    await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+    await publish(nats_server, range(10))
+    await publish(nats_server, range(10, 11), headers={"large": "x" * 60_000})
+
+    async with asyncio.timeout(60):
+        if on_poison == "stop":
+            with pytest.raises(CannotReturn, match=r"sequence \d+ .*Kafka refuses it"):
+                await back(a_real_kafka, nats_server, route)
+        else:
+            report = await back(a_real_kafka, nats_server, route)
+            assert (report.records, report.passed_over) == (10, 1)
+
+    values = [r.value or b"" for r in natives(all_records(a_real_kafka, topic), route)]
+    assert sorted(values) == [b"native %d" % n for n in range(10)]
+
+
+@pytest.mark.kafka
 async def test_a_position_is_written_again_before_kafka_forgets_it(
     real_nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,7 +52,7 @@ UNWRITABLE_MS: Final = 0
 class Delivered(NamedTuple):
     """A message as the stream delivers it; ``block`` is its raw header block.
 
-    ``trouble``: why its value, which is elsewhere, could not be read.
+    ``trouble``: why it is known not to go, as its value, which is elsewhere, could not be read.
     """
 
     seq: int

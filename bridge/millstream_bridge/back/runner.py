@@ -22,7 +22,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NoReturn
 
 from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLost, Unreachable
 from ..jetstream import consumer
@@ -104,6 +104,8 @@ class BackBridge:
         self._on_ready = on_ready
         self._stopping = asyncio.Event()
         self._skip: set[tuple[str, int]] = set()
+        self._refused: dict[tuple[str, int], str] = {}
+        """By stream and sequence, why the broker does not take it."""
         self._saved_at = 0.0
         self._news = asyncio.Event()
 
@@ -159,7 +161,7 @@ class BackBridge:
         fruitless = 0
         goal: dict[int, int] | None = {} if stop_at_end else None
         while not self._stopping.is_set():
-            before = self.progress.transactions
+            before = self.progress.transactions, len(self._refused)
             try:
                 return await self._session(sink, goal)
             except (SessionLost, Unreachable) as lost:
@@ -167,7 +169,8 @@ class BackBridge:
                     raise _as_unreachable(lost, str(self._nats)) from lost
                 self.progress.state = State.RECONNECTING
                 logger.warning("%s; beginning again", lost, extra={"event": "back_session_over"})
-            fruitless = 0 if self.progress.transactions > before else fruitless + 1
+            is_further = (self.progress.transactions, len(self._refused)) != before
+            fruitless = 0 if is_further else fruitless + 1
             await self._sleep(min(RETRY_FIRST_S * 2 ** min(fruitless, 10), RETRY_MOST_S))
         return "stopped"
 
@@ -362,12 +365,14 @@ class BackBridge:
                 position = message.seq + 1
                 continue
             try:
-                record = returning.record(message)
+                refused = self._refused.get((stream, message.seq))
+                record = returning.record(message._replace(trouble=refused) if refused else message)
             except NotReturnable as trouble:
                 if self.route.on_poison == "stop":
                     return position, trouble
                 self._pass_over(stream, trouble)
-                record = None
+                position = message.seq + 1
+                continue
             if record is None:
                 self.progress.from_kafka += 1
             else:
@@ -383,40 +388,32 @@ class BackBridge:
         try:
             await sink.store(records, positions)
         except Refused as refused:
-            await self._on_refused(sink, records, positions, refused)
-            return
+            self._on_refused(records, positions, refused)
         self._saved_at = time.monotonic()
         self.progress.positions.update(positions)
         self.progress.records += len(records)
         self.progress.payload_bytes += sum([len(record.value or b"") for record in records])
         self.progress.transactions += 1
 
-    async def _on_refused(
+    def _on_refused(
         self,
-        sink: KafkaSink,
         records: Sequence[Record],
         positions: Mapping[int, Position],
         refused: Refused,
-    ) -> None:
-        """Store what is before a record that the broker refuses, then stop or pass over it."""
+    ) -> NoReturn:
+        """Remember a record that the broker refuses: the next session meets it as it comes to it.
+
+        This one's client is not used for what is before it: librdkafka may have lost count of the
+        partition's sequence numbers by then, and refuse all that follows.
+        """
         place = refused.place
         if place is None:
             raise BridgeError(f"topic {self.topic}: Kafka refuses a record: {refused.reason}")
-        record, slot = records[place], self._slot(records[place])
-        # Streams come one after the other; those behind the record's have nothing stored.
-        behind = {self._slot(it) for it in records[place:]}
-        before = {number: at for number, at in positions.items() if number not in behind}
-        before[slot] = positions[slot]._replace(next_seq=record.offset)
-        await self._store(sink, records[:place], before)
-        stream = positions[slot].stream
-        trouble = NotReturnable(record.offset, f"Kafka refuses it: {refused.reason}")
-        if self.route.on_poison == "stop":
-            raise self._cannot(trouble, stream) from refused
-        self._pass_over(stream, trouble)
-        raise SessionLost(f"sequence {record.offset} is left out") from refused
-
-    def _slot(self, record: Record) -> int:
-        return record.kafka_partition if self.route.mode == "dense" else 0
+        record = records[place]
+        slot = record.kafka_partition if self.route.mode == "dense" else 0
+        reason = f"Kafka refuses it: {refused.reason}"
+        self._refused[positions[slot].stream, record.offset] = reason
+        raise SessionLost(f"sequence {record.offset} is refused") from refused
 
     def _pass_over(self, stream: str, trouble: NotReturnable) -> None:
         self._skip.add((stream, trouble.seq))
