@@ -1,7 +1,7 @@
 """A coordinator group's place becomes a Kafka group's again: exact, or refused."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +13,8 @@ from millstream_bridge.cutover.cutover import open_sides
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.cutover.returns import Returns, read_on
 from millstream_bridge.cutover.rollback import roll_back
+from millstream_bridge.errors import SessionLost
+from millstream_bridge.kafka.sink import KafkaSink, Position
 from millstream_bridge.kafka.source import KafkaSource
 from millstream_bridge.model import Record, Route, Watermarks
 from millstream_coordinator import Group, Message
@@ -96,6 +98,37 @@ async def test_the_kafka_group_gets_exactly_what_was_not_handled_in_nats(
     assert proof.applied
     rest = await asyncio.to_thread(rest_of, kafka, topic, topic)
     assert sorted(rest) == sorted(b"native %d" % n for n in range(10, 16))
+
+
+@pytest.mark.kafka
+async def test_a_way_back_that_gets_no_further_ends_it_and_neither_group_is_moved(
+    nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka is there at the start and for all that reads, and takes nothing: it is being lost."""
+    kafka = a_real_kafka
+    route = await cut_over_all(kafka, nats_server, topic)
+    await publish(nats_server, range(10))
+    store = KafkaSink.store
+
+    async def lost(sink: KafkaSink, records: Sequence[Record], at: Mapping[int, Position]) -> None:
+        if records:
+            raise SessionLost("Kafka is away")
+        await store(sink, records, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rollback, "STORE_S", 0.5)
+        patched.setattr(KafkaSink, "store", lost)
+        async with asyncio.timeout(60):
+            with pytest.raises(Unreachable, match="the Kafka group was not moved"):
+                await roll(
+                    kafka, nats_server, route, topic, apply=True, bring_back=True, timeout_s=0.5
+                )
+    again = await roll(kafka, nats_server, route, topic, apply=True, bring_back=True)
+
+    assert again.problems == []
+    assert {it.before for it in again.partitions} == {1}
+    rest = await asyncio.to_thread(rest_of, kafka, topic, topic)
+    assert len(rest) == 9 + 10
 
 
 @pytest.mark.kafka

@@ -535,7 +535,7 @@ def why_not_empty(found: KafkaGroup) -> str:
 
 def _edge(partition: Partition, open_seq: int, back: Mapping[int, int]) -> Edge:
     """The edge of natives when those below a sequence are handled, with what is known of Kafka."""
-    last, first = partition.natives_edge(lambda seq: seq < open_seq)
+    last, first = partition.natives_edge(open_seq - 1)
     return Edge(
         None if last is None else (last, back.get(last)),
         None if first is None else (first, back.get(first)),

@@ -92,11 +92,22 @@ class Partition:
         place = bisect.bisect_right(self.seqs, seq) - 1
         return self.offsets[place] if place >= 0 else 0
 
-    def natives_edge(self, is_handled: Callable[[int], bool]) -> tuple[int | None, int | None]:
-        """The last native message that is handled and the first that is not, by sequence."""
-        last = next((seq for seq in reversed(self.natives) if is_handled(seq)), None)
-        first = next((seq for seq in self.natives if not is_handled(seq)), None)
-        return last, first
+    def natives_edge(
+        self, floor: int, done: Sequence[tuple[int, int]] = ()
+    ) -> tuple[int | None, int | None]:
+        """The last native message that is handled and the first that is not, by sequence.
+
+        All up to ``floor`` is handled, and the closed ranges ``done`` beyond it.
+        """
+        natives, first = self.natives, 0
+        last: int | None = None
+        for begin, end in sorted([(0, floor), *done]):
+            behind = bisect.bisect_right(natives, end)
+            if bisect.bisect_left(natives, begin) <= first:  # none is open before it
+                first = max(first, behind)
+            if behind and natives[behind - 1] >= begin:
+                last = max(last or 0, natives[behind - 1])
+        return last, natives[first] if first < len(natives) else None
 
     def has_native(self, seq: int) -> bool:
         """Whether a native message of this sequence was there when the stream was read."""

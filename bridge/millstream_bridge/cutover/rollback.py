@@ -31,6 +31,7 @@ from ..back.runner import BackBridge
 from ..errors import Unreachable
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaGroup
+from ..kafka.sink import STORE_S
 from ..model import Route
 from .cutover import (
     MayApply,
@@ -43,7 +44,6 @@ from .cutover import (
     open_sides,
     why_not_empty,
 )
-from .index import StreamIndex
 from .places import Edge, in_topic, letter_obstacle, removed_obstacle, replay_obstacle
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
@@ -78,9 +78,10 @@ async def roll_back(
 ) -> CutProof:
     """Work out where ``kafka_group`` has to go on, and with ``apply`` write it, if it is exact.
 
-    ``timeout_s`` bounds the wait for a running way back. ``is_stopped`` is the caller's word that
-    nobody reads in the Kafka group's name, for a Kafka that cannot tell. ``when_read`` is awaited
-    when what takes long is done, before the end of the coordinator group's members is;
+    ``timeout_s`` bounds the wait for a running way back; the one that ``bring_back`` begins may
+    take as long to get further, and no less than a transaction. ``is_stopped`` is the caller's word
+    that nobody reads in the Kafka group's name, for a Kafka that cannot tell. ``when_read`` is
+    awaited when what takes long is done, before the end of the coordinator group's members is;
     ``may_apply`` with the proof, before anything is written, and has to agree. Unreachable,
     ConfigurationError, CannotReturn.
     """
@@ -107,26 +108,49 @@ async def roll_back(
 class _WayBack:
     """The way back at work beside a rollback; runs from here to `end`."""
 
-    def __init__(self, bridge: BackBridge, index: StreamIndex) -> None:
-        self._bridge, self._index = bridge, index
+    def __init__(self, bridge: BackBridge, sides: Sides, patience_s: float) -> None:
+        self._bridge, self._index, self._patience_s = bridge, sides.index, patience_s
+        self._kafka = sides.admin.bootstrap
+        self._reached: list[int] = []
+        self._further_at = time.monotonic()
         self._work = asyncio.create_task(bridge.run(), name=bridge.name)
 
     async def has_brought(self, ends: Mapping[str, int]) -> bool:
         """Whether each stream's messages up to a sequence are in Kafka; raises what ended it.
 
-        One that is gone from the stream meanwhile never comes, and is not waited for.
+        One that is gone from the stream meanwhile never comes, and is not waited for. Unreachable:
+        it gets no further.
         """
         if self._work.done():
             self._work.result()
         positions = list(self._bridge.progress.positions.values())
+        if not positions:  # it begins, which takes as long as it takes, or ends it
+            self._further_at = time.monotonic()
+            return False
         for it in positions:
             end = ends.get(it.stream, 0)
             if it.next_seq <= end and await self._index.has_between(it.stream, it.next_seq, end):
+                self._look_further([it.next_seq for it in positions])
                 return False
-        return bool(positions)
+        self._further_at = time.monotonic()
+        return True
+
+    def _look_further(self, reached: list[int]) -> None:
+        """Unreachable: it has reached no more than this for too long."""
+        now = time.monotonic()
+        if reached != self._reached:
+            self._reached, self._further_at = reached, now
+        if now - self._further_at > self._patience_s:
+            raise Unreachable(
+                "Kafka",
+                self._kafka,
+                f"the way back has got no further for {self._patience_s:g} s; the Kafka group was"
+                " not moved",
+            )
 
     async def until_brought(self, ends: Mapping[str, int]) -> None:
-        """Wait for that, as long as it takes."""
+        """Wait for that, as long as it gets further."""
+        self._further_at = time.monotonic()
         while not await self.has_brought(ends):  # noqa: ASYNC110 - ends with the way back, too
             await asyncio.sleep(_LOOK_BACK_S)
 
@@ -164,7 +188,7 @@ class _RollBack:
         way_back: _WayBack | None = None
         if bridge is not None and await self._may_bring(wait_s):
             on_event("bringing back what was published straight to NATS")
-            way_back = _WayBack(bridge, sides.index)
+            way_back = _WayBack(bridge, sides, max(self._timeout_s, STORE_S))
         try:
             progress = await self._until_left(wait_s, way_back, when_read, on_event)
             empty_at = time.monotonic()
@@ -247,7 +271,7 @@ class _RollBack:
         await sides.look()
         for number, progress in handled.items():
             if number not in self._returns:
-                natives = sides.index.partitions[number].natives_edge(progress.has)
+                natives = sides.index.partitions[number].natives_edge(*progress)
                 await self._look_from(number, progress, natives)
         left = sum(sides.marks[p].high - it.read_to for p, it in self._returns.items())
         if left > _READ_AHEAD:
@@ -303,7 +327,7 @@ class _RollBack:
         returns: dict[int, Returns] = {}
         for number in numbers:
             progress = handled[number]
-            natives = sides.index.partitions[number].natives_edge(progress.has)
+            natives = sides.index.partitions[number].natives_edge(*progress)
             returns[number] = await self._look_from(number, progress, natives)
         await read_on(sides.source, sides.route.name, returns, sides.marks)
         committed = found.of_topic(sides.route.topic)
@@ -346,7 +370,7 @@ class _RollBack:
         A handled one that the way back is past, and Kafka has not, is not waited for: the topic's
         limits have removed it, or it was passed over.
         """
-        last, first = self._sides.index.partitions[number].natives_edge(progress.has)
+        last, first = self._sides.index.partitions[number].natives_edge(*progress)
         if last is not None and last < brought and last not in back:
             last = None
         had = [last or 0, *(seq for seq in back if progress.has(seq))]
