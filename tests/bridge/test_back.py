@@ -412,6 +412,25 @@ async def test_what_is_before_a_refused_record_comes_from_a_new_client(
 
 
 @pytest.mark.kafka
+async def test_of_messages_that_differ_in_headers_alone_the_large_one_is_refused(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """Kafka's client reports a refused record without its headers."""
+    a_real_kafka.create_topic(topic, PARTITIONS, {"max.message.bytes": "20000"})
+    route = shared_route(topic, on_poison="skip")
+    await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+    for large in ("", "x" * 60_000, ""):
+        await publish(nats_server, range(1), headers={"large": large} if large else None)
+
+    async with asyncio.timeout(60):
+        report = await back(a_real_kafka, nats_server, route)
+
+    assert (report.records, report.passed_over) == (2, 1)
+    moved = natives(all_records(a_real_kafka, topic), route)
+    assert [r.value for r in moved] == [b"native 0", b"native 0"]
+
+
+@pytest.mark.kafka
 async def test_a_position_is_written_again_before_kafka_forgets_it(
     real_nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -405,9 +405,19 @@ def _position(name: str, place: TopicPartition) -> Position:
 
 
 def _index(message: Message, records: Sequence[Record]) -> int | None:
-    """Where in the batch a message the broker refused is; by what the client still knows of it."""
+    """Where in the batch a message the broker refused is; by what the client still knows of it.
+
+    That is not its headers. Of records that differ in those alone the largest is meant: nothing but
+    its size is what Kafka takes of one and not of the other.
+    """
     kept = (message.partition(), message.key(), message.value())
-    for place, record in enumerate(records):
-        if (record.kafka_partition, record.key, record.value) == kept:
-            return place
-    return None
+    alike = [
+        place
+        for place, record in enumerate(records)
+        if (record.kafka_partition, record.key, record.value) == kept
+    ]
+    return max(alike, key=lambda place: _header_bytes(records[place]), default=None)
+
+
+def _header_bytes(record: Record) -> int:
+    return sum([len(name) + len(value or b"") for name, value in record.headers])
