@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import Any
 
 import nats
 import pytest
@@ -12,6 +13,7 @@ from millstream_bridge import ConfigurationError, Route
 from millstream_bridge.back import runner
 from millstream_bridge.back.progress import BackReport
 from millstream_bridge.back.runner import BackBridge, CannotReturn, way_back_name
+from millstream_bridge.jetstream import consumer
 from millstream_bridge.kafka.sink import Fenced
 from millstream_bridge.model import Record
 from millstream_bridge.records.origin import returned
@@ -428,6 +430,25 @@ async def test_of_messages_that_differ_in_headers_alone_the_large_one_is_refused
     assert (report.records, report.passed_over) == (2, 1)
     moved = natives(all_records(a_real_kafka, topic), route)
     assert [r.value for r in moved] == [b"native 0", b"native 0"]
+
+
+@pytest.mark.kafka
+async def test_a_run_to_the_end_does_not_end_where_a_replica_lags(
+    nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A consumer on a node that was away says that nothing is to come; the leader knows better."""
+    create = consumer.create
+
+    async def lagging(*args: Any, **config: Any) -> tuple[int, bool]:
+        return 0, (await create(*args, **config))[1]
+
+    route = await fill(a_real_kafka, nats_server, topic)
+    await publish(nats_server, range(20))
+    monkeypatch.setattr(consumer, "create", lagging)
+
+    report = await back(a_real_kafka, nats_server, route)
+
+    assert report.records == 20
 
 
 @pytest.mark.kafka

@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from millstream_bridge.errors import ConnectionLost
+from millstream_bridge.jetstream import consumer, reader
 from millstream_bridge.jetstream.connection import Connection, Message
 from millstream_bridge.jetstream.consumer import ALL
 from millstream_bridge.jetstream.reader import BATCH_MESSAGES, _Feed, read_stream, sequence
@@ -93,6 +95,53 @@ async def test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped(
     assert read == [it for it in enumerate(subjects, 1) if wanted.fullmatch(it[1])]
     created = [it.removeprefix("$JS.API.CONSUMER.CREATE.S.") for it in asked if "CREATE" in it]
     assert (created[-1].partition(".")[2] == ALL) is is_all_asked_for
+
+
+async def test_a_replica_that_lags_does_not_pass_for_the_stream(
+    nats_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node that was away a consumer says that nothing is to come; the leader knows better."""
+    monkeypatch.setattr(reader, "_LOOK_S", 0.01)
+    create = consumer.create
+    lagging = 3
+
+    async def on_a_cluster(*args: Any, **config: Any) -> tuple[int, bool]:
+        nonlocal lagging
+        lagging -= 1
+        return (0 if lagging >= 0 else (await create(*args, **config))[0]), True
+
+    monkeypatch.setattr(consumer, "create", on_a_cluster)
+    connection = await filled(nats_server, 101)
+    try:
+        read = [
+            seq
+            async for messages in read_stream(
+                connection, "S", "s.1", first_seq=50, last_seq=connection.max_payload
+            )
+            for seq, _ in messages
+        ]
+    finally:
+        await connection.close()
+
+    assert read == list(range(50, 101, 2))
+
+
+async def test_replicas_that_all_lag_end_the_reading(
+    nats_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def on_a_cluster(*_: Any, **__: Any) -> tuple[int, bool]:
+        return 0, True
+
+    monkeypatch.setattr(reader, "_LOOK_S", 0.01)
+    monkeypatch.setattr(reader, "_BEHIND_S", 0.1)
+    monkeypatch.setattr(consumer, "create", on_a_cluster)
+    connection = await filled(nats_server, 3)
+    try:
+        with pytest.raises(ConnectionLost, match="stream S: no replica that was asked has 1 yet"):
+            async for _ in read_stream(connection, "S", "s.>", last_seq=3):
+                pass
+    finally:
+        await connection.close()
 
 
 async def test_a_subject_without_messages_is_read_as_nothing(nats_server: Server) -> None:

@@ -28,6 +28,7 @@ from ..errors import BridgeError, ConfigurationError, ConnectionLost, SessionLos
 from ..jetstream import consumer
 from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection
+from ..jetstream.reader import first_from
 from ..jetstream.target import NatsTarget
 from ..kafka.admin import KafkaAdmin, TopicConfig
 from ..kafka.sink import KafkaSink, Position, Refused
@@ -305,7 +306,7 @@ class BackBridge:
     ) -> str:
         unsaved: dict[int, Position] = {}
         while True:
-            is_at_end = self._stopping.is_set() or self._has_reached(goal, tails, unsaved)
+            is_at_end = await self._is_over(connection, goal, tails, unsaved)
             arrived = await self._arrived(tails, 0 if is_at_end else _WAIT_S)
             records: list[Record] = []
             trouble: NotReturnable | None = None
@@ -322,7 +323,7 @@ class BackBridge:
                     unsaved[slot] = self.progress.positions[slot]._replace(next_seq=position)
                 if trouble is not None:
                     break
-            is_over = self._stopping.is_set() or self._has_reached(goal, tails, unsaved)
+            is_over = await self._is_over(connection, goal, tails, unsaved)
             if records or is_over or trouble or self._is_time_to_save(unsaved):
                 await self._store(sink, records, unsaved)
                 unsaved = {}
@@ -436,17 +437,29 @@ class BackBridge:
             unsaved.update({s: at for s, at in self.progress.positions.items() if s not in unsaved})
         return bool(unsaved) and age_s > SAVE_S
 
-    def _has_reached(
+    async def _is_over(
         self,
+        connection: Connection,
         goal: Mapping[int, int] | None,
         tails: Mapping[int, Tail],
         unsaved: Mapping[int, Position],
     ) -> bool:
+        """Whether all that is to be moved was read, or it is told to stop.
+
+        Where nothing more comes the stream's leader is asked: a replica may lag.
+        """
+        if self._stopping.is_set():
+            return True
         if goal is None:
             return False
         for slot, tail in tails.items():
-            at = unsaved.get(slot) or self.progress.positions[slot]
-            if at.next_seq <= goal.get(slot, 0) and not tail.is_idle:
+            at, end = unsaved.get(slot) or self.progress.positions[slot], goal.get(slot, 0)
+            if at.next_seq > end:
+                continue
+            if not tail.is_idle:
+                return False
+            left = await first_from(connection, tail.stream, self._subject(slot), at.next_seq)
+            if left is not None and left <= end:
                 return False
         return True
 

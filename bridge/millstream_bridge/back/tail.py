@@ -84,7 +84,10 @@ class Tail:
 
         async def made(of: str) -> int:
             await consumer.delete(connection, stream, name)
-            return await consumer.create(connection, stream, name, of, first_seq, durable_name=name)
+            pending, _ = await consumer.create(
+                connection, stream, name, of, first_seq, durable_name=name
+            )
+            return pending
 
         pending = await made(subject)
         if pending > consumer.FEW:

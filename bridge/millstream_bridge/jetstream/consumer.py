@@ -52,10 +52,11 @@ async def create(
     subject: str,
     first_seq: int,
     **config: Any,
-) -> int:
-    """Make a consumer of ``subject`` from a sequence on; how many messages it has to deliver.
+) -> tuple[int, bool]:
+    """Make a consumer of ``subject`` from a sequence on.
 
-    ``config``: what else is set. ConfigurationError, ConnectionLost.
+    How many messages it has to deliver, as far as its node knows, and whether that is one of a
+    cluster. ``config``: what else is set. ConfigurationError, ConnectionLost.
     """
     body = {
         "stream_name": stream,
@@ -74,7 +75,7 @@ async def create(
         made = await call(connection, f"CONSUMER.CREATE.{stream}.{name}.{subject}", body)
     except ApiError as error:
         raise ConfigurationError(f"stream {stream}: {error}") from error
-    return int(made["num_pending"])
+    return int(made["num_pending"]), bool(made.get("cluster"))
 
 
 async def delete(connection: Connection, stream: str, name: str) -> bool:

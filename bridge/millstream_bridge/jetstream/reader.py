@@ -7,17 +7,24 @@ cluster, the node that is asked may not have heard of a new consumer yet and say
 reply subject of its own, because a status may follow the last message (409 Batch Completed, when
 bytes are left over) and must not be taken for the next request's. What is still to come is told by
 the server with every message, so an end is never guessed. The order is the stream's.
+
+**On a cluster** the consumer is at one replica of the stream, and that one may lag: a node that was
+away sees nothing of what it has not caught up with, and says that nothing is to come. So where the
+end was not reached the leader is asked whether there is more. If so, another consumer goes on; the
+cluster puts it on a node of its choice.
 """
 
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, suppress
+from typing import NamedTuple
 
 import msgspec
 
-from ..errors import ConnectionLost
+from ..errors import ConfigurationError, ConnectionLost
 from . import consumer
+from .api import ApiError, stored_message
 from .connection import ACK_PREFIX, Connection, Delivery, Message
 
 NO_RESPONDERS = 503
@@ -25,6 +32,8 @@ BATCH_MESSAGES = 5_000
 BATCH_BYTES = 16 << 20
 _EXPIRES_S = 5.0
 _LOOK_S = 0.25
+_BEHIND_S = 60.0
+"""So long replicas that are asked may all be behind."""
 _LIFETIME_NS = 30_000_000_000
 
 
@@ -49,13 +58,45 @@ async def read_deliveries(
     connection: Connection, stream: str, subject: str, *, first_seq: int = 1, last_seq: int
 ) -> AsyncGenerator[list[Delivery]]:
     """The same, as it came."""
-    if first_seq > last_seq:
-        return
+    loop = asyncio.get_running_loop()
+    next_seq, since = first_seq, loop.time()
+    while next_seq <= last_seq:
+        made = await _make_consumer(connection, stream, subject, next_seq)
+        feed = _Feed(connection.new_inbox(), made.pending, connection.check)
+        async with aclosing(_read_consumer(connection, stream, made, feed, last_seq)) as batches:
+            async for batch in batches:
+                yield batch
+        if feed.seq >= next_seq:
+            next_seq, since = feed.seq + 1, loop.time()
+        missed = None
+        if made.is_on_cluster and next_seq <= last_seq:
+            missed = await first_from(connection, stream, subject, next_seq)
+        if missed is None or missed > last_seq:
+            return
+        if loop.time() > since + _BEHIND_S:
+            raise ConnectionLost(f"stream {stream}: no replica that was asked has {missed} yet")
+        await asyncio.sleep(_LOOK_S)
+
+
+async def first_from(connection: Connection, stream: str, subject: str, seq: int) -> int | None:
+    """The first of a subject at a sequence or later, as the stream's leader knows.
+
+    ConfigurationError, ConnectionLost.
+    """
+    try:
+        found = await stored_message(connection, stream, seq=seq, next_of=subject)
+    except ApiError as error:
+        raise ConfigurationError(f"stream {stream}: {error}") from error
+    return None if found is None else found.seq
+
+
+async def _read_consumer(
+    connection: Connection, stream: str, made: "_Made", feed: "_Feed", last_seq: int
+) -> AsyncGenerator[list[Delivery]]:
+    """What a consumer has to deliver up to a sequence; it is deleted then."""
     api = connection.api_prefix
-    name, pending, is_wanted = await _make_consumer(connection, stream, subject, first_seq)
-    inbox = connection.new_inbox()
-    feed = _Feed(inbox, pending, connection.check)
-    sid = connection.subscribe(f"{inbox}.*", feed.take, feed.take_run)
+    name, _, is_wanted, _ = made
+    sid = connection.subscribe(f"{feed.inbox}.*", feed.take, feed.take_run)
     request = msgspec.json.encode(
         {
             "batch": BATCH_MESSAGES,
@@ -90,30 +131,32 @@ async def read_deliveries(
                 await consumer.delete(connection, stream, name)
 
 
+class _Made(NamedTuple):
+    """A consumer: what it has to deliver, and what tells the wanted messages (None: all are)."""
+
+    name: str
+    pending: int
+    is_wanted: Callable[[bytes], object] | None
+    is_on_cluster: bool
+
+
 async def _make_consumer(
     connection: Connection, stream: str, subject: str, first_seq: int
-) -> tuple[str, int, Callable[[bytes], object] | None]:
-    """The consumer's name, how many messages it has to deliver, and what tells the wanted ones.
-
-    None: all are.
-    """
-    name, pending = await _create(connection, stream, subject, first_seq)
-    if pending <= consumer.FEW:
-        return name, pending, None
-    unfiltered, of_all = await _create(connection, stream, consumer.ALL, first_seq)
-    if not consumer.is_most(pending, of_all):
-        await consumer.delete(connection, stream, unfiltered)
-        return name, pending, None
-    await consumer.delete(connection, stream, name)
-    return unfiltered, of_all, consumer.matcher(subject)
+) -> _Made:
+    made = await _create(connection, stream, subject, first_seq)
+    if made.pending <= consumer.FEW:
+        return made
+    unfiltered = await _create(connection, stream, consumer.ALL, first_seq)
+    if not consumer.is_most(made.pending, unfiltered.pending):
+        await consumer.delete(connection, stream, unfiltered.name)
+        return made
+    await consumer.delete(connection, stream, made.name)
+    return unfiltered._replace(is_wanted=consumer.matcher(subject))
 
 
-async def _create(
-    connection: Connection, stream: str, subject: str, first_seq: int
-) -> tuple[str, int]:
-    """A consumer's name, and how many messages it has to deliver."""
+async def _create(connection: Connection, stream: str, subject: str, first_seq: int) -> _Made:
     name = f"millstream-{secrets.token_hex(6)}"
-    pending = await consumer.create(
+    pending, is_on_cluster = await consumer.create(
         connection,
         stream,
         name,
@@ -123,7 +166,7 @@ async def _create(
         mem_storage=True,
         num_replicas=1,
     )
-    return name, pending
+    return _Made(name, pending, None, is_on_cluster)
 
 
 class _Feed:
@@ -131,7 +174,7 @@ class _Feed:
 
     def __init__(self, inbox: str, pending: int, check: Callable[[], None] = lambda: None) -> None:
         """``check`` raises where no answer can come any more."""
-        self._inbox = inbox
+        self.inbox = inbox
         self._check = check
         self._request = 0
         self._reply = ""
@@ -141,13 +184,13 @@ class _Feed:
         self._news = asyncio.Event()
         self.came = 0
         self.is_over = False
-        self._seq = 0
+        self.seq = 0
         self._pending = pending
 
     def next_reply(self) -> str:
         """The reply subject of a new request; answers to the ones before no longer count."""
         self._request += 1
-        self._reply = f"{self._inbox}.{self._request}"
+        self._reply = f"{self.inbox}.{self._request}"
         self.came = 0
         self.is_over = False
         return self._reply
@@ -168,7 +211,7 @@ class _Feed:
         """Delivered messages in a row."""
         self._batch += run
         self.came += len(run)
-        self._seq, _, _, self._pending = consumer.place_of(run[-1][0])
+        self.seq, _, _, self._pending = consumer.place_of(run[-1][0])
         self.is_over = self._pending == 0 or self.came >= BATCH_MESSAGES
         self._news.set()
 
@@ -202,7 +245,7 @@ class _Feed:
 
     def is_done(self, last_seq: int) -> bool:
         """Whether everything up to a sequence was delivered."""
-        return self._pending == 0 or self._seq >= last_seq
+        return self._pending == 0 or self.seq >= last_seq
 
 
 def sequence(ack: bytes) -> int:
