@@ -54,6 +54,42 @@ async def test_a_partition_without_a_leader_is_waited_for() -> None:
     assert sorted(marks) == [0, 1]
 
 
+class Silent:
+    """A client whose first questions for a partition's ends bring no answer in time."""
+
+    def __init__(self, client: Any, times: int) -> None:
+        self._client, self._times = client, times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def get_watermark_offsets(self, place: TopicPartition, timeout: float) -> Any:
+        self._times -= 1
+        if self._times >= 0:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer"))
+        return self._client.get_watermark_offsets(place, timeout=timeout)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_leader_that_does_not_answer_is_looked_for_once_more(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """One that was just killed takes all of a question's time; by then another one may lead."""
+    with MockKafka({"t": 1}) as kafka:
+        source = KafkaSource(kafka.bootstrap, "t")
+        try:
+            await source.watermarks()
+            silent = Silent(source._client(), times)
+            monkeypatch.setattr(source, "_client", lambda: silent)
+            if times == 1:
+                assert (await source.watermarks())[0].high == 0
+            else:
+                with pytest.raises(Unreachable, match="no answer"):
+                    await source.watermarks()
+        finally:
+            await source.close()
+
+
 async def test_that_kafka_is_still_asked_is_told_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

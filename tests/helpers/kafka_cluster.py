@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -123,8 +123,21 @@ class KafkaCluster:
         Each does when it has made a folder for its replicas. Another way to ask one broker alone
         there is not, and on Kafka 4.0 a follower hears of a topic up to half a second late.
         """
-        made = self._client().create_topics([NewTopic(topic, partitions, len(self.nodes))])
-        made[topic].result(timeout=60)
+
+        def is_made() -> bool:
+            # A fresh client loses a question where it learns meanwhile which node it has asked.
+            made = self._client().create_topics([NewTopic(topic, partitions, len(self.nodes))])
+            try:
+                made[topic].result(timeout=60)
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError._DESTROY_BROKER:
+                    return False
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+            return True
+
+        await_true(is_made, START_S_MAX)
         all_of_it = set(range(partitions))
         await_true(lambda: self._leaders(topic).keys() == all_of_it, START_S_MAX)
         replicas = [

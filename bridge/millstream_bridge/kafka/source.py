@@ -230,18 +230,25 @@ class KafkaSource:
         return marks
 
     def _watermarks_of(self, partition: int) -> Watermarks:
-        """Asks again while the partition's leader moves or, on a new topic, is not there yet."""
+        """Asks again while the partition's leader moves or, on a new topic, is not there yet.
+
+        Once more, too, where it does not answer: one that was just killed takes all the time there
+        is, and by then another one may lead.
+        """
         place = TopicPartition(self._topic, partition)
         give_up_at = time.monotonic() + self._leader_wait_s
+        was_silent = False
         while True:
             try:
                 found = self._client().get_watermark_offsets(place, timeout=self._timeout_s)
             except KafkaException as error:
-                # The topic has the partition: the client means that it knows no leader.
                 code = error.args[0].code()
-                if code not in LEADER_MOVES and code != KafkaError._UNKNOWN_PARTITION:
+                if code == KafkaError._TIMED_OUT and not was_silent and self._leader_wait_s:
+                    was_silent = True
+                # The topic has the partition: the client means that it knows no leader.
+                elif code not in LEADER_MOVES and code != KafkaError._UNKNOWN_PARTITION:
                     raise self._unreachable(error) from error
-                if self._is_closed or time.monotonic() > give_up_at:
+                elif self._is_closed or time.monotonic() > give_up_at:
                     reason = f"topic {self._topic} partition {partition} has no leader"
                     raise Unreachable("Kafka", self.bootstrap, reason) from error
                 self._partitions(self._timeout_s)
