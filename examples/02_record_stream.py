@@ -7,7 +7,6 @@ late reads the present state and not its history; who stays reads each change on
 import asyncio
 
 import nats
-from nats.errors import TimeoutError as NothingCame
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StreamConfig
 from servers import nats_server
@@ -20,10 +19,10 @@ async def read_new(reader: JetStreamContext.PullSubscription) -> list[str]:
     news = []
     try:
         while True:
-            for message in await reader.fetch(100, timeout=0.3):
+            for message in await reader.fetch(100, timeout=1):
                 news.append(f"{message.subject.removeprefix('prices.')} {message.data.decode()}")
                 await message.ack_sync()
-    except NothingCame:
+    except TimeoutError:  # nothing came
         return news
 
 
