@@ -41,6 +41,7 @@ ABOUT_THE_MOCK = {
 }
 ABOUT_ONE_SERVER = {
     "test_a_server_that_restarts_costs_a_session_and_nothing_else": "a producer meets the restart",
+    "test_a_server_whose_disk_is_full_is_not_taken_for_a_rival": "two nodes have room",
     "test_where_most_is_wanted_all_is_asked_for_and_the_rest_dropped": "its fill waits for nobody",
     "test_all_messages_are_read_once_and_in_order": "its fill waits for nobody",
     "test_a_filter_and_a_first_sequence_are_kept_to": "its fill waits for nobody",

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from millstream_bridge import Record
 from millstream_bridge.back.runner import BackBridge
 from tests.bridge.moves import KEYS, STRANGE_HEADERS, a_route, move_all
-from tests.bridge.topics import all_records
+from tests.bridge.topics import all_records, await_readable
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -71,6 +71,7 @@ def test_any_record_comes_back_as_it_was(
 
     asyncio.run(there_and_back())
 
+    await_readable(kafka, copy)
     assert without_offsets(all_records(kafka, copy)) == without_offsets(all_records(kafka, topic))
 
 
