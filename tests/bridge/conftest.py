@@ -5,7 +5,9 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 
+import nats
 import pytest
+from nats.aio.client import Client
 
 from tests.bridge.elsewhere import CLUSTER, RealInstead, a_node, add_options, is_for
 from tests.bridge.rights import permit_nothing
@@ -33,6 +35,32 @@ def _nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsClus
     need("nats")
     with NatsCluster(tmp_path_factory.mktemp("nats-cluster")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    """Three nodes, of which a test may kill some."""
+    need("nats")
+    with NatsCluster(tmp_path_factory.mktemp("cluster")) as started:
+        yield started
+
+
+@pytest.fixture
+async def client(cluster: NatsCluster) -> AsyncIterator[Client]:
+    """Of the cluster, which is empty again after the test."""
+
+    async def unheard(_: Exception) -> None:
+        """A node is killed on purpose."""
+
+    connected = await nats.connect(
+        cluster.urls, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=unheard
+    )
+    await cluster.until_ready(connected)
+    try:
+        yield connected
+        await cluster.clear(connected)
+    finally:
+        await connected.close()
 
 
 @asynccontextmanager

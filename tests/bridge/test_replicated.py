@@ -1,10 +1,8 @@
 """Replicated streams: no chain, which would stop them; atomic batches that expect a sequence."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar
 
-import nats
 import pytest
 from nats.aio.client import Client
 
@@ -13,29 +11,10 @@ from millstream_bridge.moving.chain import ChainPublisher
 from tests.bridge.moves import a_route, move_all, offsets, stored_records, until, until_moved
 from tests.helpers.cluster import NatsCluster
 from tests.helpers.kafka import Kafka
-from tests.helpers.require import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_server]
 
 PARTITIONS = 3
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    need("nats")
-    with NatsCluster(tmp_path_factory.mktemp("cluster")) as started:
-        yield started
-
-
-@pytest.fixture
-async def client(cluster: NatsCluster) -> AsyncIterator[Client]:
-    connected = await nats.connect(cluster.urls)
-    await cluster.until_ready(connected)
-    try:
-        yield connected
-        await cluster.clear(connected)
-    finally:
-        await connected.close()
 
 
 @pytest.mark.parametrize("mode", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}])

@@ -1,11 +1,10 @@
 """Three nodes: a switch, a way back and shared routes stand on as many as their stream does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-import nats
 import pytest
 from nats.aio.client import Client
 
@@ -21,36 +20,11 @@ from tests.bridge.test_cutover import commit, handled_by
 from tests.bridge.topics import all_records
 from tests.helpers.cluster import NatsCluster
 from tests.helpers.kafka import Kafka
-from tests.helpers.require import need
 from tests.helpers.servers import Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.real_server]
 
 T = TypeVar("T")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    need("nats")
-    with NatsCluster(tmp_path_factory.mktemp("cluster")) as started:
-        yield started
-
-
-@pytest.fixture
-async def client(cluster: NatsCluster) -> AsyncIterator[Client]:
-    connected = await nats.connect(
-        cluster.urls, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_unheard
-    )
-    await cluster.until_ready(connected)
-    try:
-        yield connected
-        await cluster.clear(connected)
-    finally:
-        await connected.close()
-
-
-async def _unheard(_: Exception) -> None:
-    """A node is killed on purpose."""
 
 
 @asynccontextmanager

@@ -46,16 +46,21 @@ async def test_all_messages_are_read_once_and_in_order(nats_server: Server, coun
         await connection.close()
 
 
+async def read_from_50(connection: Connection) -> list[int]:
+    """The sequences of what the subject s.1 has from there on."""
+    return [
+        seq
+        async for messages in read_stream(
+            connection, "S", "s.1", first_seq=50, last_seq=connection.max_payload
+        )
+        for seq, _ in messages
+    ]
+
+
 async def test_a_filter_and_a_first_sequence_are_kept_to(nats_server: Server) -> None:
     connection = await filled(nats_server, 101)
     try:
-        read = [
-            seq
-            async for messages in read_stream(
-                connection, "S", "s.1", first_seq=50, last_seq=connection.max_payload
-            )
-            for seq, _ in messages
-        ]
+        read = await read_from_50(connection)
     finally:
         await connection.close()
 
@@ -113,13 +118,7 @@ async def test_a_replica_that_lags_does_not_pass_for_the_stream(
     monkeypatch.setattr(consumer, "create", on_a_cluster)
     connection = await filled(nats_server, 101)
     try:
-        read = [
-            seq
-            async for messages in read_stream(
-                connection, "S", "s.1", first_seq=50, last_seq=connection.max_payload
-            )
-            for seq, _ in messages
-        ]
+        read = await read_from_50(connection)
     finally:
         await connection.close()
 

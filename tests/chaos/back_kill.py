@@ -23,8 +23,9 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
+from tests.chaos.bridge_judge import records_in_kafka
 from tests.chaos.bridge_sides import CLUSTER, Sides
 from tests.helpers.kafka import REAL as REAL_KAFKA
 from tests.helpers.servers import EMBEDDED, REAL
@@ -42,8 +43,6 @@ TRIES_MAX = 5
 """So many lives more where none of those asked for was killed at work."""
 TOPIC, STREAM = "flights", "FLIGHTS"
 _AT_ONCE = 500
-_POLL_S = 0.2
-"""So long a client waits for a full batch, which at the end never comes."""
 
 
 @dataclass(slots=True)
@@ -192,31 +191,10 @@ class Chaos:
 
 def read_all(bootstrap: str, isolation: str) -> dict[int, list[int]]:
     """Per partition, the numbers in the topic's records, in order."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "chaos",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "isolation.level": isolation,
-            "auto.offset.reset": "earliest",
-        }
-    )
     found: dict[int, list[int]] = {number: [] for number in range(PARTITIONS)}
-    ended: set[int] = set()
-    try:
-        consumer.assign([TopicPartition(TOPIC, number, 0) for number in range(PARTITIONS)])
-        while len(ended) < PARTITIONS:
-            for message in consumer.consume(1000, _POLL_S):
-                error = message.error()
-                partition = message.partition()
-                assert partition is not None
-                if error is None:
-                    found[partition].append(int(message.value() or b""))
-                elif error.code() == KafkaError._PARTITION_EOF:
-                    ended.add(partition)
-    finally:
-        consumer.close()
+    records = records_in_kafka(bootstrap, TOPIC, PARTITIONS, isolation=isolation)
+    for partition, message in records:
+        found[partition].append(int(message.value() or b""))
     return found
 
 

@@ -24,9 +24,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Producer
 
-from tests.chaos.bridge_judge import messages_of
+from tests.chaos.bridge_judge import messages_of, records_in_kafka
 from tests.chaos.bridge_sides import CLUSTER, Sides
 from tests.helpers.kafka import REAL as REAL_KAFKA
 from tests.helpers.servers import EMBEDDED, REAL
@@ -39,7 +39,6 @@ LIFE_S_MAX = 0.5
 READY_S_MAX = 60.0
 DIRECTIONS = ("run", "back")
 _AT_ONCE = 500
-_POLL_S = 0.2
 
 
 @dataclass(slots=True)
@@ -169,7 +168,7 @@ class BothWays:
 
     async def _judge(self) -> None:
         self.outcome.written = 2 * self._numbers
-        kafka = await asyncio.to_thread(in_kafka, self._sides.bootstrap)
+        kafka = await asyncio.to_thread(self._in_kafka)
         stored: list[tuple[int, bytes]] = []
         async with self._sides.client() as client:
             async for messages in messages_of(client, STREAM):
@@ -180,6 +179,10 @@ class BothWays:
         self.outcome.in_kafka, self.outcome.in_nats = len(kafka), len(stored)
         for side in (kafka, stored):
             self._judge_side(side)
+
+    def _in_kafka(self) -> list[tuple[int, bytes]]:
+        records = records_in_kafka(self._sides.bootstrap, TOPIC, PARTITIONS)
+        return [(partition, message.value() or b"") for partition, message in records]
 
     def _judge_side(self, found: list[tuple[int, bytes]]) -> None:
         seen = Counter(found)
@@ -202,35 +205,6 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
     await process.wait()
-
-
-def in_kafka(bootstrap: str) -> list[tuple[int, bytes]]:
-    """Partition and value of every committed record, per partition in its order."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "judge",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-        }
-    )
-    found: list[tuple[int, bytes]] = []
-    ended: set[int] = set()
-    try:
-        consumer.assign([TopicPartition(TOPIC, number, 0) for number in range(PARTITIONS)])
-        while len(ended) < PARTITIONS:
-            for message in consumer.consume(1_000, _POLL_S):
-                error, partition = message.error(), message.partition()
-                assert partition is not None
-                if error is None:
-                    found.append((partition, message.value() or b""))
-                else:
-                    assert error.code() == KafkaError._PARTITION_EOF, error
-                    ended.add(partition)
-    finally:
-        consumer.close()
-    return found
 
 
 def main() -> int:

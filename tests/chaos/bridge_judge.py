@@ -8,17 +8,18 @@ subject ``<prefix>.<p>.k<n % 997>``.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import nats
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 _BATCH = 5_000
 _WAIT_S = 60.0
 _POLL_S = 0.2
+"""So long a client waits for a full batch, which at the end never comes."""
 
 
 def key_of(number: int) -> bytes:
@@ -53,35 +54,46 @@ class Judgement:
 
 def count_in_kafka(bootstrap: str, topic: str, partitions: int) -> dict[int, int]:
     """How many records each partition has, each seen to be what was written there."""
+    found = dict.fromkeys(range(partitions), 0)
+    for partition, message in records_in_kafka(bootstrap, topic, partitions):
+        number = found[partition]
+        said = (message.key(), message.value())
+        assert said == (key_of(number), value_of(partition, number)), "Kafka has other records"
+        found[partition] = number + 1
+    return found
+
+
+def records_in_kafka(
+    bootstrap: str, topic: str, partitions: int, *, isolation: str = "read_committed"
+) -> Iterator[tuple[int, Message]]:
+    """Each record with its partition, per partition in order, up to where all have ended."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
             "group.id": "judge",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
+            "isolation.level": isolation,
         }
     )
-    found = dict.fromkeys(range(partitions), 0)
     ended: set[int] = set()
-    consumer.assign([TopicPartition(topic, p, 0) for p in range(partitions)])
     silent = 0
-    while len(ended) < partitions:
-        messages = consumer.consume(1_000, _POLL_S)
-        silent = 0 if messages else silent + 1
-        assert silent * _POLL_S < _WAIT_S, "Kafka fell silent"
-        for message in messages:
-            partition, error = message.partition(), message.error()
-            assert partition is not None
-            if error is not None:
-                assert error.code() == KafkaError._PARTITION_EOF, error
-                ended.add(partition)
-                continue
-            number = found[partition]
-            said = (message.key(), message.value())
-            assert said == (key_of(number), value_of(partition, number)), "Kafka has other records"
-            found[partition] = number + 1
-    consumer.close()
-    return found
+    try:
+        consumer.assign([TopicPartition(topic, p, 0) for p in range(partitions)])
+        while len(ended) < partitions:
+            messages = consumer.consume(1_000, _POLL_S)
+            silent = 0 if messages else silent + 1
+            assert silent * _POLL_S < _WAIT_S, "Kafka fell silent"
+            for message in messages:
+                partition, error = message.partition(), message.error()
+                assert partition is not None
+                if error is None:
+                    yield partition, message
+                else:
+                    assert error.code() == KafkaError._PARTITION_EOF, error
+                    ended.add(partition)
+    finally:
+        consumer.close()
 
 
 async def judge(

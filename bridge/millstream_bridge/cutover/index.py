@@ -25,7 +25,7 @@ from ..back.returning import Places
 from ..errors import BridgeError
 from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection, Message
-from ..jetstream.reader import read_stream
+from ..jetstream.reader import first_from, read_stream
 from ..jetstream.stream import Stream
 from ..model import Record
 from ..records.headers import NULL_VALUE, REPLAYED, SOURCE_HEADER
@@ -202,10 +202,8 @@ class StreamIndex:
 
     async def has_between(self, stream: str, first_seq: int, last_seq: int) -> bool:
         """Whether a stream of the route has one of its messages there now."""
-        number = next(p for p, it in self.partitions.items() if it.stream == stream)
-        wanted = Stream.of_partition(self._connection, self._mapping, number)
-        found = await wanted.message_from(first_seq, self._mapping.route_filter)
-        return found is not None and found.seq <= last_seq
+        found = await first_from(self._connection, stream, self._mapping.route_filter, first_seq)
+        return found is not None and found <= last_seq
 
     async def is_superseded(self, record: Record) -> bool:
         """Whether the stream has a newer message of a record's subject, in the place of it."""

@@ -166,9 +166,9 @@ class Stream:
         """The message at a sequence, None if there is none (any more)."""
         return await self._get(seq=seq) if seq > 0 else None
 
-    async def message_from(self, seq: int, subject: str = ">") -> StoredMessage | None:
-        """The first message of a subject at a sequence or later, None if there is none."""
-        return await self._get(seq=seq, next_of=subject)
+    async def message_from(self, seq: int) -> StoredMessage | None:
+        """The first message at a sequence or later, None if there is none."""
+        return await self._get(seq=seq, next_of=">")
 
     async def last_of(self, subject: str) -> StoredMessage | None:
         """The newest message of a subject, which may have wildcards."""
