@@ -195,9 +195,10 @@ def main() -> int:
         if not is_green(copies[:JOBS], mutants):
             sys.stderr.write("the named tests do not pass on the code as it is\n")
             return 2
-        caught = 0
+        missed = []
         for done in run_all(copies, mutants):
-            caught += done.code == FAILED
+            if done.code != FAILED:
+                missed.append(done.mutant.name)
             if done.code not in (0, FAILED):
                 sys.stderr.write(done.output)
             tests = " ".join(done.mutant.tests)
@@ -205,8 +206,10 @@ def main() -> int:
                 f"{done.verdict:<10} {done.seconds:5.1f} s  {done.mutant.name:<40} {tests}",
                 flush=True,
             )
-    print(f"{caught} of {len(mutants)} planted bugs caught")
-    return 0 if caught == len(mutants) else 1
+    print(f"{len(mutants) - len(missed)} of {len(mutants)} planted bugs caught")
+    if missed:
+        print(f"not caught: {', '.join(missed)}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
