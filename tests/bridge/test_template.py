@@ -1,5 +1,7 @@
 """Subject templates: what they make of records, what they refuse, what lints say of them."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -8,9 +10,10 @@ from millstream_bridge.model import Record, Route, TimestampType
 from millstream_bridge.records import lints
 from millstream_bridge.records.lints import lint
 from millstream_bridge.records.mapping import Mapping
+from millstream_bridge.records.overlaps import Overlaps
 from millstream_bridge.records.template import SUBJECT_BYTES_MAX, SubjectError, Template
 from millstream_coordinator.partitioning.key import to_token
-from millstream_coordinator.partitioning.pattern import covers
+from millstream_coordinator.partitioning.pattern import covers, overlap
 from tests.bridge.moves import a_route
 from tests.bridge.test_mapping import records, through_the_wire
 
@@ -249,6 +252,61 @@ def test_of_many_routes_only_those_that_could_meet_are_compared(
     lint([*apart, inside])
 
     assert compared == [{"all.t7", "in"}]
+
+
+ABOVE = "all.{partition}.{topic}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "odd", "errors"),
+    [
+        ({}, {}, 0),
+        ({}, {"shared": False}, 100),
+        ({"shared": False}, {}, 199),
+        ({"name": "one"}, {}, 199),
+        ({"stream": "S#", "subject": "all.{partition}.{key}"}, {}, 199),
+        ({"stream": "S#", "subject": "all.{topic}.{partition}.{key}"}, {"subject": ABOVE}, 100),
+    ],
+    ids=["none", "one is not shared", "none is shared", "one name", "one subject space", "above"],
+)
+def test_of_many_routes_in_each_others_way_not_every_pair_is_named(
+    changes: dict[str, Any], odd: dict[str, Any], errors: int
+) -> None:
+    """A thousand have half a million, for which one that was not shared was refused after 12 s."""
+    routes = []
+    for n in range(200):
+        more = {"shared": True, "subject": "all.{topic}.{partition}.{key}", **changes}
+        more |= {"stream": more.get("stream", "ALL").replace("#", str(n))}
+        routes.append(a_route(f"t{n}", **{**more, **(odd if n == 100 else {})}))
+
+    assert len(findings(*routes)) == errors
+
+
+def test_of_two_routes_on_one_stream_the_one_that_is_not_shared_is_named() -> None:
+    more = {"stream": "ALL", "subject": "{topic}.{partition}.{key}"}
+
+    [found] = findings(a_route("flights", shared=True, **more), a_route("cars", **more))
+
+    assert found.endswith("so both must be shared routes (not shared: cars)")
+
+
+subject_patterns = st.lists(st.sampled_from(["a", "b", "*"]), min_size=1, max_size=4).flatmap(
+    lambda tokens: st.sampled_from([".".join(tokens), ".".join([*tokens, ">"]), ">"])
+)
+
+
+@given(st.lists(subject_patterns, max_size=8), subject_patterns)
+def test_patterns_that_overlap_are_found_as_if_each_was_looked_at(
+    patterns: list[str], wanted: str
+) -> None:
+    kept = Overlaps[int]()
+    for n, pattern in enumerate(patterns):
+        kept.add(pattern, n % 2, n)
+
+    found = kept.other(wanted, 1)
+
+    there = {n for n, it in enumerate(patterns) if n % 2 == 0 and overlap(it, wanted)}
+    assert found in there if there else found is None
 
 
 def test_dense_streams_listen_to_their_partitions_only() -> None:

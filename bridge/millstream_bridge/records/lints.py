@@ -4,15 +4,14 @@ An *error* would lose records, mix them up, or be refused by the server in the m
 *warning* is right for some and wrong for others.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations, takewhile
 from typing import Literal, NamedTuple
 
 from millstream_coordinator.partitioning.pattern import overlap
 
 from ..model import Route
 from .mapping import Mapping
+from .overlaps import Overlaps
 
 _TOKENS_MAX = 16
 
@@ -67,36 +66,30 @@ def _alone(mapping: Mapping) -> list[Lint]:
 
 
 def _meeting(mappings: Sequence[Mapping]) -> list[tuple[int, int]]:
-    """The pairs that `_together` may have something to say of; of a thousand routes, few.
+    """The pairs that `_together` has something to say of.
 
-    Two patterns have a subject in common only if the tokens before the first wildcard of one are
-    the beginning of the other's.
+    Each route with one before it for each reason, not with all: of a thousand that are in each
+    other's way there are half a million pairs, and one is enough to refuse them.
     """
     pairs = set[tuple[int, int]]()
-    same = defaultdict[tuple[str, ...], list[int]](list)
-    heads = defaultdict[tuple[str, ...], set[int]](set)
-    of_each = []
+    first = dict[tuple[object, ...], int]()
+    written, listened_to = Overlaps[int](), Overlaps[str]()
     for n, mapping in enumerate(mappings):
-        route = mapping.route
-        same["name", route.name].append(n)
-        same["topic", route.topic, route.stream].append(n)
-        same["stream", route.stream].append(n)
-        of_each.append({_head(it) for it in (*mapping.subjects, *_listened_to(mapping))})
-        for head in of_each[-1]:
-            heads[head].add(n)
-    for kind, mates in same.items():
-        if kind[0] == "stream" and all(mappings[n].route.shared for n in mates):
-            continue
-        pairs.update(combinations(mates, 2))
-    for n, own in enumerate(of_each):
-        begins = {head[:size] for head in own for size in range(len(head) + 1)}
-        for other in set().union(*(heads.get(it, ()) for it in begins)) - {n}:
-            pairs.add((min(n, other), max(n, other)))
+        route, listens = mapping.route, _listened_to(mapping)
+        own: list[tuple[object, ...]] = [("name", route.name), ("topic", route.topic, route.stream)]
+        alone, shared = (("stream", route.stream, it) for it in (False, True))
+        in_the_way = [*own, alone] if route.shared else [*own, alone, shared]
+        found = [first.get(it) for it in in_the_way]
+        found += [written.other(it, n) for it in mapping.subjects]
+        found += [listened_to.other(it, route.stream) for it in listens]
+        pairs |= {(other, n) for other in found if other is not None}
+        for kind in [*own, shared if route.shared else alone]:
+            first.setdefault(kind, n)
+        for subject in mapping.subjects:
+            written.add(subject, n, n)
+        for subject in listens:
+            listened_to.add(subject, route.stream, n)
     return sorted(pairs)
-
-
-def _head(pattern: str) -> tuple[str, ...]:
-    return tuple(takewhile(lambda token: token not in ("*", ">"), pattern.split(".")))
 
 
 def _together(one: Mapping, other: Mapping) -> list[Lint]:
@@ -110,6 +103,7 @@ def _together(one: Mapping, other: Mapping) -> list[Lint]:
         return [Lint("error", first.topic, f"{pair} write one subject space ({clash})")]
     if first.stream == second.stream and not (first.shared and second.shared):
         what = f"{pair} share stream {first.stream}, so both must be shared routes"
+        what += f" (not shared: {', '.join(it.topic for it in (first, second) if not it.shared)})"
         return [Lint("error", first.topic, what)]
     clash = _clash(_listened_to(one), _listened_to(other))
     if first.stream != second.stream and clash:
