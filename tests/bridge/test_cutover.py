@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from millstream_bridge.cutover.cutover import cut_over
 from millstream_bridge.cutover.proof import CutProof
+from millstream_bridge.errors import ConfigurationError
 from millstream_bridge.model import Route
 from millstream_coordinator import Group, Message
 from tests.bridge.moves import a_route, move_all, until
@@ -173,6 +174,82 @@ async def test_what_the_bridge_has_not_stored_is_waited_for(
     assert not refused.applied
     assert "is the bridge running?" in refused.problems[0]
     assert done.problems == []
+
+
+async def dense_without_a_stream(kafka: Kafka, server: Server, topic: str) -> Route:
+    """Of the last partition, which is empty, as where it was added a moment ago."""
+    kafka.create_topic(topic, PARTITIONS)
+    kafka.produce(topic, [{"partition": p, "value": b"v"} for p in range(PARTITIONS - 1)])
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(kafka.bootstrap, server.url, route)
+    await remove_stream(server, f"FLIGHTS-{PARTITIONS - 1}")
+    commit(kafka, topic, topic, {0: 0, 1: 1})
+    return route
+
+
+async def remove_stream(server: Server, name: str) -> None:
+    client = await nats.connect(server.url)
+    try:
+        assert await client.jetstream().delete_stream(name)
+    finally:
+        await client.close()
+
+
+async def test_a_dense_partition_that_the_bridge_has_not_met_is_waited_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await dense_without_a_stream(mock, nats_server, topic)
+    events: list[str] = []
+    runs: list[asyncio.Task[Any]] = []
+
+    def on_event(event: str) -> None:
+        if not events:
+            runs.append(asyncio.create_task(move_all(mock.bootstrap, nats_server.url, route)))
+        events.append(event)
+
+    proof = await cut(mock, nats_server, route, topic, apply=True, on_event=on_event)
+
+    await asyncio.gather(*runs)
+    assert events[0] == "waiting until the bridge has made stream FLIGHTS-2"
+    assert (proof.problems, proof.applied) == ([], True)
+    assert [(it.offset, it.next_seq, it.after) for it in proof.partitions] == [
+        (0, 1, 1),
+        (1, 2, 2),
+        (0, 1, 1),
+    ]
+
+
+async def test_a_dense_partition_that_no_bridge_meets_refuses_it_and_is_named(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Its workers would not start without the stream. Of none at all the name may be wrong."""
+    route = await dense_without_a_stream(mock, nats_server, topic)
+
+    refused = await cut(mock, nats_server, route, topic, apply=True, timeout_s=0.3)
+    for name in ("FLIGHTS-0", "FLIGHTS-1"):
+        await remove_stream(nats_server, name)
+    with pytest.raises(ConfigurationError, match=r"stream FLIGHTS-0: .*is the name right"):
+        await cut(mock, nats_server, route, topic, apply=True)
+
+    (problem,) = refused.problems
+    assert not refused.applied
+    assert problem.startswith("partition 2: stream FLIGHTS-2 is not there yet; `millstream bridge")
+    assert [it.partition for it in refused.partitions] == [*range(PARTITIONS)]
+
+
+async def test_a_stream_that_went_while_it_was_read_is_not_waited_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """What was handled of it is not to be found any more."""
+    mock.create_topic(topic, PARTITIONS)
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    async def when_read() -> None:
+        await remove_stream(nats_server, "FLIGHTS-2")
+
+    with pytest.raises(ConfigurationError, match="stream FLIGHTS-2"):
+        await cut(mock, nats_server, route, topic, apply=True, when_read=when_read)
 
 
 async def test_a_native_message_the_group_would_miss_refuses_it(

@@ -13,16 +13,17 @@ from millstream_bridge.cutover.cutover import open_sides
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.cutover.returns import Returns, read_on
 from millstream_bridge.cutover.rollback import roll_back
-from millstream_bridge.errors import SessionLost
+from millstream_bridge.errors import ConfigurationError, SessionLost
 from millstream_bridge.kafka.sink import KafkaSink, Position
 from millstream_bridge.kafka.source import KafkaSource
 from millstream_bridge.model import Record, Route, Watermarks
 from millstream_coordinator import Group, Message
 from millstream_coordinator.operation.overview import Overview, read_overview
 from millstream_coordinator.operation.target import Target
-from tests.bridge.moves import move_all, until
+from tests.bridge.moves import a_route, move_all, until
 from tests.bridge.test_back import PARTITIONS, fill, natives, publish
-from tests.bridge.test_cutover import commit, cut, handled_by
+from tests.bridge.test_cutover import commit, cut, handled_by, remove_stream
+from tests.bridge.test_topics_that_change import grow
 from tests.bridge.topics import all_records
 from tests.helpers.kafka import REAL, Kafka
 from tests.helpers.servers import Server
@@ -211,6 +212,38 @@ async def test_without_native_messages_the_offsets_are_those_of_the_records(
     assert {it.partition: it.offset for it in proof.partitions} == {0: 4, 1: 4, 2: 4}
     assert {it.partition: it.after for it in proof.partitions} == {0: 4, 1: 4, 2: 4}
     assert {it.partition: it.before for it in proof.partitions} == {0: 1, 1: 1, 2: 1}
+
+
+@pytest.mark.kafka
+async def test_a_dense_partition_that_was_added_and_has_no_stream_yet_does_not_end_it(
+    nats_server: Server, a_real_kafka: Kafka, topic: str
+) -> None:
+    """That the group lacks it is told, with the places in the others."""
+    a_real_kafka.create_topic(topic, 1)
+    a_real_kafka.produce(topic, [{"partition": 0, "value": b"v"}])
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(a_real_kafka.bootstrap, nats_server.url, route)
+    commit(a_real_kafka, topic, topic, {0: 1})
+    await cut(a_real_kafka, nats_server, route, topic, apply=True)
+    await grow(a_real_kafka, topic, 2)
+
+    proof = await roll(a_real_kafka, nats_server, route, topic)
+
+    assert proof.problems == [f"group {topic} has partitions 1, the route 2"]
+    assert [(it.partition, it.offset) for it in proof.partitions] == [(0, 1)]
+
+
+async def test_a_stream_that_was_removed_is_named_with_what_makes_it_anew(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    mock.create_topic(topic, PARTITIONS)
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(mock.bootstrap, nats_server.url, route)
+    await cut(mock, nats_server, route, topic, apply=True)
+    await remove_stream(nats_server, "FLIGHTS-2")
+
+    with pytest.raises(ConfigurationError, match="'FLIGHTS-2' not found; `millstream bridge run`"):
+        await roll(mock, nats_server, route, topic)
 
 
 async def test_a_dry_run_changes_nothing(nats_server: Server, kafka: Kafka, topic: str) -> None:

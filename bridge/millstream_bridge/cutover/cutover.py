@@ -1,6 +1,8 @@
 """A Kafka group's place given to a coordinator group: looked at, computed, proven, then written.
 
-1. The route's streams are read once (`index`), while the Kafka group may still be at work.
+1. The route's streams are read once (`index`), while the Kafka group may still be at work. One that
+   a dense route does not have yet, of a partition that was just added, is waited for: workers need
+   it, and the forward bridge makes it.
 2. The group must be **empty**: `wait_s` is how long to wait for its last member to leave. From here
    on nobody reads, and everything is short.
 3. Its committed offsets are read, all at once. A partition without one stands where the group's
@@ -48,6 +50,7 @@ from ..records.origin import without_returned
 from .index import Partition, StreamIndex
 from .places import (
     Edge,
+    absent_obstacle,
     in_stream,
     letter_obstacle,
     removed_obstacle,
@@ -226,7 +229,7 @@ async def cut_over(
 ) -> CutProof:
     """Work out where ``group`` has to begin, and with ``apply`` write it, if it is exact.
 
-    ``timeout_s`` bounds the wait for the forward bridge. ``is_stopped`` is the caller's word that
+    ``timeout_s`` bounds each wait for the forward bridge. ``is_stopped`` is the caller's word that
     nobody reads in the Kafka group's name, for a Kafka that cannot tell (the mock cluster).
     ``when_read`` is awaited when what takes long is done, before the end of the Kafka group's
     members is; ``may_apply`` with the proof, before anything is written, and has to agree.
@@ -279,6 +282,7 @@ class _CutOver:
         started = time.monotonic()
         sides = self._sides
         await sides.index.extend()
+        await self._until_made(on_event)
         view = await sides.takeover.view()
         self._obstacles += sides.takeover.obstacles(view)
         before = await sides.takeover.positions()
@@ -312,6 +316,18 @@ class _CutOver:
 
     def _is_empty(self, found: KafkaGroup) -> bool:
         return is_empty(found, is_stopped=self._is_stopped)
+
+    async def _until_made(self, on_event: Callable[[str], None]) -> None:
+        """Wait until the forward bridge has made the streams that a dense route does not have yet.
+
+        Where it does not in time, each of them is an obstacle of its partition.
+        """
+        index, deadline = self._sides.index, time.monotonic() + self._timeout_s
+        if index.absent:
+            on_event(f"waiting until the bridge has made stream {', '.join(index.absent)}")
+        while index.absent and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_S)
+            await index.extend()
 
     async def _until_empty(self, wait_s: float, on_event: Callable[[str], None]) -> KafkaGroup:
         deadline = time.monotonic() + wait_s
@@ -378,6 +394,20 @@ class _CutOver:
         cuts = []
         for (number, offset), records in zip(offsets.items(), edges, strict=True):
             partition, mark = index.partitions[number], sides.marks[number]
+            if partition.stream in index.absent:
+                cuts.append(
+                    PartitionCut(
+                        partition=number,
+                        stream=partition.stream,
+                        low=mark.low,
+                        high=mark.high,
+                        offset=offset,
+                        next_seq=mark.low + 1,
+                        before=before.get(number),
+                        obstacle=absent_obstacle(partition.stream),
+                    )
+                )
+                continue
             end = index.read_to[partition.stream] + 1
             place = in_stream(records, natives[number], end)
             others = [

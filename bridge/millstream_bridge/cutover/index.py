@@ -22,7 +22,7 @@ from millstream_coordinator.naming import REPLAY
 
 from ..back.position import StreamFacts
 from ..back.returning import Places
-from ..errors import BridgeError
+from ..errors import BridgeError, ConfigurationError
 from ..jetstream.api import stream_info
 from ..jetstream.connection import Connection, Message
 from ..jetstream.reader import first_from, read_stream
@@ -137,6 +137,8 @@ class StreamIndex:
         self.read_to: dict[str, int] = {}
         """Per stream, the last sequence that was looked at."""
         self.facts: dict[str, StreamFacts] = {}
+        self.absent: Sequence[str] = ()
+        """Streams of a dense route that the bridge has not made yet, as of partitions added."""
 
     @property
     def natives_end(self) -> dict[str, int]:
@@ -148,9 +150,22 @@ class StreamIndex:
         return ends
 
     async def extend(self) -> None:
-        """Read on to each stream's end of now. ConfigurationError, ConnectionLost, OutOfOrder."""
-        for stream in dict.fromkeys(it.stream for it in self.partitions.values()):
-            facts = self.facts[stream] = await StreamFacts.read(self._connection, stream)
+        """Read on to each stream's end of now.
+
+        ConfigurationError: none of the streams is there, or one not any more; ConnectionLost,
+        OutOfOrder.
+        """
+        streams = [*dict.fromkeys(it.stream for it in self.partitions.values())]
+        absent: dict[str, ConfigurationError] = {}
+        for stream in streams:
+            try:
+                facts = self.facts[stream] = await StreamFacts.read(self._connection, stream)
+            except ConfigurationError as error:
+                is_known = stream in self.read_to
+                if is_known or await stream_info(self._connection, stream) is not None:
+                    raise
+                absent[stream] = error
+                continue
             first = self.read_to.get(stream, 0) + 1
             subject = self._mapping.route_filter
             async for messages in read_stream(
@@ -160,6 +175,9 @@ class StreamIndex:
                     if seq <= facts.last_seq:
                         self._add(seq, message)
             self.read_to[stream] = max(self.read_to.get(stream, 0), facts.last_seq)
+        if len(absent) == len(streams):
+            raise absent[streams[0]]
+        self.absent = [*absent]
         self._gone.clear()
 
     async def moved(self, number: int) -> Moved | None:

@@ -77,6 +77,14 @@ def in_topic(records: Edge, natives: Edge, end_offset: int) -> Place:
     )
 
 
+def absent_obstacle(stream: str) -> str:
+    """A partition that the bridge has not met yet, so that there is nowhere to go on in NATS."""
+    return (
+        f"stream {stream} is not there yet; `millstream bridge run` makes it, also where the"
+        " partition is empty: is the bridge running?"
+    )
+
+
 def letter_obstacle(seq: int, remedy: str) -> str:
     """A dead letter that was published again for the group, which has not handled it."""
     return (

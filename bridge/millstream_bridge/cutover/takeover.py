@@ -15,7 +15,7 @@ import nats
 import nats.errors
 from nats.aio.client import Client
 
-from millstream_coordinator.errors import GroupError, GroupMissing
+from millstream_coordinator.errors import GroupError, GroupMissing, StreamMissing
 from millstream_coordinator.operation.overview import read_overview
 from millstream_coordinator.operation.positions import reset
 from millstream_coordinator.operation.target import Target
@@ -249,5 +249,8 @@ class _errors:  # noqa: N801 - reads as a statement
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, StreamMissing):
+            what = f"{error}; `millstream bridge run` makes a route's stream"
+            raise ConfigurationError(what) from error
         if isinstance(error, GroupError) and not isinstance(error, BridgeError):
             raise ConfigurationError(str(error)) from error
