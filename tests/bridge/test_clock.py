@@ -1,5 +1,6 @@
 """A wall clock that jumps changes nothing that is moved, and figures stay figures."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from millstream_bridge.operation.fleet import Fleet
 from millstream_bridge.operation.metrics import FleetMetrics
 from millstream_bridge.operation.status import fleet_status
 from millstream_bridge.ports import Polled
-from tests.bridge.moves import a_route, offsets, some_records, stored_records
+from tests.bridge.moves import a_route, move_all, offsets, some_records, stored_records
 from tests.helpers.kafka import Kafka
 from tests.helpers.servers import Server
 
@@ -93,3 +94,22 @@ async def test_a_clock_that_jumps_while_records_are_moved(
     assert all(0 <= age < math.inf for age in ages)
     assert all(it.lag >= 0 and (it.lag_bytes or 0) >= 0 for it in seen)
     assert not [it for it in pages if "nan" in it.lower() or " -" in it]
+
+
+@pytest.mark.parametrize("changes", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}])
+async def test_a_clock_that_leaps_ahead_lets_no_answer_be_late(
+    nats_server: Server,
+    mock: Kafka,
+    topic: str,
+    changes: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A day with each look at it: by such a clock every answer would be."""
+    mock.create_topic(topic, PARTITIONS)
+    mock.produce(topic, some_records(COUNT, PARTITIONS))
+    right, days = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: right() + next(days) * DAY_S)
+
+    report = await move_all(mock.bootstrap, nats_server.url, a_route(topic, **changes))
+
+    assert (report.records, report.sessions, report.refusals) == (COUNT, 1, 0)

@@ -12,10 +12,12 @@ from typing import Any, cast
 
 import pytest
 
-from millstream_bridge import Bridge, ConfigurationError, Route, barrier, verify
+from millstream_bridge import Bridge, ConfigurationError, KafkaSource, Route, barrier, verify
+from millstream_bridge.model import Positions
 from millstream_bridge.moving.progress import State
 from millstream_bridge.moving.sharing import Members, Share, slots_of
 from millstream_bridge.operation.status import SUBJECT as STATUS
+from millstream_bridge.ports import Polled
 from millstream_bridge.project.permissions import Purpose, needs
 from millstream_coordinator import ServerUnreachable, Target
 from millstream_coordinator.jetstream.permissions import Role, needs as group_needs
@@ -360,6 +362,21 @@ class LateShare:
         self.sessions += 1
 
 
+class Patient(KafkaSource):
+    """Waits for a session's first records, however long Kafka takes."""
+
+    has_begun = False
+
+    async def assign(self, positions: Positions, partitions: Sequence[int]) -> None:
+        self.has_begun = False
+        await super().assign(positions, partitions)
+
+    async def poll(self, records_max: int, wait_s: float) -> Polled:
+        polled = await super().poll(records_max, wait_s if self.has_begun else 60.0)
+        self.has_begun = True
+        return polled
+
+
 async def test_nothing_is_sent_for_what_was_lost_meanwhile(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
@@ -367,7 +384,7 @@ async def test_nothing_is_sent_for_what_was_lost_meanwhile(
     mock.produce(topic, [{"partition": 0, "value": b"x"} for _ in range(10)])
     share = LateShare()
     bridge = Bridge(
-        kafka=mock.bootstrap,
+        source=Patient(mock.bootstrap, topic),
         nats=nats_server.url,
         route=a_route(topic),
         share=cast(Share, share),

@@ -269,7 +269,7 @@ async def test_a_named_group_that_is_deleted_is_no_error_and_the_others_are_led(
 
     async with running(server, *names, new=defined(name, 1)) as one:
         await admin.delete(Target(client, names[0]))
-        await client.flush()
+        await until(lambda: names[0] not in one.service.led)  # its end is judged by then
 
         assert one.ended is not None
         assert not one.ended.done()

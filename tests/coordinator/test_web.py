@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from millstream_coordinator.errors import GroupError
+from millstream_coordinator.operation import web
 from millstream_coordinator.operation.web import HEAD_MAX_BYTES, Pages
 
 
@@ -100,7 +101,10 @@ async def test_an_address_that_is_taken_is_said() -> None:
                 pass
 
 
-async def test_a_connection_that_is_open_at_the_end_is_closed_in_silence() -> None:
+async def test_a_connection_that_is_open_at_the_end_is_closed_in_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(web, "REQUEST_S", 3_600.0)  # it does not end by itself meanwhile
     said: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
     async with Site().pages().serve("127.0.0.1", 0) as url:

@@ -2,7 +2,8 @@
 
 A mutant is a unified diff ``<name>.patch`` whose first lines say ``# test: <pytest node id>``. All
 named tests must pass on the unpatched copy; under its patch at least one of a mutant's tests must
-fail (a test that cannot even be collected is no catch). The work tree itself is never touched.
+fail (a test that cannot even be collected is no catch, and where all are skipped nothing was
+judged). The work tree itself is never touched.
 
     python -m tests.mutants.run [NAME…]
 
@@ -43,6 +44,17 @@ WAITING = 1
 FAILED = 1
 """pytest's exit code for failed tests; the others mean that nothing was judged."""
 CRASHED = 70
+SKIPPED = 71
+"""All was passed over, as by a test that needs what this machine does not have."""
+
+
+class _Seen:
+    """Whether any test was run to its end; a plugin of pytest's."""
+
+    any_ran = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.any_ran |= report.when == "call" and not report.skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +124,10 @@ class Copy:
             sys.path[:0] = paths
             for name in [it for it in sys.modules if it.split(".")[0] == "tests"]:
                 del sys.modules[name]  # the work tree's
-            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests]))
+            seen = _Seen()
+            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *tests], [seen]))
+            if code == 0 and not seen.any_ran:
+                code = SKIPPED
         except BaseException:  # noqa: BLE001 - it must not go on as its parent
             traceback.print_exc()
         finally:
@@ -158,6 +173,8 @@ class Judged:
         """ "caught", or what went wrong."""
         if self.code == FAILED:
             return "caught"
+        if self.code == SKIPPED:
+            return "NOT JUDGED (skipped)"
         return "ESCAPED" if self.code == 0 else f"NOT JUDGED (exit code {self.code})"
 
 
