@@ -79,8 +79,8 @@ def tells(fleet: Fleet, target: NatsTarget) -> AbstractAsyncContextManager[None]
 async def answers_of(target: NatsTarget) -> list[dict[str, Any]]:
     """What is answered to the first question that anybody answers."""
     async with asyncio.timeout(60):
-        while not (found := await ask(target, wait_s=0.2)):
-            pass
+        while not (found := await ask(target, wait_s=0.2)):  # noqa: ASYNC110 - nothing tells us
+            await asyncio.sleep(0.05)  # it is not waited for where nobody listens yet
         return found
 
 
@@ -193,10 +193,11 @@ async def test_status_is_told_to_whoever_asks(
 async def test_who_answers_otherwise_is_passed_over(real_nats_server: Server) -> None:
     """Anybody may listen on a subject."""
     answers = [b"hello", b"[1]", b"3", b"\xff", b'{"schema":"else/1"}']
-    good = {"schema": SCHEMA, "route": "r", "process": {"host": "h", "pid": 1}}
+    bare = {"schema": SCHEMA, "route": "r", "process": {"host": "h", "pid": 1}}
+    good = {**bare, "topic": "t", "records": 7}
 
     async def answer(message: Msg) -> None:
-        for data in (*answers, json.dumps(good).encode()):
+        for data in (*answers, *(json.dumps(it).encode() for it in (bare, good))):
             await message.respond(data)
 
     client = await nats.connect(real_nats_server.url)
@@ -207,7 +208,38 @@ async def test_who_answers_otherwise_is_passed_over(real_nats_server: Server) ->
     finally:
         await client.close()
 
-    assert found == [good]
+    assert found == [{**good, "records_per_second": 0.0}]
+
+
+async def test_where_nobody_listens_nothing_is_waited_for(nats_server: Server) -> None:
+    async with asyncio.timeout(30):
+        assert await ask(NatsTarget(url=nats_server.url), wait_s=60) == []
+
+
+async def test_the_rate_is_what_came_between_two_answers(nats_server: Server) -> None:
+    """Who answers once is not known to have one."""
+    asked = 0
+
+    async def answer(message: Msg) -> None:
+        nonlocal asked
+        asked += 1
+        for route in ("both", "first")[: 3 - asked]:
+            document = {"schema": SCHEMA, "route": route, "topic": "t", "records": 1_000 * asked}
+            document["process"] = {"host": "h", "pid": 1}
+            await message.respond(json.dumps(document).encode())
+
+    client = await nats.connect(nats_server.url)
+    try:
+        await client.subscribe(SUBJECT, cb=answer)
+        await client.flush()
+        found = await ask(NatsTarget(url=nats_server.url), wait_s=1.0)
+    finally:
+        await client.close()
+
+    assert asked == 2
+    assert [(it["route"], it["records"]) for it in found] == [("both", 2_000), ("first", 1_000)]
+    assert found[0]["records_per_second"] > 500
+    assert found[1]["records_per_second"] == 0.0
 
 
 @pytest.mark.kafka

@@ -1,6 +1,5 @@
 """``millstream bridge status``: how running bridges stand, asked from outside."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,7 +53,7 @@ def register(app: typer.Typer) -> None:
         """
         with errors():
             target = _target(project, nats)
-            answers = run_loop(_twice(target, wait))
+            answers = run_loop(ask(target, wait_s=wait))
             answers = [it for it in answers if not route or it["route"] in route]
             backs = [it for it in answers if it["schema"] == BACK_SCHEMA]
             answers = [it for it in answers if it["schema"] != BACK_SCHEMA]
@@ -79,24 +78,6 @@ def _target(project: Path | None, nats: str | None) -> NatsTarget:
         return NatsTarget.of(nats or DEFAULT_NATS)
     found = load_project(project).nats
     return found if nats is None else NatsTarget.of(nats)
-
-
-async def _twice(target: NatsTarget, wait_s: float) -> list[dict[str, Any]]:
-    """The answers, with the rate since the question before."""
-    before = {_key(it): it for it in await ask(target, wait_s=wait_s)}
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    answers = await ask(target, wait_s=wait_s)
-    seconds = max(loop.time() - began, 0.001)
-    for it in answers:
-        earlier = before.get(_key(it), {}).get("records", it["records"])
-        it["records_per_second"] = round((it["records"] - earlier) / seconds, 1)
-    return answers
-
-
-def _key(answer: Mapping[str, Any]) -> tuple[Any, ...]:
-    process = answer["process"]
-    return answer["schema"], answer["route"], answer["topic"], process["host"], process["pid"]
 
 
 def _show(

@@ -2,8 +2,8 @@
 
 Every running bridge answers requests on ``millstream.bridge.status``, once for each of its routes
 (schema ``millstream.bridge.status/1``; `back` with ``millstream.bridge.back-status/1``). Who asks
-cannot know how many there are: the answers of a short time count. Nothing is asked of JetStream or
-Kafka, so it works while these are in trouble.
+cannot know how many there are: the answers of a short time count, unless the server says that
+nobody listens. Nothing is asked of JetStream or Kafka, so it works while these are in trouble.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from ..back.runner import BackBridge
 from ..errors import BridgeError, ConnectionLost, Unreachable
 from ..jetstream.client import connect
 from ..jetstream.connection import Connection, Message
+from ..jetstream.reader import NO_RESPONDERS
 from ..jetstream.target import NatsTarget
 from ..moving.runner import Bridge
 from .figures import back_figures, partition_figures
@@ -144,26 +145,59 @@ async def answering(
 async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
     """What every running bridge says within ``wait_s``, by route, then process.
 
-    Of both schemas; what others say on the subject is passed over. Unreachable; ConfigurationError:
-    the user may not ask, or a file cannot be used.
+    After half of it they are asked again: ``records_per_second`` is what came in between. Of both
+    schemas; what others say on the subject is passed over. Unreachable; ConfigurationError: the
+    user may not ask, or a file cannot be used.
     """
     connection = await Connection.open(target, name="millstream bridge status")
-    found: list[dict[str, Any]] = []
+    heard: dict[tuple[Any, ...], _Heard] = {}
+    nobody = asyncio.Event()
 
     def hear(message: Message) -> None:
-        with suppress(msgspec.DecodeError):  # of none, as the server says that nobody listens
+        if message.status == NO_RESPONDERS:
+            nobody.set()
+            return
+        with suppress(msgspec.DecodeError, KeyError, TypeError):
             document = msgspec.json.decode(message.payload)
-            if isinstance(document, dict) and document.get("schema") in (SCHEMA, BACK_SCHEMA):
-                found.append(document)
+            if document["schema"] in (SCHEMA, BACK_SCHEMA):
+                heard.setdefault(_key(document), _Heard(document)).add(document)
 
     try:
-        inbox = connection.new_inbox()
-        connection.subscribe(inbox, hear)
-        connection.write(f"PUB {SUBJECT} {inbox} 0\r\n\r\n".encode())
-        await asyncio.sleep(wait_s)
-        connection.check()
+        for _ in range(2):
+            inbox = connection.new_inbox()
+            connection.subscribe(inbox, hear)
+            connection.write(f"PUB {SUBJECT} {inbox} 0\r\n\r\n".encode())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s / 2):
+                    await nobody.wait()
+            connection.check()
+            if nobody.is_set():
+                return []
     except ConnectionLost as lost:
         raise Unreachable("NATS", str(target), str(lost)) from lost
     finally:
         await connection.close()
-    return sorted(found, key=lambda it: (it["route"], it["process"]["host"], it["process"]["pid"]))
+    return [it.with_rate() for _, it in sorted(heard.items(), key=lambda it: it[0])]
+
+
+class _Heard:
+    """The answers of one process about one route."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._records, self._at = int(document["records"]), time.monotonic()
+        self._newest = document, self._at
+
+    def add(self, document: dict[str, Any]) -> None:
+        self._newest = document, time.monotonic()
+
+    def with_rate(self) -> dict[str, Any]:
+        document, at = self._newest
+        more = document["records"] - self._records
+        rate = more / (at - self._at) if more > 0 else 0.0
+        return {**document, "records_per_second": round(rate, 1)}
+
+
+def _key(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    process = document["process"]
+    who = process["host"], process["pid"]
+    return document["route"], *who, document["schema"], document["topic"]
