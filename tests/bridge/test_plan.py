@@ -13,7 +13,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]
     ConfigResource,
     NewPartitions,
 )
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from millstream_bridge import NatsTarget, Route
 from millstream_bridge.kafka.admin import Topic, TopicConfig
@@ -55,6 +55,7 @@ topic_names = st.lists(
 
 
 @given(topic_names)
+@example(["a", "a.b"])
 def test_no_two_topics_of_a_plan_get_in_each_others_way(topics: list[str]) -> None:
     routes = [
         Route(topic=topic, stream=stream, subject=f"{head}.{{partition}}.{{key}}", name=name)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 from nats.aio.client import Client
 from nats.js.api import StreamConfig
 
@@ -57,6 +57,7 @@ def test_the_nats_partitioner_hashes_the_token_as_the_server_does() -> None:
 
 
 @given(KEYS, st.sampled_from(Partitioner), st.integers(1, 12))
+@example(b"N14228", Partitioner.KAFKA, 3)
 def test_a_finer_token_modulo_the_coarser_number_is_the_coarser_token(
     key: bytes | None, partitioner: Partitioner, partitions: int
 ) -> None:

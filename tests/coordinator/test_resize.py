@@ -6,7 +6,7 @@ from functools import partial
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from millstream_coordinator import naming
 from millstream_coordinator.events import Cause, Resized, Resizing
@@ -84,6 +84,7 @@ def positions_of(messages: list[int], level: int, done: set[int]) -> dict[int, D
 
 
 @given(histories())
+@example(([2, 0], [4, 2], {2}))
 def test_whatever_was_done_is_done_afterwards_and_nothing_else(
     history: tuple[list[int], list[int], set[int]],
 ) -> None:

@@ -4,7 +4,7 @@ from dataclasses import astuple
 from typing import Any
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from millstream_broker.jetstream.batch import Batches
 from millstream_broker.jetstream.consumer import Consumer
@@ -75,6 +75,7 @@ def stored(
 
 @settings(max_examples=EXAMPLES)
 @given(MESSAGES, CONFIGS)
+@example([("s.a", header_blocks.add(None, [("Nats-Msg-Id", "a")]), True)] * 2, {})
 def test_messages_of_one_read_are_stored_as_one_by_one(
     messages: Published, config: dict[str, Any]
 ) -> None:
@@ -119,6 +120,7 @@ BATCHES = st.lists(STEPS_OF_BATCHES, max_size=20).map(of_batches)
 
 @settings(max_examples=EXAMPLES)
 @given(BATCHES, CONFIGS)
+@example([*member("b", 1), *member("b", 2), *member("b", 3, more="Nats-Batch-Commit")], {})
 def test_batches_of_one_read_are_stored_as_one_by_one(
     messages: Published, config: dict[str, Any]
 ) -> None:
@@ -273,6 +275,7 @@ def delivered(
 
 @settings(max_examples=EXAMPLES)
 @given(STEPS, CONSUMERS, st.sampled_from(["limits", "limits", "workqueue", "interest"]))
+@example([("publish", 9), ("pull", 1, 0), ("pull", 6, 0)], {"max_ack_pending": 2}, "limits")
 def test_messages_handed_on_together_are_those_handed_on_one_by_one(
     steps: list[tuple[Any, ...]], config: dict[str, Any], retention: str
 ) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given, strategies as st
 
 from millstream_broker.errors import SlowConsumer
 from millstream_broker.message import Instant, Message
+from millstream_broker.protocol.core import RESERVED_REPLIES
 from millstream_broker.protocol.parser import Limits
 from millstream_broker.protocol.route import LINES_MAX, ROUTES_MAX
 
@@ -121,6 +122,17 @@ def test_what_goes_to_a_stream_is_the_same_in_one_read_and_in_many(
 
     assert stored([whole], connect) == one_by_one
     assert stored(chunks, connect) == one_by_one
+
+
+@pytest.mark.parametrize("reserved", RESERVED_REPLIES)
+def test_a_reserved_reply_amid_messages_to_a_stream_is_refused(reserved: bytes) -> None:
+    line = b"PUB js.1 %b 1\r\nx\r\n"
+    pieces = [line % reply for reply in (b"r", b"r", reserved + b"x", b"r")]
+
+    one_by_one = stored(pieces, QUIET)
+
+    assert len(one_by_one[0]) == 3
+    assert stored([b"".join(pieces)], QUIET) == one_by_one
 
 
 @pytest.mark.parametrize(
