@@ -18,9 +18,10 @@ from millstream_bridge.jetstream.connection import Message
 from millstream_bridge.jetstream.stream import GAPS
 from millstream_bridge.model import TimestampType, Watermarks
 from millstream_bridge.proof import returns
-from millstream_bridge.proof.check import Check, Seen
+from millstream_bridge.proof.check import Check
 from millstream_bridge.proof.decode import Decoder
 from millstream_bridge.proof.parts import parts_of
+from millstream_bridge.proof.seen import Seen
 from millstream_bridge.proof.sides import Bounds, Part
 from millstream_bridge.proof.values import Proof
 from millstream_bridge.records.chunks import pieces

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..model import Record
+from ..model import Record, Watermarks
 from .parts import Parts, lengths, parts_of
 from .values import Difference, Side
 
@@ -97,6 +97,12 @@ class Ledger:
             self.blocks[self._block] = self._hash.digest()
             self._lengths.clear()
             self._hash = _new_hash()
+
+
+def block_bounds(number: int, bounds: Watermarks) -> Watermarks:
+    """The offsets of a block between the bounds."""
+    low, high = number * BLOCK_OFFSETS, (number + 1) * BLOCK_OFFSETS
+    return Watermarks(max(low, bounds.low), min(high, bounds.high))
 
 
 def different_blocks(kafka: Ledger, nats: Ledger) -> list[int]:

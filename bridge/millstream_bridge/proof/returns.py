@@ -43,7 +43,7 @@ class Returns:
 
     sides: Sides
     mapping: Mapping
-    last: dict[int, Last]
+    last: dict[int, Last] = field(default_factory=dict)
     parts: AbcMapping[int, Part] = field(default_factory=dict)
     count: int = 0
     unpaired: int = 0

@@ -19,7 +19,8 @@ from ..model import Route
 from ..moving.barrier import barrier
 from ..ports import Source
 from ..records.mapping import Mapping
-from .check import Check, Seen
+from .check import Check
+from .seen import Seen
 from .sides import LiveSides
 from .values import Proof
 
