@@ -96,6 +96,22 @@ async def test_a_clock_that_jumps_while_records_are_moved(
     assert not [it for it in pages if "nan" in it.lower() or " -" in it]
 
 
+def test_a_record_of_a_clock_that_is_ahead_is_no_younger_than_now() -> None:
+    progress = SimpleNamespace(
+        ends={0: 9},
+        reached=lambda _: 4,
+        positions={0: 4},
+        payload_bytes=100,
+        records=4,
+        newest_ms={0: 2_000},
+        epochs={},
+    )
+
+    figures = partition_figures(cast(Bridge, SimpleNamespace(progress=progress)), 1.0)[0]
+
+    assert (figures.lag, figures.lag_seconds) == (5, 0.0)
+
+
 @pytest.mark.parametrize("changes", [{}, {"mode": "dense", "stream": "FLIGHTS-{partition}"}])
 async def test_a_clock_that_leaps_ahead_lets_no_answer_be_late(
     nats_server: Server,
