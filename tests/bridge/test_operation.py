@@ -297,6 +297,7 @@ async def test_a_way_back_tells_its_metrics_health_and_status(
         look = ["--nats", real_nats_server.url]
         shown = await status_that_tells(topic, *look)
         missing = await asyncio.to_thread(run, "status", *look, "--wait", "0.1", "--route", topic)
+        other = await asyncio.to_thread(run, "status", *look, "--wait", "2", "--route", "other")
         _, logged = await asyncio.to_thread(process.communicate)
 
     lines = page.splitlines()
@@ -318,6 +319,7 @@ async def test_a_way_back_tells_its_metrics_health_and_status(
     assert shown.stdout.splitlines()[1].split()[2:6] == ["moving", topic, "20", "FLIGHTS"]
     assert missing.returncode == 1  # nobody moves it there
     assert "no running bridge moves it" in missing.stdout
+    assert other.stdout == "other: no running bridge moves it\n"  # but there is one
     events = [json.loads(line) for line in logged.splitlines()]
     assert {it["event"] for it in events} == {"told"}
 

@@ -233,7 +233,7 @@ async def test_a_dense_partition_that_was_added_and_has_no_stream_yet_does_not_e
     assert [(it.partition, it.offset) for it in proof.partitions] == [(0, 1)]
 
 
-async def test_a_stream_that_was_removed_is_named_with_what_makes_it_anew(
+async def test_a_stream_or_group_that_is_not_there_is_named_with_what_helps(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
     mock.create_topic(topic, PARTITIONS)
@@ -244,6 +244,42 @@ async def test_a_stream_that_was_removed_is_named_with_what_makes_it_anew(
 
     with pytest.raises(ConfigurationError, match="'FLIGHTS-2' not found; `millstream bridge run`"):
         await roll(mock, nats_server, route, topic)
+    with pytest.raises(ConfigurationError, match="'other' not found; `millstream coordinator ls`"):
+        await roll(mock, nats_server, route, "other")
+
+
+async def test_a_group_of_another_stream_has_no_place_in_this_one(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """It has more partitions, too."""
+    await cut_over_all(mock, nats_server, topic)
+    other = f"{topic}-other"
+    mock.create_topic(other, 2)
+    mock.produce(other, [{"partition": 0, "value": b"v"}])
+    route = a_route(other, stream="CARS", subject="cars.{partition}.{key}")
+    await move_all(mock.bootstrap, nats_server.url, route)
+
+    proof = await roll(mock, nats_server, route, topic, apply=True)
+
+    assert not proof.applied
+    assert proof.problems[0] == f"group {topic} has stream 'FLIGHTS', the route 'CARS'"
+    assert [*proof.partitions] == []
+
+
+async def test_a_group_of_more_partitions_than_the_topic_has_is_refused(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """As where the topic was made anew."""
+    await cut_over_all(mock, nats_server, topic)
+    other = f"{topic}-other"
+    mock.create_topic(other, 2)
+    route = a_route(other, shared=True)
+
+    proof = await roll(mock, nats_server, route, topic, apply=True, wait_s=0.1, timeout_s=0.1)
+
+    assert not proof.applied
+    assert f"group {topic} has partitions 3, the route 2" in proof.problems
+    assert [it.partition for it in proof.partitions] == [0, 1]
 
 
 async def test_a_dry_run_changes_nothing(nats_server: Server, kafka: Kafka, topic: str) -> None:

@@ -59,7 +59,7 @@ from .places import (
 )
 from .proof import CutProof, PartitionCut
 from .returns import Returns, read_on
-from .takeover import TakeOver, group_connection
+from .takeover import Handled, TakeOver, group_connection
 
 Uncommitted = Literal["earliest", "latest"]
 WhenRead = Callable[[], Awaitable[None]]
@@ -356,7 +356,7 @@ class _CutOver:
             if offset is None:
                 problems.append(
                     f"partition {partition}: Kafka group {self._kafka_group} has committed nothing:"
-                    " say whether it begins with the earliest or the latest record"
+                    " say whether it begins with the earliest or the latest record (--uncommitted)"
                 )
             elif offset > mark.high:
                 problems.append(
@@ -448,7 +448,7 @@ class _CutOver:
         ]
         if not passed:
             return None
-        handled = (await takeover.progress()).handled[number]
+        handled = (await takeover.progress()).handled.get(number, Handled(0))
         return next((seq for seq in passed if not handled.has(seq)), None)
 
     def _lost(self, records: Edge, offset: int, mark: Watermarks) -> str | None:
@@ -555,7 +555,7 @@ def why_not_empty(found: KafkaGroup) -> str:
     if found.state == UNKNOWN:
         return (
             f"this Kafka does not tell whether group {found.name} has members:"
-            " make sure it has none, and say so"
+            " make sure it has none, and say so (--group-is-stopped)"
         )
     return (
         f"Kafka group {found.name} is {found.state} with {counted(found.members, 'member')}: stop"

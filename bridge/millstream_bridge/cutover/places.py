@@ -56,13 +56,14 @@ def in_topic(records: Edge, natives: Edge, end_offset: int) -> Place:
         return Place(
             end_offset,
             f"the message published straight to NATS at sequence {natives.first[0]} is not in"
-            " Kafka yet: let the way back catch up first",
+            " Kafka yet: let the way back catch up first (--bring-back)",
         )
     if natives.last is not None and natives.last[1] is None:
         return Place(
             end_offset,
             f"the message published straight to NATS at sequence {natives.last[0]} is handled and"
-            " not in Kafka yet, where it would be handled again: let the way back catch up first",
+            " not in Kafka yet, where it would be handled again: let the way back catch up first"
+            " (--bring-back)",
         )
     opened = [edge.first[1] for edge in (records, natives) if edge.first is not None]
     handled = [edge.last[1] for edge in (records, natives) if edge.last is not None]

@@ -156,6 +156,7 @@ class TakeOver:
     async def progress(self) -> "Progress":
         """What the group has handled, and why that is not the last word. BridgeError: no group.
 
+        Of a group that reads another stream nothing counts, nor do partitions that the route lacks.
         Members are looked for before anything else is read: who leaves has written down what it
         handled by then, so only without them is what is read later the last word.
         """
@@ -165,7 +166,10 @@ class TakeOver:
             view = await self._target.view()
         handled = {}
         obstacles = []
-        for row in overview.partitions:
+        reads = before.config.stream == view.config.stream == self._config.stream
+        for row in overview.partitions if reads else ():
+            if row.partition >= self._config.partitions:
+                continue
             done = _done_beyond(view, row.partition)
             handled[row.partition] = Handled(row.current or 0, done)
             if row.parked_keys:
@@ -249,8 +253,13 @@ class _errors:  # noqa: N801 - reads as a statement
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, StreamMissing):
-            what = f"{error}; `millstream bridge run` makes a route's stream"
-            raise ConfigurationError(what) from error
         if isinstance(error, GroupError) and not isinstance(error, BridgeError):
-            raise ConfigurationError(str(error)) from error
+            raise ConfigurationError(f"{error}{_remedy(error)}") from error
+
+
+def _remedy(error: GroupError) -> str:
+    if isinstance(error, StreamMissing):
+        return "; `millstream bridge run` makes a route's stream"
+    if isinstance(error, GroupMissing):
+        return "; `millstream coordinator ls` shows the groups there are"
+    return ""

@@ -53,8 +53,8 @@ def register(app: typer.Typer) -> None:
         """
         with errors():
             target = _target(project, nats)
-            answers = run_loop(ask(target, wait_s=wait))
-            answers = [it for it in answers if not route or it["route"] in route]
+            heard = run_loop(ask(target, wait_s=wait))
+            answers = [it for it in heard if not route or it["route"] in route]
             backs = [it for it in answers if it["schema"] == BACK_SCHEMA]
             answers = [it for it in answers if it["schema"] != BACK_SCHEMA]
             missing = sorted(set(route or ()) - {it["route"] for it in answers})
@@ -68,6 +68,8 @@ def register(app: typer.Typer) -> None:
             if as_json:
                 say(summary, "")
             else:
+                if not heard:
+                    typer.echo("no bridge answers")
                 _show(answers, backs, missing)
         if missing or not (answers or backs) or any(it["error"] for it in (*answers, *backs)):
             raise typer.Exit(CHECK_FAILED)
@@ -85,8 +87,6 @@ def _show(
     backs: Sequence[Mapping[str, Any]],
     missing: Sequence[str],
 ) -> None:
-    if not (answers or backs):
-        typer.echo("no bridge answers")
     if answers:
         show_table(_COLUMNS, [row for it in answers for row in _rows(it)])
     if backs:

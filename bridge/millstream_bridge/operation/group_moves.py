@@ -259,6 +259,6 @@ def _route_of(routes: Sequence[Route], move: GroupMove) -> Route:
         names = ", ".join(route.name for route in found)
         raise ConfigurationError(
             f"group {move.group} would read {len(found)} routes ({names}); a coordinator group"
-            " reads one: write a [[group]] of its own name for each"
+            " reads one: write a [[group]] of its own name for each, or name one with --route"
         )
     return found[0]
