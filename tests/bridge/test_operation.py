@@ -7,7 +7,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from io import StringIO
@@ -190,25 +190,55 @@ async def test_status_is_told_to_whoever_asks(
     assert answer["lag"] == 0
 
 
-async def test_who_answers_otherwise_is_passed_over(real_nats_server: Server) -> None:
-    """Anybody may listen on a subject."""
-    answers = [b"hello", b"[1]", b"3", b"\xff", b'{"schema":"else/1"}']
-    bare = {"schema": SCHEMA, "route": "r", "process": {"host": "h", "pid": 1}}
-    good = {**bare, "topic": "t", "records": 7}
+def an_answer(**other: Any) -> dict[str, Any]:
+    """As a bridge gives one, but for what a test has otherwise."""
+    return {
+        "schema": SCHEMA,
+        "process": {"host": "h", "pid": 1, "run": "a", "uptime_s": 1.0},
+        "route": "r",
+        "topic": "t",
+        "state": "moving",
+        "error": None,
+        "records": 7,
+        "lag": 0,
+        "partitions": {},
+    } | other
 
-    async def answer(message: Msg) -> None:
-        for data in (*answers, *(json.dumps(it).encode() for it in (bare, good))):
-            await message.respond(data)
 
-    client = await nats.connect(real_nats_server.url)
+@asynccontextmanager
+async def answering_with(
+    server: Server, answer: Callable[[Msg], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Somebody who answers whoever asks how bridges stand."""
+    client = await nats.connect(server.url)
     try:
         await client.subscribe(SUBJECT, cb=answer)
         await client.flush()
-        found = await answers_of(NatsTarget(url=real_nats_server.url))
+        yield
     finally:
         await client.close()
 
-    assert found == [{**good, "records_per_second": 0.0}]
+
+async def test_who_answers_otherwise_is_passed_over(real_nats_server: Server) -> None:
+    """Anybody may listen on a subject."""
+    answers = [b"hello", b"[1]", b"3", b"\xff", b'{"schema":"else/1"}', b"[" * 100_000]
+    bare = {"schema": SCHEMA, "route": "r", "process": {"host": "h", "pid": 1}}
+    otherwise: list[dict[str, Any]] = [
+        {"records": "x"},
+        {"route": 3},
+        {"partitions": {"0": 1}},
+        {"schema": BACK_SCHEMA},
+    ]
+    answers += [json.dumps(it).encode() for it in (bare, *(an_answer(**it) for it in otherwise))]
+
+    async def answer(message: Msg) -> None:
+        for data in (*answers, json.dumps(an_answer()).encode()):
+            await message.respond(data)
+
+    async with answering_with(real_nats_server, answer):
+        found = await answers_of(NatsTarget(url=real_nats_server.url))
+
+    assert found == [{**an_answer(), "records_per_second": 0.0}]
 
 
 async def test_where_nobody_listens_nothing_is_waited_for(nats_server: Server) -> None:
@@ -217,29 +247,56 @@ async def test_where_nobody_listens_nothing_is_waited_for(nats_server: Server) -
 
 
 async def test_the_rate_is_what_came_between_two_answers(nats_server: Server) -> None:
-    """Who answers once is not known to have one."""
+    """By the clock of who answers; who answers once is not known to have one."""
     asked = 0
 
     async def answer(message: Msg) -> None:
         nonlocal asked
         asked += 1
+        process = {"host": "h", "pid": 1, "run": "a", "uptime_s": 10.0 + 2.0 * asked}
         for route in ("both", "first")[: 3 - asked]:
-            document = {"schema": SCHEMA, "route": route, "topic": "t", "records": 1_000 * asked}
-            document["process"] = {"host": "h", "pid": 1}
+            document = an_answer(route=route, records=1_000 * asked, process=process)
             await message.respond(json.dumps(document).encode())
 
-    client = await nats.connect(nats_server.url)
-    try:
-        await client.subscribe(SUBJECT, cb=answer)
-        await client.flush()
+    async with answering_with(nats_server, answer):
         found = await ask(NatsTarget(url=nats_server.url), wait_s=1.0)
-    finally:
-        await client.close()
 
     assert asked == 2
     assert [(it["route"], it["records"]) for it in found] == [("both", 2_000), ("first", 1_000)]
-    assert found[0]["records_per_second"] > 500
-    assert found[1]["records_per_second"] == 0.0
+    assert [it["records_per_second"] for it in found] == [500.0, 0.0]
+
+
+async def test_processes_of_one_name_and_number_are_told_apart(nats_server: Server) -> None:
+    """As of containers that share a host's name: each of them is process 1."""
+
+    async def answer(message: Msg) -> None:
+        for name, records in (("a", 100), ("b", 90_000)):
+            process = {"host": "h", "pid": 1, "run": name, "uptime_s": 1.0}
+            document = an_answer(records=records, process=process)
+            await message.respond(json.dumps(document).encode())
+
+    async with answering_with(nats_server, answer):
+        found = await ask(NatsTarget(url=nats_server.url), wait_s=0.5)
+
+    assert [(it["records"], it["records_per_second"]) for it in found] == [(100, 0), (90_000, 0)]
+
+
+async def test_who_answers_and_leaves_counts(nats_server: Server) -> None:
+    """The server then says of the second question that nobody listens."""
+    client = await nats.connect(nats_server.url)
+
+    async def answer(message: Msg) -> None:
+        await message.respond(json.dumps(an_answer()).encode())
+
+    try:
+        subscription = await client.subscribe(SUBJECT, cb=answer)
+        await subscription.unsubscribe(limit=1)
+        await client.flush()
+        found = await ask(NatsTarget(url=nats_server.url), wait_s=0.5)
+    finally:
+        await client.close()
+
+    assert [it["route"] for it in found] == ["r"]
 
 
 @pytest.mark.kafka

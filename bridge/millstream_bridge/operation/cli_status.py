@@ -100,7 +100,7 @@ def _show(
 
 def _rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
     process = answer["process"]
-    who = process["member"] or f"{process['host']}:{process['pid']}"
+    who = process.get("member") or f"{process['host']}:{process['pid']}"
     rows: list[tuple[str, ...]] = [
         (
             answer["route"],

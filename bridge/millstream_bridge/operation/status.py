@@ -9,9 +9,10 @@ nobody listens. Nothing is asked of JetStream or Kafka, so it works while these 
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -36,6 +37,9 @@ SCHEMA: Final = "millstream.bridge.status/1"
 BACK_SCHEMA: Final = "millstream.bridge.back-status/1"
 AGAIN_S: Final = 5.0
 _CANCEL_AGAIN_S: Final = 0.05
+_STARTED: Final = time.monotonic()
+_RUN: Final = secrets.token_hex(4)
+"""Who this is beside others: containers often have one name, and all of them process 1."""
 
 
 def fleet_status(fleet: Fleet) -> list[dict[str, Any]]:
@@ -99,7 +103,8 @@ def _back_status(bridge: BackBridge, now_s: float) -> dict[str, Any]:
 
 
 def _process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
+    uptime_s = round(time.monotonic() - _STARTED, 6)
+    return {"host": socket.gethostname(), "pid": os.getpid(), "run": _RUN, "uptime_s": uptime_s}
 
 
 @asynccontextmanager
@@ -150,17 +155,17 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
     user may not ask, or a file cannot be used.
     """
     connection = await Connection.open(target, name="millstream bridge status")
-    heard: dict[tuple[Any, ...], _Heard] = {}
+    heard: dict[tuple[str, ...], tuple[_Answer, _Answer, dict[str, Any]]] = {}
     nobody = asyncio.Event()
 
     def hear(message: Message) -> None:
         if message.status == NO_RESPONDERS:
             nobody.set()
             return
-        with suppress(msgspec.DecodeError, KeyError, TypeError):
-            document = msgspec.json.decode(message.payload)
-            if document["schema"] in (SCHEMA, BACK_SCHEMA):
-                heard.setdefault(_key(document), _Heard(document)).add(document)
+        with suppress(msgspec.DecodeError, RecursionError):
+            answer = msgspec.json.decode(message.payload, type=_RouteAnswer | _BackAnswer)
+            first, *_ = heard.get(answer.key, (answer,))
+            heard[answer.key] = first, answer, msgspec.json.decode(message.payload)
 
     try:
         for _ in range(2):
@@ -172,32 +177,57 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
                     await nobody.wait()
             connection.check()
             if nobody.is_set():
-                return []
+                break
     except ConnectionLost as lost:
         raise Unreachable("NATS", str(target), str(lost)) from lost
     finally:
         await connection.close()
-    return [it.with_rate() for _, it in sorted(heard.items(), key=lambda it: it[0])]
+    return [
+        {**document, "records_per_second": round(newest.rate_since(first), 1)}
+        for _, (first, newest, document) in sorted(heard.items())
+    ]
 
 
-class _Heard:
-    """The answers of one process about one route."""
-
-    def __init__(self, document: dict[str, Any]) -> None:
-        self._records, self._at = int(document["records"]), time.monotonic()
-        self._newest = document, self._at
-
-    def add(self, document: dict[str, Any]) -> None:
-        self._newest = document, time.monotonic()
-
-    def with_rate(self) -> dict[str, Any]:
-        document, at = self._newest
-        more = document["records"] - self._records
-        rate = more / (at - self._at) if more > 0 else 0.0
-        return {**document, "records_per_second": round(rate, 1)}
+class _Process(msgspec.Struct, frozen=True):
+    host: str
+    pid: int
+    run: str = ""
+    uptime_s: float = 0.0
 
 
-def _key(document: Mapping[str, Any]) -> tuple[Any, ...]:
-    process = document["process"]
-    who = process["host"], process["pid"]
-    return document["route"], *who, document["schema"], document["topic"]
+class _Answer(msgspec.Struct, frozen=True, tag_field="schema"):
+    """What is needed of an answer, whichever of the schemas it is of."""
+
+    route: str
+    topic: str
+    state: str
+    error: str | None
+    records: int
+    lag: int
+    process: _Process
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        who = self.process
+        return self.route, who.host, f"{who.pid:10}", who.run, type(self).__name__, self.topic
+
+    def rate_since(self, earlier: "_Answer") -> float:
+        """Records a second, by the process's own clock: an answer may have been long on its way."""
+        seconds = self.process.uptime_s - earlier.process.uptime_s
+        return (self.records - earlier.records) / seconds if seconds > 0 else 0.0
+
+
+class _Figures(msgspec.Struct, frozen=True):
+    position: int | None
+    end: int
+    lag: int
+    lag_seconds: float | None
+
+
+class _RouteAnswer(_Answer, frozen=True, tag=SCHEMA):
+    partitions: dict[str, _Figures]
+
+
+class _BackAnswer(_Answer, frozen=True, tag=BACK_SCHEMA):
+    lag_seconds: float | None
+    positions: dict[str, int]
