@@ -183,7 +183,7 @@ def is_green(copies: Sequence[Copy], mutants: Sequence[Mutant]) -> bool:
     tests = tuple(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
     parts = [tests[place :: len(copies)] for place in range(len(copies))]
     unharmed = [Mutant(name="none", patch=None, tests=part) for part in parts if part]
-    failed = [done for done in run_all(copies, unharmed) if done.code != 0]
+    failed = [it for it in run_all(copies, unharmed) if it.code not in (0, SKIPPED)]
     for done in failed:
         sys.stderr.write(done.output)
     return not failed
