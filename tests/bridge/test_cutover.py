@@ -8,9 +8,11 @@ import nats
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from millstream_bridge.cutover.cutover import cut_over
+from millstream_bridge.back.position import StreamFacts
+from millstream_bridge.cutover.cutover import Sides, cut_over
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.errors import ConfigurationError
+from millstream_bridge.jetstream.connection import Connection
 from millstream_bridge.model import Route
 from millstream_coordinator import Group, Message
 from tests.bridge.moves import a_route, move_all, until
@@ -237,6 +239,96 @@ async def test_a_dense_partition_that_no_bridge_meets_refuses_it_and_is_named(
     assert [it.partition for it in refused.partitions] == [*range(PARTITIONS)]
 
 
+async def test_a_stream_that_is_made_while_it_is_looked_for_does_not_end_it(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bridge makes it just behind an answer that it is not there."""
+    route = await dense_without_a_stream(mock, nats_server, topic)
+    read, missed = StreamFacts.read, 0
+
+    async def made_behind(connection: Connection, name: str) -> StreamFacts:
+        nonlocal missed
+        try:
+            return await read(connection, name)
+        except ConfigurationError:
+            missed += 1
+            if missed == 2:
+                await move_all(mock.bootstrap, nats_server.url, route)
+            raise
+
+    monkeypatch.setattr(StreamFacts, "read", made_behind)
+    proof = await cut(mock, nats_server, route, topic, apply=True)
+
+    assert missed == 2
+    assert (proof.problems, proof.applied) == ([], True)
+
+
+async def test_nobody_is_told_to_stop_where_a_stream_was_not_made_in_time(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """It is refused in any case, so the group works on; nor are the stream's records waited for."""
+    route = await dense_without_a_stream(mock, nats_server, topic)
+    mock.produce(topic, [{"partition": 2, "value": b"v"}])
+    commit(mock, topic, topic, {2: 1})
+    told: list[str] = []
+
+    options = {"is_stopped": False, "wait_s": 1.0, "timeout_s": 0.3, "on_event": told.append}
+    proof = await cut(mock, nats_server, route, topic, apply=True, **options)
+
+    assert told == [
+        "waiting until the bridge has made stream FLIGHTS-2",
+        "waiting until the bridge has stored all that the group has handled",
+    ]
+    of_group, of_stream = proof.problems
+    assert of_group.startswith("this Kafka does not tell whether")
+    assert of_stream.startswith("partition 2: stream FLIGHTS-2 is not there yet")
+
+
+async def test_a_stream_that_is_made_when_its_time_is_up_is_for_the_next_cut_over(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """Its records were not waited for."""
+    route = await dense_without_a_stream(mock, nats_server, topic)
+
+    async def when_read() -> None:
+        await move_all(mock.bootstrap, nats_server.url, route)
+
+    options = {"timeout_s": 0.3, "when_read": when_read}
+    refused = await cut(mock, nats_server, route, topic, apply=True, **options)
+    done = await cut(mock, nats_server, route, topic, apply=True)
+
+    (problem,) = refused.problems
+    assert problem.startswith("partition 2: stream FLIGHTS-2 is not there yet")
+    assert (done.problems, done.applied) == ([], True)
+
+
+async def test_what_came_back_from_a_stream_that_is_not_there_does_not_end_it(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mock.create_topic(topic, PARTITIONS)
+    mock.produce(topic, [{"partition": p, "value": b"v"} for p in range(PARTITIONS)])
+    route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
+    await move_all(mock.bootstrap, nats_server.url, route)
+    client = await nats.connect(nats_server.url)
+    try:
+        for p in range(PARTITIONS):
+            await client.jetstream().publish(f"flights.{p}.N", b"native")
+    finally:
+        await client.close()
+    await back(mock, nats_server, route)
+    commit(mock, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
+    await remove_stream(nats_server, "FLIGHTS-2")
+
+    async def way_back_seqs(_: Sides) -> dict[int, int]:
+        return dict.fromkeys(range(PARTITIONS), 3)  # the mock has forgotten them
+
+    monkeypatch.setattr(Sides, "way_back_seqs", way_back_seqs)
+    proof = await cut(mock, nats_server, route, topic, apply=True, timeout_s=0.3)
+
+    (problem,) = proof.problems
+    assert problem.startswith("partition 2: stream FLIGHTS-2 is not there yet")
+
+
 async def test_a_stream_that_went_while_it_was_read_is_not_waited_for(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
@@ -385,6 +477,24 @@ async def test_a_group_that_reads_otherwise_is_not_moved(
 
     assert not proof.applied
     assert "has stream 'FLIGHTS', the route 'OTHER'" in " ".join(proof.problems)
+
+
+async def test_nobody_is_told_to_stop_for_a_group_that_reads_otherwise(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """No waiting changes that."""
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
+    await cut(mock, nats_server, route, topic, apply=True)
+    told: list[str] = []
+
+    options = {"is_stopped": False, "wait_s": 1.0, "on_event": told.append}
+    proof = await cut(
+        mock, nats_server, route, topic, key_rule="header:Id on flights.*.>", **options
+    )
+
+    assert not any(it.startswith("all but the last step is done") for it in told)
+    assert any("has key" in it for it in proof.problems)
 
 
 async def test_a_mock_does_not_tell_and_so_is_asked_for_a_word(

@@ -282,6 +282,33 @@ async def test_a_group_of_more_partitions_than_the_topic_has_is_refused(
     assert [it.partition for it in proof.partitions] == [0, 1]
 
 
+async def test_for_a_group_that_does_not_fit_nothing_is_brought_back_nor_waited_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    """No waiting changes that, as it does where workers leave or parked keys are replayed."""
+    route = await cut_over_all(mock, nats_server, topic)
+    await publish(nats_server, range(10))
+    told: list[str] = []
+
+    async with asyncio.timeout(10):
+        proof = await roll(
+            mock,
+            nats_server,
+            route,
+            topic,
+            apply=True,
+            bring_back=True,
+            wait_s=30,
+            key_rule="header:Id on flights.*.>",
+            on_event=told.append,
+        )
+
+    assert not proof.applied
+    assert any("has key" in it for it in proof.problems)
+    assert told == []
+    assert natives(await asyncio.to_thread(all_records, mock, topic), route) == []
+
+
 async def test_a_dry_run_changes_nothing(nats_server: Server, kafka: Kafka, topic: str) -> None:
     route = await cut_over_all(kafka, nats_server, topic)
     await handled_by(nats_server, route, topic, 9)

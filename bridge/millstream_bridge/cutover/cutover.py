@@ -2,7 +2,8 @@
 
 1. The route's streams are read once (`index`), while the Kafka group may still be at work. One that
    a dense route does not have yet, of a partition that was just added, is waited for: workers need
-   it, and the forward bridge makes it.
+   it, and the forward bridge makes it. Where that, or the coordinator group, refuses it already,
+   nobody is told to stop.
 2. The group must be **empty**: `wait_s` is how long to wait for its last member to leave. From here
    on nobody reads, and everything is short.
 3. Its committed offsets are read, all at once. A partition without one stands where the group's
@@ -269,6 +270,8 @@ class _CutOver:
         self._is_stopped = is_stopped
         self._timeout_s = timeout_s
         self._obstacles: list[str] = []
+        self._absent: frozenset[int] = frozenset()
+        """Partitions whose streams were not made in time; what is made later changes nothing."""
 
     async def run(
         self,
@@ -287,7 +290,8 @@ class _CutOver:
         self._obstacles += sides.takeover.obstacles(view)
         before = await sides.takeover.positions()
         await when_read()
-        found = await self._until_empty(wait_s, on_event)
+        is_refused = bool(self._absent or self._obstacles)
+        found = await self._until_empty(0.0 if is_refused else wait_s, on_event)
         empty_at = time.monotonic()
         if not self._is_empty(found):
             self._obstacles.append(why_not_empty(found))
@@ -328,6 +332,13 @@ class _CutOver:
         while index.absent and time.monotonic() < deadline:
             await asyncio.sleep(_LOOK_S)
             await index.extend()
+        self._absent = frozenset(
+            number for number, it in index.partitions.items() if it.stream in index.absent
+        )
+
+    def _there(self, offsets: Mapping[int, int]) -> dict[int, int]:
+        """Those of partitions that have a stream."""
+        return {number: at for number, at in offsets.items() if number not in self._absent}
 
     async def _until_empty(self, wait_s: float, on_event: Callable[[str], None]) -> KafkaGroup:
         deadline = time.monotonic() + wait_s
@@ -377,7 +388,7 @@ class _CutOver:
                 sides.connection,
                 sides.mapping,
                 sides.source,
-                offsets,
+                self._there(offsets),
                 sides.marks,
                 timeout_s=self._timeout_s,
             )
@@ -388,13 +399,13 @@ class _CutOver:
         self, offsets: Mapping[int, int], before: Mapping[int, int]
     ) -> list[PartitionCut]:
         sides = self._sides
-        natives, gone_natives = await self._native_edges(offsets)
+        natives, gone_natives = await self._native_edges(self._there(offsets))
         index = sides.index
         edges = await side_by_side(index.edge_at_offset(*it) for it in offsets.items())
         cuts = []
         for (number, offset), records in zip(offsets.items(), edges, strict=True):
             partition, mark = index.partitions[number], sides.marks[number]
-            if partition.stream in index.absent:
+            if number in self._absent:
                 cuts.append(
                     PartitionCut(
                         partition=number,

@@ -23,7 +23,7 @@ from millstream_coordinator.naming import REPLAY
 from ..back.position import StreamFacts
 from ..back.returning import Places
 from ..errors import BridgeError, ConfigurationError
-from ..jetstream.api import stream_info
+from ..jetstream.api import STREAM_NOT_FOUND, ApiError, stream_info
 from ..jetstream.connection import Connection, Message
 from ..jetstream.reader import first_from, read_stream
 from ..jetstream.stream import Stream
@@ -161,8 +161,9 @@ class StreamIndex:
             try:
                 facts = self.facts[stream] = await StreamFacts.read(self._connection, stream)
             except ConfigurationError as error:
-                is_known = stream in self.read_to
-                if is_known or await stream_info(self._connection, stream) is not None:
+                cause = error.__cause__
+                is_missing = isinstance(cause, ApiError) and cause.code == STREAM_NOT_FOUND
+                if not is_missing or stream in self.read_to:
                     raise
                 absent[stream] = error
                 continue

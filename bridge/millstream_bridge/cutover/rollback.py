@@ -202,7 +202,8 @@ class _RollBack:
         finally:
             if way_back is not None:
                 await way_back.end()
-        cuts = await self._cuts_when_back(progress.handled, found, on_event)
+        patience_s = 0.0 if progress.is_lasting else self._timeout_s
+        cuts = await self._cuts_when_back(progress.handled, found, patience_s, on_event)
         proof = CutProof(
             what="rollback",
             topic=sides.route.topic,
@@ -225,7 +226,8 @@ class _RollBack:
         found = await self._sides.kafka_group(self._kafka_group)
         if not is_empty(found, is_stopped=self._is_stopped):
             return False
-        return wait_s > 0 or not (await self._sides.takeover.progress()).obstacles
+        progress = await self._sides.takeover.progress()
+        return not progress.obstacles or (wait_s > 0 and not progress.is_lasting)
 
     async def _until_left(
         self,
@@ -237,13 +239,14 @@ class _RollBack:
         """The group's progress once it has no members; ``wait_s`` counts from when that is told.
 
         It is told once what had been published straight to NATS before is in Kafka, and read there.
+        Where something that lasts is in the way, nothing is waited for.
         """
         sides = self._sides
         before = sides.index.natives_end  # not what is published since: that may never end
         deadline: float | None = None
         while True:
             progress = await sides.takeover.progress()
-            if not progress.obstacles or wait_s <= 0:
+            if not progress.obstacles or progress.is_lasting or wait_s <= 0:
                 return progress
             is_brought = way_back is None or await way_back.has_brought(before)
             await self._read_ahead(progress.handled)
@@ -300,10 +303,11 @@ class _RollBack:
         self,
         handled: Mapping[int, Handled],
         found: KafkaGroup,
+        patience_s: float,
         on_event: Callable[[str], None],
     ) -> list[PartitionCut]:
         """The places, computed again while messages are still on their way back."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + patience_s
         is_told = False
         while True:
             cuts, is_waiting = await self._cuts(handled, found)

@@ -112,6 +112,11 @@ class TakeOver:
             names = ", ".join(list(view.members)[:3])
             members = counted(len(view.members), "member")
             found.append(f"group {self.group} has {members} ({names}): stop them")
+        return [*found, *self._misfits(view)]
+
+    def _misfits(self, view: GroupView) -> list[str]:
+        """What no waiting changes."""
+        found = []
         for name in ("stream", "partitions", "filter", "key"):
             mine, theirs = getattr(self._config, name), getattr(view.config, name)
             if mine != theirs:
@@ -177,7 +182,9 @@ class TakeOver:
                     f"partition {row.partition} of group {self.group} has {row.parked_keys} parked"
                     " keys, whose messages wait in its dead letters: replay or drop them"
                 )
-        return Progress(handled, [*(self.obstacles(before) or self.obstacles(view)), *obstacles])
+        is_lasting = bool(self._misfits(before) or self._misfits(view))
+        obstacles = [*(self.obstacles(before) or self.obstacles(view)), *obstacles]
+        return Progress(handled, obstacles, is_lasting)
 
     async def positions(self) -> dict[int, int]:
         """Each partition's next sequence as the group's records have it now."""
@@ -204,10 +211,15 @@ class Handled(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """A group's progress by partition, and what is in the way of relying on it."""
+    """A group's progress by partition, and what is in the way of relying on it.
+
+    ``is_lasting``: some of that is neither a member, which may leave, nor a parked key, which may
+    be replayed, so that waiting is of no use.
+    """
 
     handled: dict[int, Handled]
     obstacles: list[str]
+    is_lasting: bool = False
 
 
 def _done_beyond(view: GroupView, number: int) -> tuple[tuple[int, int], ...]:
