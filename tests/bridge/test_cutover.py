@@ -13,6 +13,7 @@ from millstream_bridge.cutover.cutover import Sides, cut_over
 from millstream_bridge.cutover.proof import CutProof
 from millstream_bridge.errors import ConfigurationError
 from millstream_bridge.jetstream.connection import Connection
+from millstream_bridge.kafka.admin import KafkaGroup
 from millstream_bridge.model import Route
 from millstream_coordinator import Group, Message
 from tests.bridge.moves import a_route, move_all, until
@@ -136,14 +137,33 @@ async def test_the_stream_is_read_before_anybody_is_told_to_stop(
     commit(mock, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
     events: list[str] = []
 
-    async def when_read() -> None:
+    async def when_read() -> bool:
         events.append("read")
+        return True
 
     options = {"is_stopped": False, "wait_s": 0.3, "when_read": when_read}
     await cut(mock, nats_server, route, topic, on_event=events.append, **options)
 
     assert events[0] == "read"
     assert events[1].startswith("all but the last step is done; ")
+
+
+async def test_nobody_is_told_to_stop_where_another_topic_is_refused(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, dict.fromkeys(range(PARTITIONS), 1))
+    events: list[str] = []
+
+    async def when_read() -> bool:
+        return False
+
+    options = {"is_stopped": False, "wait_s": 60, "when_read": when_read}
+    async with asyncio.timeout(30):
+        proof = await cut(mock, nats_server, route, topic, on_event=events.append, **options)
+
+    assert not any(it.startswith("all but the last step is done") for it in events)
+    assert "--group-is-stopped" in proof.problems[0]
 
 
 async def test_a_partition_without_a_commit_is_asked_for(
@@ -285,16 +305,19 @@ async def test_nobody_is_told_to_stop_where_a_stream_was_not_made_in_time(
 
 
 async def test_a_stream_that_is_made_when_its_time_is_up_is_for_the_next_cut_over(
-    nats_server: Server, mock: Kafka, topic: str
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its records were not waited for."""
     route = await dense_without_a_stream(mock, nats_server, topic)
+    look_at_group = Sides.kafka_group
 
-    async def when_read() -> None:
+    async def after_it_is_made(sides: Sides, name: str) -> KafkaGroup:
         await move_all(mock.bootstrap, nats_server.url, route)
+        return await look_at_group(sides, name)
 
-    options = {"timeout_s": 0.3, "when_read": when_read}
-    refused = await cut(mock, nats_server, route, topic, apply=True, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sides, "kafka_group", after_it_is_made)
+        refused = await cut(mock, nats_server, route, topic, apply=True, timeout_s=0.3)
     done = await cut(mock, nats_server, route, topic, apply=True)
 
     (problem,) = refused.problems
@@ -337,8 +360,9 @@ async def test_a_stream_that_went_while_it_was_read_is_not_waited_for(
     route = a_route(topic, mode="dense", stream="FLIGHTS-{partition}")
     await move_all(mock.bootstrap, nats_server.url, route)
 
-    async def when_read() -> None:
+    async def when_read() -> bool:
         await remove_stream(nats_server, "FLIGHTS-2")
+        return True
 
     with pytest.raises(ConfigurationError, match="stream FLIGHTS-2"):
         await cut(mock, nats_server, route, topic, apply=True, when_read=when_read)

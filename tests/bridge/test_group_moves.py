@@ -71,6 +71,32 @@ def test_nobody_is_told_to_stop_before_all_topics_are_read(tmp_path: Path) -> No
     assert told(tmp_path) == ["billing-b", "billing-a", "billing-c"]
 
 
+@pytest.mark.parametrize("yes", [True, False])
+def test_nobody_is_told_to_stop_where_one_topic_is_refused_already(
+    tmp_path: Path, *, yes: bool
+) -> None:
+    told_to_stop: list[str] = []
+
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
+        if route.topic == "b":
+            await asyncio.sleep(0)
+            proof = proof_of(route, groups, "it does not fit")
+        else:
+            if await when_read():
+                told_to_stop.append(route.topic)
+            proof = proof_of(route, groups)
+        assert not yes or not await may_apply(proof)
+        return proof
+
+    with pytest.raises(typer.Exit):
+        move_all(tmp_path, groups_of("a", "b", "c"), move)
+
+    assert told_to_stop == []
+    assert told(tmp_path) == ["billing-a", "billing-b", "billing-c"]
+
+
 def test_a_topic_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
     async def move(
         route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply

@@ -339,8 +339,9 @@ async def test_a_group_with_workers_is_waited_for(
     worker, seen = noting(nats_server, route, topic)
     told: list[str] = []
 
-    async def when_read() -> None:
+    async def when_read() -> bool:
         told.append("read")
+        return True
 
     options: dict[str, Any] = {"apply": True, "wait_s": 30, "when_read": when_read}
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
@@ -360,6 +361,28 @@ async def test_a_group_with_workers_is_waited_for(
     assert "has 1 member (" in refused.problems[0]
     assert rolling.result().problems == []
     assert {it.partition: it.after for it in rolling.result().partitions} == {0: 4, 1: 4, 2: 4}
+
+
+async def test_no_worker_is_waited_for_where_another_topic_is_refused(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(mock, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+    told: list[str] = []
+
+    async def when_read() -> bool:
+        return False
+
+    options: dict[str, Any] = {"apply": True, "wait_s": 60, "when_read": when_read}
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: len(seen) == 9)
+        proof = await roll(mock, nats_server, route, topic, **options, on_event=told.append)
+        await worker.stop()
+        await running
+
+    assert told == []
+    assert "has 1 member (" in proof.problems[0]
 
 
 @pytest.mark.kafka

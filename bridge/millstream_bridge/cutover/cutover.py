@@ -63,7 +63,7 @@ from .returns import Returns, read_on
 from .takeover import Handled, TakeOver, group_connection
 
 Uncommitted = Literal["earliest", "latest"]
-WhenRead = Callable[[], Awaitable[None]]
+WhenRead = Callable[[], Awaitable[bool]]
 MayApply = Callable[[CutProof], Awaitable[bool]]
 _LOOK_S = 0.2
 UNKNOWN = "Unknown"
@@ -201,8 +201,9 @@ async def open_sides(
             await connection.close()
 
 
-async def at_once() -> None:
+async def at_once() -> bool:
     """Nothing is waited for."""
+    return True
 
 
 async def alone(proof: CutProof) -> bool:
@@ -233,7 +234,8 @@ async def cut_over(
     ``timeout_s`` bounds each wait for the forward bridge. ``is_stopped`` is the caller's word that
     nobody reads in the Kafka group's name, for a Kafka that cannot tell (the mock cluster).
     ``when_read`` is awaited when what takes long is done, before the end of the Kafka group's
-    members is; ``may_apply`` with the proof, before anything is written, and has to agree.
+    members is, which is not waited for where it gives false; ``may_apply`` with the proof, before
+    anything is written, and has to agree.
     ``on_event`` is told what is being waited for. Unreachable, ConfigurationError, OutOfOrder.
     """
     async with open_sides(
@@ -289,9 +291,9 @@ class _CutOver:
         view = await sides.takeover.view()
         self._obstacles += sides.takeover.obstacles(view)
         before = await sides.takeover.positions()
-        await when_read()
         is_refused = bool(self._absent or self._obstacles)
-        found = await self._until_empty(0.0 if is_refused else wait_s, on_event)
+        goes_on = not is_refused and await when_read()
+        found = await self._until_empty(wait_s if goes_on else 0.0, on_event)
         empty_at = time.monotonic()
         if not self._is_empty(found):
             self._obstacles.append(why_not_empty(found))

@@ -81,9 +81,9 @@ async def roll_back(
     ``timeout_s`` bounds the wait for a running way back; the one that ``bring_back`` begins may
     take as long to get further, and no less than a transaction. ``is_stopped`` is the caller's word
     that nobody reads in the Kafka group's name, for a Kafka that cannot tell. ``when_read`` is
-    awaited when what takes long is done, before the end of the coordinator group's members is;
-    ``may_apply`` with the proof, before anything is written, and has to agree. Unreachable,
-    ConfigurationError, CannotReturn.
+    awaited when what takes long is done, before the end of the coordinator group's members is,
+    which is not waited for where it gives false; ``may_apply`` with the proof, before anything is
+    written, and has to agree. Unreachable, ConfigurationError, CannotReturn.
     """
     async with open_sides(
         kafka=kafka,
@@ -251,7 +251,8 @@ class _RollBack:
             is_brought = way_back is None or await way_back.has_brought(before)
             await self._read_ahead(progress.handled)
             if deadline is None and is_brought:
-                await when_read()
+                if not await when_read():
+                    return progress._replace(is_lasting=True)
                 on_event(f"all but the last step is done; {progress.obstacles[0]}")
                 deadline = time.monotonic() + wait_s
             if deadline is not None and time.monotonic() >= deadline:

@@ -88,10 +88,11 @@ class _One:
         self._end_reading()
         self._end_proving(is_exact=False)
 
-    async def when_read(self) -> None:
-        """Wait for the others."""
+    async def when_read(self) -> bool:
+        """Wait for the others; false where one was refused already, so that nobody need stop."""
         self._end_reading()
         await self._together.are_read.wait()
+        return self._together.are_exact
 
     async def may_apply(self, proof: CutProof) -> bool:
         """Wait for the others; whether all are exact."""
