@@ -5,8 +5,9 @@
 A bridge (a process of its own) lives for a random while, always with a backlog before it, and is
 killed; now and then the server is killed and restarted under it. A last bridge finishes, and the
 whole stream is compared with the whole topic. A kill that met no backlog shows nothing: it is done
-again, after half the life and with twice the backlog, and counted apart. Prints one JSON line; exit code 1 if anything is lost, twice or out of
-order, or if a kill met no backlog however often it was tried.
+again, after half the life and with twice the backlog, and counted apart. Prints one JSON line; exit
+code 1 if anything is lost, twice or out of order, or if a kill met no backlog however often it was
+tried.
 """
 
 import argparse
