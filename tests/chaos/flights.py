@@ -65,6 +65,11 @@ class Year:
     """Aircraft whose track is not the file's."""
 
     @property
+    def changes(self) -> int:
+        """How often a worker came, went or was stopped."""
+        return self.joined + self.left + self.killed + self.stopped
+
+    @property
     def is_right(self) -> bool:
         return not self.lost and not self.wrong
 
@@ -82,10 +87,15 @@ def computed(flights: Sequence[Flight]) -> tuple[dict[str, Track], int]:
     return tracks, without
 
 
-async def produce(client: Client, flights: Sequence[Flight], group: Cluster) -> None:
-    """Publish all flights in order; each says its number in the file."""
+async def produce(client: Client, flights: Sequence[Flight], group: Cluster, year: Year) -> None:
+    """Publish all flights in order; each says its number in the file.
+
+    The last quarter waits for a first change of the workers, however fast the machine is.
+    """
     async with Publisher(client, RULE, partitions=PARTITIONS, stream=STREAM) as publisher:
         for number, flight in enumerate(flights):
+            if number == len(flights) * 3 // 4:
+                await group.until(lambda: year.changes > 0, PATIENCE_S, "a change")
             await publisher.send(flight.key, flight.value, headers={"Flight-Number": str(number)})
             if number % 500 == 0:
                 least = number - BACKLOG_MAX
@@ -172,7 +182,7 @@ async def run(
         )
         for _ in range(WORKERS_MIN + 1):
             await group.start()
-        tasks.append(asyncio.create_task(produce(client, flights, group), name="produce"))
+        tasks.append(asyncio.create_task(produce(client, flights, group, year), name="produce"))
         churn = Churn(group, random.Random(seed), year, pause_s)
         tasks.append(asyncio.create_task(churn.run(), name="churn"))
         if resize:
