@@ -1,5 +1,6 @@
 """What `pub`, `sub`, `req` and `reply` print, and how they end."""
 
+import asyncio
 import re
 import signal
 
@@ -28,7 +29,7 @@ async def test_pub_numbers_the_messages_it_counts(broker: Server, client: Client
         "pub", "counted.{{Count}}", "number {{Count}}", "--count", "3", "-s", broker.url
     )
     assert done.said == "".join(f'Published 8 bytes to "counted.{n}"\n' for n in (1, 2, 3))
-    bodies = [(await subscription.next_msg(timeout=5)).data for _ in range(3)]
+    bodies = [(await subscription.next_msg(timeout=60)).data for _ in range(3)]
     assert bodies == [b"number 1", b"number 2", b"number 3"]
 
 
@@ -103,14 +104,31 @@ async def test_sub_that_is_interrupted_is_exit_code_130_and_no_traceback(
 
 async def test_members_of_a_queue_share_the_messages(broker: Server, client: Client) -> None:
     command = (*MILLSTREAM, "sub", "jobs", "--queue", "crew", "--raw", "-s", broker.url)
-    async with listening(client, "jobs", *command, "--wait", "1s") as listener:
+    async with listening(client, "jobs", *command) as listener:
         colleague = await client.subscribe("jobs", queue="crew")
         for _ in range(50):
             await client.publish("jobs", b"job")
+        for _ in range(2):  # as in `listening`: then the colleague's share is here
+            await client.flush()
+        assert listener.process.stdout is not None
+        async with asyncio.timeout(60):
+            lines = [
+                await listener.process.stdout.readline()
+                for _ in range(1 + 50 - colleague.pending_msgs)
+            ]
+        listener.process.send_signal(signal.SIGINT)
         done = await listener.finished()
-    ours = done.out.count("job\n")
+    assert (lines[0], done.out) == (b"probe\n", "")
+    ours = lines.count(b"job\n")
     assert 0 < ours < 50
     assert ours + colleague.pending_msgs == 50
+
+
+async def test_sub_ends_once_nothing_came_for_so_long(broker: Server, client: Client) -> None:
+    command = (*MILLSTREAM, "sub", "rare", "--raw", "--wait", "3s", "-s", broker.url)
+    async with listening(client, "rare", *command) as listener:
+        done = await listener.finished()
+    assert (done.code, done.out) == (0, "probe\n")
 
 
 async def test_sub_ends_when_nothing_comes(broker: Server) -> None:
