@@ -40,7 +40,7 @@ from millstream_coordinator.ports import (
     Reply,
 )
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 Kind = TypeVar("Kind")
 
 

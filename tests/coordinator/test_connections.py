@@ -227,7 +227,7 @@ def _leaf_port(server: Server) -> int:
 
 async def _reaches(client: Client, prefix: str) -> None:
     """Wait until the leaf's connection to the hub carries requests."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await client.request(f"{prefix}.INFO", timeout=0.5)

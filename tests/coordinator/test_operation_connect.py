@@ -73,7 +73,7 @@ async def test_a_group_in_a_domain_is_led_looked_at_and_changed_there(tmp_path: 
         async with connected(settings) as connection:
             service = Service(connection, settings, new=NewGroup(partitions=2))
             running = asyncio.create_task(service.run(stopping, on_ready=ready.set))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await ready.wait()
             target = Target(connection, "g", prefix=api_prefix("hub"))
             await admin.pause(target, partitions=[1])

@@ -163,7 +163,7 @@ async def test_dead_letters_and_parked_keys_need_nothing_else(
             for key in ("bad", "good"):
                 await root.jetstream().publish(f"orders.1.{key}", b"1")
             await until(lambda: len(seen.messages) == 1)
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while not await _num_letters(root):  # noqa: ASYNC110 - the server is polled
                     await asyncio.sleep(0.05)
 

@@ -24,7 +24,7 @@ async def fill(client: Client, name: str, keys: list[str], size: int = 0) -> Non
 
 
 async def until_read(read: Callable[[], Awaitable[bool]], *, wanted: bool) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await read() is not wanted:  # noqa: ASYNC110 - what a server shows is polled
             await asyncio.sleep(0.02)
 

@@ -43,7 +43,7 @@ def handle_everything(scene: Scene) -> None:
 async def pumped_until(scene: Scene, kafka: PromptKafka, is_so: Callable[[], bool]) -> None:
     pump = asyncio.create_task(scene._pump(cast(FlightProducer, kafka)))
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not is_so():  # noqa: ASYNC110 - what the scene does is polled
                 await asyncio.sleep(0.001)
     finally:
