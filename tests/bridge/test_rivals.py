@@ -293,18 +293,31 @@ async def test_a_server_that_stands_still_ends_the_session_and_nothing_is_stored
 
 @pytest.mark.parametrize("shared", [False, True])
 async def test_told_to_stop_while_the_server_stands_still_it_ends_and_the_next_run_goes_on(
-    nats_server: Server, mock: Kafka, topic: str, shared: bool
+    nats_server: Server,
+    mock: Kafka,
+    topic: str,
+    shared: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for waits in (Connection.writable, Connection.request, Connection.publish_and_wait):
+        assert waits.__kwdefaults__ is not None
+        monkeypatch.setitem(waits.__kwdefaults__, "timeout_s", 3_600.0)  # no answer is given up
     fill(mock, topic)
     route = a_route(topic, shared=shared)
-    bridge = Bridge(kafka=mock.bootstrap, nats=nats_server.url, route=route)
+    kind = CheckpointPublisher if shared else ChainPublisher
+    bridge = Bridge(
+        kafka=mock.bootstrap,
+        nats=nats_server.url,
+        route=route,
+        make_publisher=lambda c, m: kind(c, m, stall_s=3_600.0),
+    )
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(bridge.run(), name="bridge")
         await until(lambda: bridge.progress.records >= 1_000 or running.done(), pause_s=0)
         nats_server.pause()
         bridge.stop()
-        async with asyncio.timeout(4.5):  # the answers it waits for are given up after 5 and 10 s
+        async with asyncio.timeout(30):
             await asyncio.wait({running})
         nats_server.resume()
     await move_all(mock.bootstrap, nats_server.url, route)
