@@ -25,7 +25,7 @@ def move_all(folder: Path, groups: Sequence[GroupMove], move: Move) -> None:
     file = folder / "project.toml"
     file.write_text(text)
     report = folder / "report.json"
-    move_groups(load_project(file), "cutover", groups, move, report, as_json=False, yes=True)
+    move_groups(load_project(file), "cutover", groups, move, report, as_json=False)
 
 
 def told(folder: Path) -> list[str]:
@@ -60,7 +60,7 @@ def test_nobody_is_told_to_stop_before_all_topics_are_read(tmp_path: Path) -> No
         for _ in range({"a": 1, "b": 30, "c": 5}[route.topic]):
             await asyncio.sleep(0)
         events.append(f"read {route.topic}")
-        await when_read()
+        await when_read(False)
         events.append(f"stop {route.topic}")
         return proof_of(route, groups)
 
@@ -71,30 +71,50 @@ def test_nobody_is_told_to_stop_before_all_topics_are_read(tmp_path: Path) -> No
     assert told(tmp_path) == ["billing-b", "billing-a", "billing-c"]
 
 
-@pytest.mark.parametrize("yes", [True, False])
+@pytest.mark.parametrize("applies", [True, False])
 def test_nobody_is_told_to_stop_where_one_topic_is_refused_already(
-    tmp_path: Path, *, yes: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *, applies: bool
 ) -> None:
-    told_to_stop: list[str] = []
+    """And that one waits for nobody."""
+    events: list[str] = []
 
     async def move(
         route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
     ) -> CutProof:
-        if route.topic == "b":
+        is_refused = route.topic == "b"
+        for _ in range({"a": 1, "b": 3, "c": 30}[route.topic]):
             await asyncio.sleep(0)
-            proof = proof_of(route, groups, "it does not fit")
-        else:
-            if await when_read():
-                told_to_stop.append(route.topic)
-            proof = proof_of(route, groups)
-        assert not yes or not await may_apply(proof)
+        goes_on = await when_read(is_refused)
+        events.append(f"{route.topic} {goes_on}")
+        proof = proof_of(route, groups, *(["it does not fit"] if is_refused else []))
+        assert not applies or not await may_apply(proof)
         return proof
 
     with pytest.raises(typer.Exit):
         move_all(tmp_path, groups_of("a", "b", "c"), move)
 
-    assert told_to_stop == []
+    assert events[0] == "b False"
+    assert sorted(events) == ["a False", "b False", "c False"]
     assert told(tmp_path) == ["billing-a", "billing-b", "billing-c"]
+    assert "--yes does it" not in capsys.readouterr().out
+
+
+def test_who_waits_for_nobody_refuses_nobody(tmp_path: Path) -> None:
+    """A dry run of a group that nobody reads is over before the others are read."""
+    waited: list[bool] = []
+
+    async def move(
+        route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
+    ) -> CutProof:
+        if route.topic == "b":
+            for _ in range(30):
+                await asyncio.sleep(0)
+            waited.append(await when_read(False))
+        return proof_of(route, groups)
+
+    move_all(tmp_path, groups_of("a", "b"), move)
+
+    assert waited == [True]
 
 
 def test_a_topic_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path) -> None:
@@ -103,7 +123,7 @@ def test_a_topic_that_cannot_be_read_does_not_hold_up_the_others(tmp_path: Path)
     ) -> CutProof:
         if route.topic == "a":
             raise ConfigurationError("stream a: stream not found")
-        await when_read()
+        await when_read(False)
         return proof_of(route, groups)
 
     with pytest.raises(ConfigurationError, match="stream a"):
@@ -138,7 +158,7 @@ def test_the_groups_of_one_route_follow_each_other(tmp_path: Path) -> None:
     ) -> CutProof:
         assert not busy
         busy.append(groups.group)
-        await when_read()
+        await when_read(False)
         await asyncio.sleep(0)
         busy.clear()
         return proof_of(route, groups)
@@ -154,7 +174,7 @@ def test_one_that_is_not_exact_makes_it_exit_code_1(tmp_path: Path) -> None:
     async def move(
         route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
     ) -> CutProof:
-        await when_read()
+        await when_read(False)
         return proof_of(route, groups, *(["it is at work"] if route.topic == "a" else []))
 
     with pytest.raises(typer.Exit) as end:
@@ -170,7 +190,7 @@ def test_nothing_is_done_of_a_kafka_group_before_all_of_it_is_proven(tmp_path: P
     async def move(
         route: Route, groups: GroupMove, when_read: WhenRead, may_apply: MayApply
     ) -> CutProof:
-        await when_read()
+        await when_read(False)
         for _ in range({"a": 1, "b": 30, "c": 5}[route.topic]):
             await asyncio.sleep(0)
         events.append(f"proven {route.topic}")
@@ -196,7 +216,7 @@ def test_where_one_topic_of_a_kafka_group_is_refused_none_is_moved_but_other_gro
     ) -> CutProof:
         if is_error and route.topic == "b":
             raise ConfigurationError("stream b: stream not found")
-        await when_read()
+        await when_read(False)
         proof = proof_of(route, groups, *(["it is at work"] if route.topic == "b" else []))
         return replace(proof, applied=await may_apply(proof))
 
@@ -210,7 +230,7 @@ def test_where_one_topic_of_a_kafka_group_is_refused_none_is_moved_but_other_gro
         "billing-c": False,
         "audit": True,
     }
-    assert "as another topic of the Kafka group was refused" in capsys.readouterr().out
+    assert "as another topic of the Kafka group is not exact" in capsys.readouterr().out
 
 
 def test_only_a_few_topics_are_read_at_a_time(tmp_path: Path) -> None:
@@ -229,7 +249,7 @@ def test_only_a_few_topics_are_read_at_a_time(tmp_path: Path) -> None:
         reading.remove(route.topic)
         read.append(route.topic)
         if route.topic != "t0":  # as where nobody has to be waited for
-            await when_read()
+            await when_read(False)
             assert len(read) == 10
         proof = proof_of(route, groups)
         return replace(proof, applied=await may_apply(proof))
@@ -249,7 +269,7 @@ def test_kafka_groups_that_share_routes_follow_each_other_whatever_their_order(
     ) -> CutProof:
         assert route.topic not in busy
         busy.add(route.topic)
-        await when_read()
+        await when_read(False)
         proof = proof_of(route, groups)
         assert await may_apply(proof)
         busy.remove(route.topic)

@@ -22,7 +22,7 @@ from millstream_coordinator.operation.overview import Overview, read_overview
 from millstream_coordinator.operation.target import Target
 from tests.bridge.moves import a_route, move_all, until
 from tests.bridge.test_back import PARTITIONS, fill, natives, publish
-from tests.bridge.test_cutover import commit, cut, handled_by, remove_stream
+from tests.bridge.test_cutover import commit, cut, handled_by, kafka_has_a_member, remove_stream
 from tests.bridge.test_topics_that_change import grow
 from tests.bridge.topics import all_records
 from tests.helpers.kafka import REAL, Kafka
@@ -339,7 +339,7 @@ async def test_a_group_with_workers_is_waited_for(
     worker, seen = noting(nats_server, route, topic)
     told: list[str] = []
 
-    async def when_read() -> bool:
+    async def when_read(is_refused: bool) -> bool:
         told.append("read")
         return True
 
@@ -370,7 +370,7 @@ async def test_no_worker_is_waited_for_where_another_topic_is_refused(
     worker, seen = noting(nats_server, route, topic)
     told: list[str] = []
 
-    async def when_read() -> bool:
+    async def when_read(is_refused: bool) -> bool:
         return False
 
     options: dict[str, Any] = {"apply": True, "wait_s": 60, "when_read": when_read}
@@ -382,7 +382,30 @@ async def test_no_worker_is_waited_for_where_another_topic_is_refused(
         await running
 
     assert told == []
-    assert "has 1 member (" in proof.problems[0]
+    first, second = proof.problems
+    assert first.startswith("another topic of the Kafka group is refused already")
+    assert "has 1 member (" in second
+
+
+async def test_no_worker_is_waited_for_while_the_kafka_group_is_at_work(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anything brought back."""
+    route = await cut_over_all(mock, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+    told: list[str] = []
+
+    kafka_has_a_member(monkeypatch)
+    options: dict[str, Any] = {"apply": True, "wait_s": 60, "bring_back": True}
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: len(seen) == 9)
+        proof = await roll(mock, nats_server, route, topic, **options, on_event=told.append)
+        await worker.stop()
+        await running
+
+    assert told == []
+    assert any("is Stable with 1 member" in it for it in proof.problems)
 
 
 @pytest.mark.kafka

@@ -63,10 +63,11 @@ from .returns import Returns, read_on
 from .takeover import Handled, TakeOver, group_connection
 
 Uncommitted = Literal["earliest", "latest"]
-WhenRead = Callable[[], Awaitable[bool]]
+WhenRead = Callable[[bool], Awaitable[bool]]
 MayApply = Callable[[CutProof], Awaitable[bool]]
 _LOOK_S = 0.2
 UNKNOWN = "Unknown"
+NOT_ALL = "another topic of the Kafka group is refused already, so nothing was waited for"
 _HANDLE_AND_DELETE = "handle it by other means and delete it (`nats stream rmm`)"
 _CATCH_UP = "before the group handled it: let it catch up in Kafka first"
 
@@ -201,9 +202,9 @@ async def open_sides(
             await connection.close()
 
 
-async def at_once() -> bool:
-    """Nothing is waited for."""
-    return True
+async def at_once(is_refused: bool) -> bool:
+    """No other move is waited for."""
+    return not is_refused
 
 
 async def alone(proof: CutProof) -> bool:
@@ -233,9 +234,9 @@ async def cut_over(
 
     ``timeout_s`` bounds each wait for the forward bridge. ``is_stopped`` is the caller's word that
     nobody reads in the Kafka group's name, for a Kafka that cannot tell (the mock cluster).
-    ``when_read`` is awaited when what takes long is done, before the end of the Kafka group's
-    members is, which is not waited for where it gives false; ``may_apply`` with the proof, before
-    anything is written, and has to agree.
+    ``when_read`` is awaited when what takes long is done, with whether the move is refused already;
+    where it gives false, nothing is waited for any more, the end of the Kafka group's members least
+    of all. ``may_apply`` is with the proof, before anything is written, and has to agree.
     ``on_event`` is told what is being waited for. Unreachable, ConfigurationError, OutOfOrder.
     """
     async with open_sides(
@@ -291,12 +292,18 @@ class _CutOver:
         view = await sides.takeover.view()
         self._obstacles += sides.takeover.obstacles(view)
         before = await sides.takeover.positions()
-        is_refused = bool(self._absent or self._obstacles)
-        goes_on = not is_refused and await when_read()
-        found = await self._until_empty(wait_s if goes_on else 0.0, on_event)
-        empty_at = time.monotonic()
-        if not self._is_empty(found):
+        found = await sides.kafka_group(self._kafka_group)
+        if found.state == UNKNOWN and not self._is_stopped:
             self._obstacles.append(why_not_empty(found))
+        is_refused = bool(self._absent or self._obstacles)
+        if not (goes_on := await when_read(is_refused)):
+            wait_s = self._timeout_s = 0.0
+        found = await self._until_empty(wait_s, on_event)
+        empty_at = time.monotonic()
+        if not is_refused and not self._is_empty(found):
+            self._obstacles += (
+                [why_not_empty(found)] if goes_on else [NOT_ALL, why_not_empty(found)]
+            )
         if late := await sides.settle(self._timeout_s):
             self._obstacles.append(late)
         offsets, missing = self._offsets(found)
@@ -384,7 +391,8 @@ class _CutOver:
         self, offsets: Mapping[int, int], on_event: Callable[[str], None]
     ) -> None:
         sides = self._sides
-        on_event("waiting until the bridge has stored all that the group has handled")
+        if self._timeout_s:
+            on_event("waiting until the bridge has stored all that the group has handled")
         try:
             await until_stored(
                 sides.connection,

@@ -34,6 +34,7 @@ from ..kafka.admin import KafkaGroup
 from ..kafka.sink import STORE_S
 from ..model import Route
 from .cutover import (
+    NOT_ALL,
     MayApply,
     Sides,
     WhenRead,
@@ -81,9 +82,10 @@ async def roll_back(
     ``timeout_s`` bounds the wait for a running way back; the one that ``bring_back`` begins may
     take as long to get further, and no less than a transaction. ``is_stopped`` is the caller's word
     that nobody reads in the Kafka group's name, for a Kafka that cannot tell. ``when_read`` is
-    awaited when what takes long is done, before the end of the coordinator group's members is,
-    which is not waited for where it gives false; ``may_apply`` with the proof, before anything is
-    written, and has to agree. Unreachable, ConfigurationError, CannotReturn.
+    awaited when what takes long is done, with whether the move is refused already; where it gives
+    false, nothing is waited for any more, the end of the coordinator group's members least of all.
+    ``may_apply`` is with the proof, before anything is written, and has to agree. Unreachable,
+    ConfigurationError, CannotReturn.
     """
     async with open_sides(
         kafka=kafka,
@@ -185,25 +187,30 @@ class _RollBack:
         started = time.monotonic()
         sides = self._sides
         await sides.index.extend()
+        found = await sides.kafka_group(self._kafka_group)
+        is_refused = not is_empty(found, is_stopped=self._is_stopped)
         way_back: _WayBack | None = None
-        if bridge is not None and await self._may_bring(wait_s):
+        if bridge is not None and not is_refused and await self._may_bring(wait_s):
             on_event("bringing back what was published straight to NATS")
             way_back = _WayBack(bridge, sides, max(self._timeout_s, STORE_S))
         try:
-            progress = await self._until_left(wait_s, way_back, when_read, on_event)
+            progress, goes_on = await self._until_left(
+                wait_s, way_back, when_read, on_event, is_refused=is_refused
+            )
             empty_at = time.monotonic()
             found = await sides.kafka_group(self._kafka_group)
             obstacles = list(progress.obstacles)
             if not is_empty(found, is_stopped=self._is_stopped):
                 obstacles.append(why_not_empty(found))
             await sides.index.extend()
-            if way_back is not None and not obstacles:
+            if way_back is not None and goes_on and not obstacles:
                 await way_back.until_brought(sides.index.natives_end)
         finally:
             if way_back is not None:
                 await way_back.end()
-        patience_s = 0.0 if progress.is_lasting else self._timeout_s
-        cuts = await self._cuts_when_back(progress.handled, found, patience_s, on_event)
+        if not goes_on:
+            self._timeout_s = 0.0
+        cuts = await self._cuts_when_back(progress.handled, found, on_event)
         proof = CutProof(
             what="rollback",
             topic=sides.route.topic,
@@ -222,10 +229,7 @@ class _RollBack:
         return replace(proof, seconds=time.monotonic() - started)
 
     async def _may_bring(self, wait_s: float) -> bool:
-        """Whether the groups are, or may come to be, such that what is brought back is of use."""
-        found = await self._sides.kafka_group(self._kafka_group)
-        if not is_empty(found, is_stopped=self._is_stopped):
-            return False
+        """Whether the group is, or may come to be, such that what is brought back is of use."""
         progress = await self._sides.takeover.progress()
         return not progress.obstacles or (wait_s > 0 and not progress.is_lasting)
 
@@ -235,28 +239,32 @@ class _RollBack:
         way_back: _WayBack | None,
         when_read: WhenRead,
         on_event: Callable[[str], None],
-    ) -> Progress:
+        *,
+        is_refused: bool,
+    ) -> tuple[Progress, bool]:
         """The group's progress once it has no members; ``wait_s`` counts from when that is told.
 
         It is told once what had been published straight to NATS before is in Kafka, and read there.
-        Where something that lasts is in the way, nothing is waited for.
+        Where something that lasts is in the way, here or in another topic, nothing is waited for:
+        the second result is false.
         """
         sides = self._sides
         before = sides.index.natives_end  # not what is published since: that may never end
         deadline: float | None = None
         while True:
             progress = await sides.takeover.progress()
-            if not progress.obstacles or progress.is_lasting or wait_s <= 0:
-                return progress
+            is_refused |= progress.is_lasting or (bool(progress.obstacles) and wait_s <= 0)
+            if is_refused or not progress.obstacles:
+                return progress, deadline is not None or await when_read(is_refused)
             is_brought = way_back is None or await way_back.has_brought(before)
             await self._read_ahead(progress.handled)
             if deadline is None and is_brought:
-                if not await when_read():
-                    return progress._replace(is_lasting=True)
+                if not await when_read(False):
+                    return progress._replace(obstacles=[NOT_ALL, *progress.obstacles]), False
                 on_event(f"all but the last step is done; {progress.obstacles[0]}")
                 deadline = time.monotonic() + wait_s
             if deadline is not None and time.monotonic() >= deadline:
-                return progress
+                return progress, True
             await asyncio.sleep(_LOOK_S)
             await sides.index.extend()
 
@@ -304,11 +312,10 @@ class _RollBack:
         self,
         handled: Mapping[int, Handled],
         found: KafkaGroup,
-        patience_s: float,
         on_event: Callable[[str], None],
     ) -> list[PartitionCut]:
         """The places, computed again while messages are still on their way back."""
-        deadline = time.monotonic() + patience_s
+        deadline = time.monotonic() + self._timeout_s
         is_told = False
         while True:
             cuts, is_waiting = await self._cuts(handled, found)

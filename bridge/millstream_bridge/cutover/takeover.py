@@ -104,15 +104,18 @@ class TakeOver:
                 return None
 
     def obstacles(self, view: GroupView | None) -> list[str]:
-        """Why the group cannot take over as it is."""
+        """Why the group cannot take over as it is.
+
+        Of one that does not fit no member is told of: it need not stop.
+        """
         if view is None:
             return []
-        found = []
-        if view.members:
-            names = ", ".join(list(view.members)[:3])
-            members = counted(len(view.members), "member")
-            found.append(f"group {self.group} has {members} ({names}): stop them")
-        return [*found, *self._misfits(view)]
+        misfits = self._misfits(view)
+        if misfits or not view.members:
+            return misfits
+        names = ", ".join(list(view.members)[:3])
+        members = counted(len(view.members), "member")
+        return [f"group {self.group} has {members} ({names}): stop them"]
 
     def _misfits(self, view: GroupView) -> list[str]:
         """What no waiting changes."""

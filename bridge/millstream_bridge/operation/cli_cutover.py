@@ -72,4 +72,4 @@ def register(app: typer.Typer) -> None:
             )
 
         moves = moves_of(project, kafka_group, group)
-        move_groups(project, "cutover", moves, move, report, as_json=as_json, yes=yes)
+        move_groups(project, "cutover", moves, move, report, as_json=as_json)

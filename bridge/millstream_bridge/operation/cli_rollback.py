@@ -76,4 +76,4 @@ def register(app: typer.Typer) -> None:
             )
 
         moves = moves_of(project, kafka_group, group)
-        move_groups(project, "rollback", moves, move, report, as_json=as_json, yes=yes)
+        move_groups(project, "rollback", moves, move, report, as_json=as_json)

@@ -58,11 +58,13 @@ class _Together:
         self._reading, self._proving = len(places), len(places)
         self.are_read, self.are_proven = asyncio.Event(), asyncio.Event()
         self.are_exact = True
+        self.is_refused = False
 
-    def one_is_read(self) -> None:
-        """What takes long is done for one, before anybody has to stop."""
+    def one_is_read(self, *, is_refused: bool) -> None:
+        """What takes long is done for one, before anybody has to stop; or nobody need for it."""
         self._reading -= 1
-        if not self._reading:
+        self.is_refused = self.is_refused or is_refused
+        if self.is_refused or not self._reading:
             self.are_read.set()
 
     def one_is_proven(self, *, is_exact: bool) -> None:
@@ -84,28 +86,29 @@ class _One:
         await self._turns.acquire()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._end_reading()
+    async def __aexit__(self, kind: object, *_: object) -> None:
+        self._end_reading(is_refused=kind is not None)
         self._end_proving(is_exact=False)
 
-    async def when_read(self) -> bool:
-        """Wait for the others; false where one was refused already, so that nobody need stop."""
-        self._end_reading()
-        await self._together.are_read.wait()
-        return self._together.are_exact
+    async def when_read(self, is_refused: bool) -> bool:
+        """Wait for the others, if need be; false where one is refused, so that nobody need stop."""
+        self._end_reading(is_refused=is_refused)
+        if not is_refused:
+            await self._together.are_read.wait()
+        return not self._together.is_refused
 
     async def may_apply(self, proof: CutProof) -> bool:
         """Wait for the others; whether all are exact."""
-        self._end_reading()
+        self._end_reading(is_refused=not proof.is_exact)
         self._end_proving(is_exact=proof.is_exact)
         await self._together.are_proven.wait()
         return self._together.are_exact
 
-    def _end_reading(self) -> None:
+    def _end_reading(self, *, is_refused: bool) -> None:
         if self._is_reading:
             self._is_reading = False
             self._turns.release()
-            self._together.one_is_read()
+            self._together.one_is_read(is_refused=is_refused)
 
     def _end_proving(self, *, is_exact: bool) -> None:
         if self._is_proving:
@@ -121,7 +124,6 @@ def move_groups(
     report: Path | None,
     *,
     as_json: bool,
-    yes: bool,
 ) -> None:
     """Move the groups, write the proofs down, show them; exit 1 if one is not exact.
 
@@ -131,6 +133,7 @@ def move_groups(
     too. Of several errors the first is raised, the others are told.
     """
     proofs: dict[int, CutProof] = {}
+    held_up: set[int] = set()
 
     async def each() -> None:
         known = await current_routes(project)
@@ -150,6 +153,8 @@ def move_groups(
                     await held.enter_async_context(locks[name])
                 work = (one_move(place, together) for place in together.places)
                 ended = await asyncio.gather(*work, return_exceptions=True)
+            if not all(place in proofs and proofs[place].is_exact for place in together.places):
+                held_up.update(together.places)
             outcomes = zip(together.places, ended, strict=True)
             failed.update((place, error) for place, error in outcomes if error is not None)
 
@@ -165,9 +170,9 @@ def move_groups(
         run_loop(each())
     finally:
         if proofs:
-            shown = [proof for _, proof in sorted(proofs.items())]
-            documents = [proof.as_json() for proof in shown]
-            show = partial(_show, shown, yes=yes)
+            shown = [(proof, place in held_up) for place, proof in sorted(proofs.items())]
+            documents = [proof.as_json() for proof, _ in shown]
+            show = partial(_show, shown)
             give_report(project, what, documents, report, show, as_json=as_json)
     if not all(proof.is_exact for proof in proofs.values()):
         raise typer.Exit(CHECK_FAILED)
@@ -186,12 +191,13 @@ def _by_kafka_group(moves: Sequence[GroupMove], routes: Sequence[Route]) -> list
     return [_Together(list(of_route.values())) for _, of_route in found]
 
 
-def _show(proofs: Sequence[CutProof], *, yes: bool) -> None:
-    for proof in proofs:
-        _show_one(proof, yes=yes)
+def _show(proofs: Sequence[tuple[CutProof, bool]]) -> None:
+    """Each with whether another topic holds it up."""
+    for proof, is_held_up in proofs:
+        _show_one(proof, is_held_up=is_held_up)
 
 
-def _show_one(proof: CutProof, *, yes: bool) -> None:
+def _show_one(proof: CutProof, *, is_held_up: bool) -> None:
     typer.echo(
         f"{proof.what}: Kafka group {proof.kafka_group} ({proof.kafka_group_state}) on topic"
         f" {proof.topic} | group {proof.group}"
@@ -216,8 +222,8 @@ def _show_one(proof: CutProof, *, yes: bool) -> None:
         typer.echo(f"not exact: {problem}")
     if proof.applied and proof.is_exact:
         typer.echo(f"done and read back; nobody read for {proof.standstill_s or 0:.1f} s")
-    elif proof.is_exact and yes:
-        typer.echo("exact; nothing was changed, as another topic of the Kafka group was refused")
+    elif proof.is_exact and is_held_up:
+        typer.echo("exact; nothing was changed, as another topic of the Kafka group is not exact")
     elif proof.is_exact:
         typer.echo("exact; nothing was changed: --yes does it")
     else:
