@@ -111,7 +111,7 @@ def _rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
             "",
             f"{answer['lag']:,}",
             "",
-            f"{answer['records_per_second']:,.0f}",
+            _rate(answer),
         )
     ]
     for partition, it in answer["partitions"].items():
@@ -132,7 +132,7 @@ def _back_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
         answer["topic"],
         f"{answer['records']:,}",
     )
-    rest = (f"{answer['lag']:,}", _behind(answer), f"{answer['records_per_second']:,.0f}")
+    rest = (f"{answer['lag']:,}", _behind(answer), _rate(answer))
     places = [(name, f"{seq:,}") for name, seq in answer["positions"].items()] or [("", "")]
     more = [("",) * len(whole) + place + ("",) * len(rest) for place in places[1:]]
     return [(*whole, *places[0], *rest), *more]
@@ -141,3 +141,8 @@ def _back_rows(answer: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _behind(figures: Mapping[str, Any]) -> str:
     seconds = figures["lag_seconds"]
     return "?" if seconds is None else f"{seconds:.1f} s"
+
+
+def _rate(answer: Mapping[str, Any]) -> str:
+    rate = answer["records_per_second"]
+    return "?" if rate is None else f"{rate:,.0f}"

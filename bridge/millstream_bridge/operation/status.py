@@ -150,9 +150,9 @@ async def answering(
 async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
     """What every running bridge says within ``wait_s``, by route, then process.
 
-    After half of it they are asked again: ``records_per_second`` is what came in between. Of both
-    schemas; what others say on the subject is passed over. Unreachable; ConfigurationError: the
-    user may not ask, or a file cannot be used.
+    After half of it they are asked again: ``records_per_second`` is what came in between, None of
+    one that answered once. Of both schemas; what others say on the subject is passed over.
+    Unreachable; ConfigurationError: the user may not ask, or a file cannot be used.
     """
     connection = await Connection.open(target, name="millstream bridge status")
     heard: dict[tuple[str, ...], tuple[_Answer, _Answer, dict[str, Any]]] = {}
@@ -162,7 +162,7 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
         if message.status == NO_RESPONDERS:
             nobody.set()
             return
-        with suppress(msgspec.DecodeError, RecursionError):
+        with suppress(ValueError, RecursionError):
             answer = msgspec.json.decode(message.payload, type=_RouteAnswer | _BackAnswer)
             first, *_ = heard.get(answer.key, (answer,))
             heard[answer.key] = first, answer, msgspec.json.decode(message.payload)
@@ -183,7 +183,7 @@ async def ask(target: NatsTarget, *, wait_s: float) -> list[dict[str, Any]]:
     finally:
         await connection.close()
     return [
-        {**document, "records_per_second": round(newest.rate_since(first), 1)}
+        {**document, "records_per_second": newest.rate_since(first)}
         for _, (first, newest, document) in sorted(heard.items())
     ]
 
@@ -193,6 +193,7 @@ class _Process(msgspec.Struct, frozen=True):
     pid: int
     run: str = ""
     uptime_s: float = 0.0
+    member: str | None = None
 
 
 class _Answer(msgspec.Struct, frozen=True, tag_field="schema"):
@@ -211,10 +212,13 @@ class _Answer(msgspec.Struct, frozen=True, tag_field="schema"):
         who = self.process
         return self.route, who.host, f"{who.pid:10}", who.run, type(self).__name__, self.topic
 
-    def rate_since(self, earlier: "_Answer") -> float:
-        """Records a second, by the process's own clock: an answer may have been long on its way."""
+    def rate_since(self, earlier: "_Answer") -> float | None:
+        """Records a second, by the process's own clock: an answer may have been long on its way.
+
+        None: it is the same answer, or one without a clock.
+        """
         seconds = self.process.uptime_s - earlier.process.uptime_s
-        return (self.records - earlier.records) / seconds if seconds > 0 else 0.0
+        return round((self.records - earlier.records) / seconds, 1) if seconds > 0 else None
 
 
 class _Figures(msgspec.Struct, frozen=True):
