@@ -95,18 +95,18 @@ class Inbox:
     sid: int
     waiting: deque[Message] = field(default_factory=deque)
 
-    async def next(self, timeout_s: float = 5.0) -> Message:
+    async def next(self, timeout_s: float = 30.0) -> Message:
         """The next message. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             while not self.waiting:
                 await self.client.pump()
         return self.waiting.popleft()
 
-    async def take(self, count: int, timeout_s: float = 5.0) -> list[Message]:
+    async def take(self, count: int, timeout_s: float = 30.0) -> list[Message]:
         """The next ``count`` messages."""
         return [await self.next(timeout_s) for _ in range(count)]
 
-    async def until_status(self, timeout_s: float = 5.0) -> tuple[list[Message], Message]:
+    async def until_status(self, timeout_s: float = 30.0) -> tuple[list[Message], Message]:
         """Messages up to the first status other than a heartbeat, and that status."""
         got: list[Message] = []
         while True:
@@ -193,7 +193,7 @@ class Client:
         subject: str,
         payload: bytes = b"",
         headers: Headers | None = None,
-        timeout_s: float = 5.0,
+        timeout_s: float = 30.0,
     ) -> Message:
         """One request, one reply (which may be a status)."""
         inbox = await self.subscribe()
