@@ -387,6 +387,33 @@ async def test_no_worker_is_waited_for_where_another_topic_is_refused(
     assert "has 1 member (" in second
 
 
+@pytest.mark.kafka
+async def test_what_a_group_without_workers_left_in_nats_is_in_kafka_before_others_have_to_stop(
+    nats_server: Server, a_real_kafka: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = await cut_over_all(a_real_kafka, nats_server, topic)
+    await publish(nats_server, range(3))
+    has_brought = rollback._WayBack.has_brought
+    events: list[str] = []
+
+    async def looks(way_back: rollback._WayBack, ends: Mapping[str, int]) -> bool:
+        is_brought = await has_brought(way_back, ends)
+        events.append(f"brought {is_brought}")
+        return is_brought
+
+    async def when_read(is_refused: bool) -> bool:
+        events.append(f"read, refused {is_refused}")
+        return not is_refused
+
+    monkeypatch.setattr(rollback._WayBack, "has_brought", looks)
+    options: dict[str, Any] = {"apply": True, "bring_back": True, "when_read": when_read}
+    proof = await roll(a_real_kafka, nats_server, route, topic, **options)
+
+    read = events.index("read, refused False")
+    assert events.index("brought True") < read
+    assert proof.problems == []
+
+
 async def test_no_worker_is_waited_for_while_the_kafka_group_is_at_work(
     nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

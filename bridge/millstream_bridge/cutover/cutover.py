@@ -301,9 +301,7 @@ class _CutOver:
         found = await self._until_empty(wait_s, on_event)
         empty_at = time.monotonic()
         if not is_refused and not self._is_empty(found):
-            self._obstacles += (
-                [why_not_empty(found)] if goes_on else [NOT_ALL, why_not_empty(found)]
-            )
+            self._obstacles.append(why_not_empty(found))
         if late := await sides.settle(self._timeout_s):
             self._obstacles.append(late)
         offsets, missing = self._offsets(found)
@@ -311,6 +309,9 @@ class _CutOver:
         await self._until_stored(offsets, on_event)
         await sides.index.extend()
         cuts = await self._cuts(offsets, before)
+        is_in_the_way = bool(self._obstacles) or any(it.obstacle for it in cuts)
+        if is_in_the_way and not goes_on and not is_refused:
+            self._obstacles.insert(0, NOT_ALL)
         proof = CutProof(
             what="cutover",
             topic=sides.route.topic,

@@ -173,6 +173,8 @@ class _RollBack:
         self._is_stopped = is_stopped
         self._timeout_s = timeout_s
         self._returns: dict[int, Returns] = {}
+        self._is_refused = False
+        """By something that no waiting changes."""
 
     async def run(
         self,
@@ -188,15 +190,13 @@ class _RollBack:
         sides = self._sides
         await sides.index.extend()
         found = await sides.kafka_group(self._kafka_group)
-        is_refused = not is_empty(found, is_stopped=self._is_stopped)
+        self._is_refused = not is_empty(found, is_stopped=self._is_stopped)
         way_back: _WayBack | None = None
-        if bridge is not None and not is_refused and await self._may_bring(wait_s):
+        if bridge is not None and not self._is_refused and await self._may_bring(wait_s):
             on_event("bringing back what was published straight to NATS")
             way_back = _WayBack(bridge, sides, max(self._timeout_s, STORE_S))
         try:
-            progress, goes_on = await self._until_left(
-                wait_s, way_back, when_read, on_event, is_refused=is_refused
-            )
+            progress, goes_on = await self._until_left(wait_s, way_back, when_read, on_event)
             empty_at = time.monotonic()
             found = await sides.kafka_group(self._kafka_group)
             obstacles = list(progress.obstacles)
@@ -211,6 +211,9 @@ class _RollBack:
         if not goes_on:
             self._timeout_s = 0.0
         cuts = await self._cuts_when_back(progress.handled, found, on_event)
+        is_in_the_way = bool(obstacles) or any(it.obstacle for it in cuts)
+        if is_in_the_way and not goes_on and not self._is_refused:
+            obstacles.insert(0, NOT_ALL)
         proof = CutProof(
             what="rollback",
             topic=sides.route.topic,
@@ -239,8 +242,6 @@ class _RollBack:
         way_back: _WayBack | None,
         when_read: WhenRead,
         on_event: Callable[[str], None],
-        *,
-        is_refused: bool,
     ) -> tuple[Progress, bool]:
         """The group's progress once it has no members; ``wait_s`` counts from when that is told.
 
@@ -253,14 +254,18 @@ class _RollBack:
         deadline: float | None = None
         while True:
             progress = await sides.takeover.progress()
-            is_refused |= progress.is_lasting or (bool(progress.obstacles) and wait_s <= 0)
-            if is_refused or not progress.obstacles:
-                return progress, deadline is not None or await when_read(is_refused)
+            if progress.is_lasting or (progress.obstacles and wait_s <= 0):
+                self._is_refused = True
+            if self._is_refused:
+                return progress, await when_read(True)
+            if not progress.obstacles and deadline is not None:
+                return progress, True
             is_brought = way_back is None or await way_back.has_brought(before)
             await self._read_ahead(progress.handled)
             if deadline is None and is_brought:
-                if not await when_read(False):
-                    return progress._replace(obstacles=[NOT_ALL, *progress.obstacles]), False
+                goes_on = await when_read(False)
+                if not goes_on or not progress.obstacles:
+                    return progress, goes_on
                 on_event(f"all but the last step is done; {progress.obstacles[0]}")
                 deadline = time.monotonic() + wait_s
             if deadline is not None and time.monotonic() >= deadline:
