@@ -503,6 +503,33 @@ async def test_a_group_with_members_is_not_moved(
     assert "has 1 member (" in proof.problems[0]
 
 
+async def test_a_worker_that_comes_while_other_topics_are_read_is_a_member(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
+    await cut(mock, nats_server, route, topic, apply=True)
+    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
+    seen: list[int] = []
+
+    @worker.handler(key=route.subject)
+    async def note(message: Message) -> None:
+        seen.append(message.seq)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+
+        async def when_read(is_refused: bool) -> bool:
+            tasks.create_task(worker.run(), name="worker")
+            await until(lambda: bool(seen))
+            return not is_refused
+
+        proof = await cut(mock, nats_server, route, topic, apply=True, when_read=when_read)
+        await worker.stop()
+
+    assert not proof.applied
+    assert "has 1 member (" in proof.problems[0]
+
+
 async def test_a_group_that_reads_otherwise_is_not_moved(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:

@@ -161,6 +161,26 @@ async def test_a_groups_coordinator_that_is_only_just_coming_is_asked_again(
     assert (found.state, found.positions) == ("Dead", {})
 
 
+async def test_a_state_that_the_client_has_no_word_for_is_a_rebalance() -> None:
+    """What librdkafka 2.16 says of a group of the new protocol whose members come or go."""
+
+    class Assigning(Coming):
+        def describe_consumer_groups(
+            self, names: list[str], **_: object
+        ) -> dict[str, Future[object]]:
+            state = SimpleNamespace(name="UNKNOWN")
+            return {names[0]: self._answer(SimpleNamespace(state=state, members=["m"] * 2))}
+
+    admin = KafkaAdmin("127.0.0.1:1")
+    admin._client = cast(Any, Assigning(0, 0))
+    try:
+        found = await admin.group("g", [("t", 0)])
+    finally:
+        await admin.close()
+
+    assert (found.state, found.members, found.is_empty) == ("Rebalancing", 2, False)
+
+
 async def test_so_it_is_where_the_answer_says_it_of_partitions_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

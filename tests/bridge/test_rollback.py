@@ -414,6 +414,35 @@ async def test_what_a_group_without_workers_left_in_nats_is_in_kafka_before_othe
     assert proof.problems == []
 
 
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_worker_that_comes_while_other_topics_are_read_counts(
+    nats_server: Server, mock: Kafka, topic: str, stays: bool
+) -> None:
+    route = await cut_over_all(mock, nats_server, topic)
+    worker, seen = noting(nats_server, route, topic)
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+
+        async def when_read(is_refused: bool) -> bool:
+            running = tasks.create_task(worker.run(), name="worker")
+            await until(lambda: len(seen) == 9)
+            if not stays:
+                await worker.stop()
+                await running
+            return not is_refused
+
+        options: dict[str, Any] = {"apply": True, "when_read": when_read}
+        proof = await roll(mock, nats_server, route, topic, **options)
+        await worker.stop()
+
+    assert proof.applied is not stays
+    if stays:
+        assert "has 1 member (" in proof.problems[0]
+    else:
+        assert proof.problems == []
+        assert {it.partition: it.after for it in proof.partitions} == {0: 4, 1: 4, 2: 4}
+
+
 async def test_no_worker_is_waited_for_while_the_kafka_group_is_at_work(
     nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

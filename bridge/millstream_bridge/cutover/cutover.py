@@ -296,12 +296,17 @@ class _CutOver:
         if found.state == UNKNOWN and not self._is_stopped:
             self._obstacles.append(why_not_empty(found))
         is_refused = bool(self._absent or self._obstacles)
+        empty_at = time.monotonic() if self._is_empty(found) else None
         if not (goes_on := await when_read(is_refused)):
             wait_s = self._timeout_s = 0.0
         found = await self._until_empty(wait_s, on_event)
-        empty_at = time.monotonic()
-        if not is_refused and not self._is_empty(found):
-            self._obstacles.append(why_not_empty(found))
+        empty_at = empty_at or time.monotonic()
+        if not is_refused:
+            self._obstacles += sides.takeover.obstacles(await sides.takeover.view())
+            if not self._is_empty(found):
+                self._obstacles.append(why_not_empty(found))
+            if self._obstacles and wait_s:  # they had their time; what is behind is not waited for
+                self._timeout_s = 0.0
         if late := await sides.settle(self._timeout_s):
             self._obstacles.append(late)
         offsets, missing = self._offsets(found)

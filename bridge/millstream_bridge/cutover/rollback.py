@@ -173,6 +173,8 @@ class _RollBack:
         self._is_stopped = is_stopped
         self._timeout_s = timeout_s
         self._returns: dict[int, Returns] = {}
+        self._left_at: float | None = None
+        """Since when the group is seen without members."""
         self._is_refused = False
         """By something that no waiting changes."""
 
@@ -197,7 +199,6 @@ class _RollBack:
             way_back = _WayBack(bridge, sides, max(self._timeout_s, STORE_S))
         try:
             progress, goes_on = await self._until_left(wait_s, way_back, when_read, on_event)
-            empty_at = time.monotonic()
             found = await sides.kafka_group(self._kafka_group)
             obstacles = list(progress.obstacles)
             if not is_empty(found, is_stopped=self._is_stopped):
@@ -208,7 +209,7 @@ class _RollBack:
         finally:
             if way_back is not None:
                 await way_back.end()
-        if not goes_on:
+        if obstacles or not goes_on:
             self._timeout_s = 0.0
         cuts = await self._cuts_when_back(progress.handled, found, on_event)
         is_in_the_way = bool(obstacles) or any(it.obstacle for it in cuts)
@@ -228,7 +229,8 @@ class _RollBack:
             places = {it.partition: it.offset for it in cuts}
             await sides.admin.set_positions(self._kafka_group, sides.route.topic, places)
             proof = await self._read_back(proof, progress)
-            proof = replace(proof, standstill_s=time.monotonic() - empty_at)
+            standstill_s = time.monotonic() - (self._left_at or started)
+            proof = replace(proof, standstill_s=standstill_s)
         return replace(proof, seconds=time.monotonic() - started)
 
     async def _may_bring(self, wait_s: float) -> bool:
@@ -252,22 +254,31 @@ class _RollBack:
         sides = self._sides
         before = sides.index.natives_end  # not what is published since: that may never end
         deadline: float | None = None
+        is_told = False
         while True:
             progress = await sides.takeover.progress()
+            if progress.obstacles:
+                self._left_at = None
+            elif self._left_at is None:
+                self._left_at = time.monotonic()
             if progress.is_lasting or (progress.obstacles and wait_s <= 0):
                 self._is_refused = True
             if self._is_refused:
-                return progress, await when_read(True)
+                if deadline is None:
+                    await when_read(True)
+                return progress, False
             if not progress.obstacles and deadline is not None:
                 return progress, True
             is_brought = way_back is None or await way_back.has_brought(before)
             await self._read_ahead(progress.handled)
             if deadline is None and is_brought:
-                goes_on = await when_read(False)
-                if not goes_on or not progress.obstacles:
-                    return progress, goes_on
-                on_event(f"all but the last step is done; {progress.obstacles[0]}")
+                if not await when_read(False):
+                    return progress, False
                 deadline = time.monotonic() + wait_s
+                continue  # who came, or left, meanwhile counts
+            if deadline is not None and not is_told:
+                on_event(f"all but the last step is done; {progress.obstacles[0]}")
+                is_told = True
             if deadline is not None and time.monotonic() >= deadline:
                 return progress, True
             await asyncio.sleep(_LOOK_S)

@@ -276,6 +276,8 @@ class KafkaAdmin:
                 need,
             )
             state, members = described.state.name.title(), len(described.members)
+            if state == "Unknown":  # a word the client does not know: Assigning, Reconciling
+                state = "Rebalancing"
         except Unsupported:
             state, members = "Unknown", 0
         wanted = [TopicPartition(*place) for place in places] or None
