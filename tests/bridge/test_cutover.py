@@ -57,6 +57,18 @@ async def cut(kafka: Kafka, server: Server, route: Route, group: str, **options:
     )
 
 
+def noting(server: Server, route: Route, group: str) -> tuple[Group, list[int]]:
+    """A worker of a group, and the sequences it has handled."""
+    worker = Group(server.url, stream=route.stream, name=group, partitions=PARTITIONS)
+    seen: list[int] = []
+
+    @worker.handler(key=route.subject)
+    async def note(message: Message) -> None:
+        seen.append(message.seq)
+
+    return worker, seen
+
+
 async def handled_by(
     server: Server, route: Route, group: str, count: int, *, partitions: int = PARTITIONS
 ) -> list[tuple[int, bytes]]:
@@ -182,6 +194,24 @@ async def test_nobody_is_told_to_stop_where_another_topic_is_refused(
         "another topic of the Kafka group is refused already, so nothing was waited for",
         f"Kafka group {topic} is Stable with 1 member: stop them, or wait for their end",
     ]
+
+
+async def test_where_a_member_stays_records_are_not_waited_for(
+    nats_server: Server, mock: Kafka, topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = await fill(mock, nats_server, topic)
+    mock.produce(topic, [{"partition": 0, "value": b"v"}])
+    commit(mock, topic, topic, {0: 5, 1: 1, 2: 1})
+    kafka_has_a_member(monkeypatch)
+    events: list[str] = []
+
+    options = {"wait_s": 0.3, "timeout_s": 3_600.0, "on_event": events.append}
+    async with asyncio.timeout(60):
+        proof = await cut(mock, nats_server, route, topic, **options)
+
+    [line] = events
+    assert line.startswith("all but the last step is done; ")
+    assert "is Stable with 1 member" in proof.problems[0]
 
 
 async def test_a_partition_without_a_commit_is_asked_for(
@@ -485,12 +515,7 @@ async def test_a_group_with_members_is_not_moved(
 ) -> None:
     route = await fill(mock, nats_server, topic)
     commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
-    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
-    seen: list[int] = []
-
-    @worker.handler(key=route.subject)
-    async def note(message: Message) -> None:
-        seen.append(message.seq)
+    worker, seen = noting(nats_server, route, topic)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(worker.run(), name="worker")
@@ -509,12 +534,7 @@ async def test_a_worker_that_comes_while_other_topics_are_read_is_a_member(
     route = await fill(mock, nats_server, topic)
     commit(mock, topic, topic, {0: 1, 1: 1, 2: 1})
     await cut(mock, nats_server, route, topic, apply=True)
-    worker = Group(nats_server.url, stream=route.stream, name=topic, partitions=PARTITIONS)
-    seen: list[int] = []
-
-    @worker.handler(key=route.subject)
-    async def note(message: Message) -> None:
-        seen.append(message.seq)
+    worker, seen = noting(nats_server, route, topic)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
 

@@ -17,12 +17,18 @@ from millstream_bridge.errors import ConfigurationError, SessionLost
 from millstream_bridge.kafka.sink import KafkaSink, Position
 from millstream_bridge.kafka.source import KafkaSource
 from millstream_bridge.model import Record, Route, Watermarks
-from millstream_coordinator import Group, Message
 from millstream_coordinator.operation.overview import Overview, read_overview
 from millstream_coordinator.operation.target import Target
 from tests.bridge.moves import a_route, move_all, until
 from tests.bridge.test_back import PARTITIONS, fill, natives, publish
-from tests.bridge.test_cutover import commit, cut, handled_by, kafka_has_a_member, remove_stream
+from tests.bridge.test_cutover import (
+    commit,
+    cut,
+    handled_by,
+    kafka_has_a_member,
+    noting,
+    remove_stream,
+)
 from tests.bridge.test_topics_that_change import grow
 from tests.bridge.topics import all_records
 from tests.helpers.kafka import REAL, Kafka
@@ -320,18 +326,6 @@ async def test_a_dry_run_changes_nothing(nats_server: Server, kafka: Kafka, topi
     assert {it.partition: it.before for it in again.partitions} == {0: 1, 1: 1, 2: 1}
 
 
-def noting(server: Server, route: Route, group: str) -> tuple[Group, list[int]]:
-    """A worker of a group, and the sequences it has handled."""
-    worker = Group(server.url, stream=route.stream, name=group, partitions=PARTITIONS)
-    seen: list[int] = []
-
-    @worker.handler(key=route.subject)
-    async def note(message: Message) -> None:
-        seen.append(message.seq)
-
-    return worker, seen
-
-
 async def test_a_group_with_workers_is_waited_for(
     nats_server: Server, mock: Kafka, topic: str
 ) -> None:
@@ -441,6 +435,42 @@ async def test_a_worker_that_comes_while_other_topics_are_read_counts(
     else:
         assert proof.problems == []
         assert {it.partition: it.after for it in proof.partitions} == {0: 4, 1: 4, 2: 4}
+
+
+async def test_where_a_worker_stays_its_messages_way_back_is_not_waited_for(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(mock, nats_server, topic)
+    await publish(nats_server, range(3))
+    worker, seen = noting(nats_server, route, topic)
+    told: list[str] = []
+
+    options: dict[str, Any] = {"apply": True, "wait_s": 0.3, "timeout_s": 3_600.0}
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(worker.run(), name="worker")
+        await until(lambda: len(seen) == 12)
+        proof = await roll(mock, nats_server, route, topic, **options, on_event=told.append)
+        await worker.stop()
+        await running
+
+    [line] = told
+    assert line.startswith("all but the last step is done; ")
+    assert "has 1 member (" in proof.problems[0]
+
+
+async def test_the_standstill_begins_where_the_group_is_seen_empty(
+    nats_server: Server, mock: Kafka, topic: str
+) -> None:
+    route = await cut_over_all(mock, nats_server, topic)
+
+    async def when_read(is_refused: bool) -> bool:
+        await asyncio.sleep(0.5)
+        return not is_refused
+
+    proof = await roll(mock, nats_server, route, topic, apply=True, when_read=when_read)
+
+    assert proof.standstill_s is not None
+    assert proof.standstill_s >= 0.5
 
 
 async def test_no_worker_is_waited_for_while_the_kafka_group_is_at_work(

@@ -271,7 +271,8 @@ class _CutOver:
         self._kafka_group = kafka_group
         self._uncommitted = uncommitted
         self._is_stopped = is_stopped
-        self._timeout_s = timeout_s
+        self._patience_s = timeout_s
+        """How long others are waited for: not at all once it is refused."""
         self._obstacles: list[str] = []
         self._absent: frozenset[int] = frozenset()
         """Partitions whose streams were not made in time; what is made later changes nothing."""
@@ -298,7 +299,7 @@ class _CutOver:
         is_refused = bool(self._absent or self._obstacles)
         empty_at = time.monotonic() if self._is_empty(found) else None
         if not (goes_on := await when_read(is_refused)):
-            wait_s = self._timeout_s = 0.0
+            wait_s = self._patience_s = 0.0
         found = await self._until_empty(wait_s, on_event)
         empty_at = empty_at or time.monotonic()
         if not is_refused:
@@ -306,8 +307,8 @@ class _CutOver:
             if not self._is_empty(found):
                 self._obstacles.append(why_not_empty(found))
             if self._obstacles and wait_s:  # they had their time; what is behind is not waited for
-                self._timeout_s = 0.0
-        if late := await sides.settle(self._timeout_s):
+                self._patience_s = 0.0
+        if late := await sides.settle(self._patience_s):
             self._obstacles.append(late)
         offsets, missing = self._offsets(found)
         self._obstacles += missing
@@ -341,7 +342,7 @@ class _CutOver:
 
         Where it does not in time, each of them is an obstacle of its partition.
         """
-        index, deadline = self._sides.index, time.monotonic() + self._timeout_s
+        index, deadline = self._sides.index, time.monotonic() + self._patience_s
         if index.absent:
             on_event(f"waiting until the bridge has made stream {', '.join(index.absent)}")
         while index.absent and time.monotonic() < deadline:
@@ -397,7 +398,7 @@ class _CutOver:
         self, offsets: Mapping[int, int], on_event: Callable[[str], None]
     ) -> None:
         sides = self._sides
-        if self._timeout_s:
+        if self._patience_s:
             on_event("waiting until the bridge has stored all that the group has handled")
         try:
             await until_stored(
@@ -406,7 +407,7 @@ class _CutOver:
                 sides.source,
                 self._there(offsets),
                 sides.marks,
-                timeout_s=self._timeout_s,
+                timeout_s=self._patience_s,
             )
         except TimeoutError as error:
             self._obstacles.append(f"{error}: is the bridge running?")
@@ -526,7 +527,7 @@ class _CutOver:
                 continue
             begin = max(begin, sides.marks[number].low)
             returns[number] = Returns(partition.stream, begin, sides.marks[number].high)
-        if returns and (late := await sides.settle(self._timeout_s)):
+        if returns and (late := await sides.settle(self._patience_s)):
             # After the way back was asked for: all that it says is back is below these ends.
             self._obstacles.append(late)
         await read_on(sides.source, sides.route.name, returns, sides.marks)

@@ -171,7 +171,8 @@ class _RollBack:
         self._sides = sides
         self._kafka_group = kafka_group
         self._is_stopped = is_stopped
-        self._timeout_s = timeout_s
+        self._patience_s = timeout_s
+        """How long others are waited for: not at all once it is refused."""
         self._returns: dict[int, Returns] = {}
         self._left_at: float | None = None
         """Since when the group is seen without members."""
@@ -196,7 +197,7 @@ class _RollBack:
         way_back: _WayBack | None = None
         if bridge is not None and not self._is_refused and await self._may_bring(wait_s):
             on_event("bringing back what was published straight to NATS")
-            way_back = _WayBack(bridge, sides, max(self._timeout_s, STORE_S))
+            way_back = _WayBack(bridge, sides, max(self._patience_s, STORE_S))
         try:
             progress, goes_on = await self._until_left(wait_s, way_back, when_read, on_event)
             found = await sides.kafka_group(self._kafka_group)
@@ -210,7 +211,7 @@ class _RollBack:
             if way_back is not None:
                 await way_back.end()
         if obstacles or not goes_on:
-            self._timeout_s = 0.0
+            self._patience_s = 0.0
         cuts = await self._cuts_when_back(progress.handled, found, on_event)
         is_in_the_way = bool(obstacles) or any(it.obstacle for it in cuts)
         if is_in_the_way and not goes_on and not self._is_refused:
@@ -331,7 +332,7 @@ class _RollBack:
         on_event: Callable[[str], None],
     ) -> list[PartitionCut]:
         """The places, computed again while messages are still on their way back."""
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + self._patience_s
         is_told = False
         while True:
             cuts, is_waiting = await self._cuts(handled, found)
@@ -348,7 +349,7 @@ class _RollBack:
         """Each partition's place, and whether one lacks a message that is not back in Kafka."""
         sides = self._sides
         brought = await sides.way_back_seqs()  # before the topic's ends: those then hold all of it
-        late = await sides.settle(self._timeout_s)
+        late = await sides.settle(self._patience_s)
         numbers = sorted(handled)
         edges = await side_by_side(self._edge(number, handled[number]) for number in numbers)
         records = dict(zip(numbers, edges, strict=True))

@@ -42,7 +42,7 @@ class KafkaSide:
         self._mapping = mapping
 
     async def learn(self, parts: Sequence[Part]) -> Apart:
-        """Learn from the streams what they need not have, and count it; call it before all else."""
+        """Learn from the streams what they need not have, and count it; before Kafka is read."""
         self.returns.parts = {p: part for part in parts for p in part.partitions}
         apart = Apart()
         for part in parts:
